@@ -12,14 +12,15 @@
 
 namespace sherd {
 
-/// The model: a Hugging Face folder (`path`), or a preset with overrides ("dim", "layers", "heads", "kv_heads",
-/// "ffn", "vocab", "context", "tie_embeddings", "rope_theta").
+enum class Embeddings { untied, tied };
+
+/// Exactly one of a Hugging Face folder (`path`) and a `preset`, which the other fields override.
 struct ModelConfig {
   std::string path;
   std::string preset;
   std::optional<int64_t> dim, layers, heads, kv_heads, ffn, vocab, context;
   std::optional<double> rope_theta;
-  std::optional<std::string> tie_embeddings;  // "true" or "false" as JSON booleans; kept as text, not as a flag
+  std::optional<Embeddings> embeddings;  // "tie_embeddings": true or false
 };
 
 enum class DataOrder { sequential, shuffled };
@@ -31,7 +32,7 @@ struct DataConfig {
   std::string tokens;
   std::string token_type = "uint16";  // or "uint32"
   std::vector<std::string> text;
-  int64_t context = 0;  // tokens a row; 0: the model's context
+  int64_t context = 0;  // tokens of a row; 0 ("auto"): the model's context
   DataOrder order = DataOrder::shuffled;
   double validation = 0.0;  // share of the stream, taken from its end
 };
@@ -60,18 +61,21 @@ struct ScheduleConfig {
   double final_ratio = 0.0;       // of lr, at the last step (linear, cosine)
 };
 
+/// automatic: blocks are resharded after forward, the root is not.
+enum class ReshardAfterForward { automatic, always, never };
+
 struct TrainConfig {
   ModelConfig model;
   DataConfig data;
   BatchConfig batch;
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
-  std::optional<double> clip = 1.0;  // null: no clipping
-  std::string strategy = "zero3";    // ddp, zero1, zero2, zero3 (= fsdp)
-  std::string reshard_after_forward = "auto";  // auto (blocks true, root false), true, false; "true"/"false" are JSON booleans
-  std::string transport = "auto";              // auto, host, gloo or any c10d backend by name
-  int64_t replicate = 1;                       // mesh: {"replicate": R, "shard": S}; shard 0 means all the rest
-  int64_t shard = 0;
+  std::optional<double> clip = 1.0;  // largest global gradient norm; null: no clipping
+  std::string strategy = "zero3";    // ddp, zero1, zero2, zero3; fsdp is read as zero3
+  ReshardAfterForward reshard_after_forward = ReshardAfterForward::automatic;  // "auto", true, false; true: zero3 only
+  std::string transport = "auto";  // auto, host, gloo, threads or another c10d backend by name
+  int64_t replicate = 1;           // mesh: {"replicate": R, "shard": S}
+  int64_t shard = 0;               // 0 ("auto"): all the ranks that `replicate` leaves
   std::string device = "cpu";
   int64_t steps = 100;
   int64_t seed = 0;
@@ -81,10 +85,11 @@ struct TrainConfig {
   double timeout_s = 60;   // of every wait for a peer
 };
 
-/// Reads a configuration. Throws ConfigError.
+/// Reads a configuration and looks whether the files that it names exist. Throws ConfigError.
 TrainConfig read_train_config(const nlohmann::json& json);
 
-/// Reads a file and applies `--set a.b=c` overrides in order (the value is JSON, or else a string). Throws ConfigError.
+/// Reads a file and applies overrides "a.b=c" in order: the value is JSON or else a string, objects on the way are
+/// created, and null takes back a model or data source ("data.tokens=null"). Throws ConfigError.
 TrainConfig load_train_config(const std::string& file, const std::vector<std::string>& overrides);
 
 /// The whole configuration, defaults included, as it is written into the run folder; read_train_config accepts it.
