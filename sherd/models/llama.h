@@ -1,0 +1,98 @@
+// A Llama with Hugging Face's parameter names, semantics and defaults, on plain at:: operators.
+//
+// All parameters are deferred (models/deferred.h): building a model takes no memory. The model knows nothing of
+// sharding: what wraps the blocks comes in as a factory, and a wrapped block is a LlamaBlockImpl whose forward is
+// overridden.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+#include <torch/nn/pimpl.h>
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "sherd/models/llama_config.h"
+
+namespace sherd {
+
+/// A module with one parameter, "weight".
+struct WeightModule : torch::nn::Module {
+  explicit WeightModule(at::IntArrayRef sizes);
+  at::Tensor weight;
+};
+
+/// self_attn: grouped-query attention with rotary embeddings, causal.
+class LlamaAttentionImpl : public torch::nn::Module {
+ public:
+  explicit LlamaAttentionImpl(const LlamaConfig& config);
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& rope);
+
+ private:
+  int64_t heads_, kv_heads_, head_dim_;
+  std::shared_ptr<WeightModule> q_proj_, k_proj_, v_proj_, o_proj_;
+};
+
+/// mlp: down(silu(gate(x)) * up(x)).
+class LlamaMlpImpl : public torch::nn::Module {
+ public:
+  explicit LlamaMlpImpl(const LlamaConfig& config);
+  at::Tensor forward(const at::Tensor& x);
+
+ private:
+  std::shared_ptr<WeightModule> gate_proj_, up_proj_, down_proj_;
+};
+
+/// One transformer block. x: [batch, time, dim]; rope: [2, time, head_dim / 2].
+class LlamaBlockImpl : public torch::nn::Module {
+ public:
+  explicit LlamaBlockImpl(const LlamaConfig& config);
+  virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& rope);
+
+ private:
+  double norm_eps_;
+  std::shared_ptr<WeightModule> input_layernorm_, post_attention_layernorm_;
+  std::shared_ptr<LlamaAttentionImpl> self_attn_;
+  std::shared_ptr<LlamaMlpImpl> mlp_;
+};
+
+using LlamaBlockFactory = std::function<std::shared_ptr<LlamaBlockImpl>(const LlamaConfig&)>;
+
+/// The factory of unwrapped blocks.
+std::shared_ptr<LlamaBlockImpl> plain_llama_block(const LlamaConfig& config);
+
+/// The whole model. Tokens and targets are int64, [batch, time], time <= config.context.
+class LlamaImpl : public torch::nn::Module {
+ public:
+  explicit LlamaImpl(LlamaConfig config, const LlamaBlockFactory& make_block = plain_llama_block);
+
+  const LlamaConfig& config() const { return config_; }
+
+  /// [batch, time, dim]: after the last norm. Throws ConfigError for rows longer than the context; tokens outside the
+  /// vocabulary are at::embedding's error.
+  at::Tensor hidden(const at::Tensor& tokens);
+
+  /// [batch, time, vocab], whole.
+  at::Tensor logits(const at::Tensor& tokens);
+
+  /// scale * sum over targets of the cross entropy, 0-d; targets of -100 are ignored. Never makes whole logits.
+  at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, double scale);
+
+  /// What a trainer calls: loss().
+  at::Tensor forward(const at::Tensor& tokens, const at::Tensor& targets, double scale) {
+    return loss(tokens, targets, scale);
+  }
+
+ private:
+  const at::Tensor& head_weight() const;
+
+  LlamaConfig config_;
+  std::shared_ptr<WeightModule> embed_tokens_, norm_, lm_head_;  // lm_head_ is null when tied
+  std::vector<std::shared_ptr<LlamaBlockImpl>> blocks_;
+  at::Tensor rope_;  // [2, context, head_dim / 2]: cosines, sines
+};
+
+TORCH_MODULE(Llama);
+
+}  // namespace sherd
