@@ -22,21 +22,6 @@ namespace {
 
 constexpr const char* kWhere = "output";
 
-class Descriptor {
- public:
-  explicit Descriptor(int fd) : fd_(fd) {}
-  ~Descriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  Descriptor(const Descriptor&) = delete;
-  Descriptor& operator=(const Descriptor&) = delete;
-  int get() const { return fd_; }
-  int release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
-
 /// Files and folders to be removed again, newest first, unless everything went well.
 class Rollback {
  public:
@@ -108,11 +93,10 @@ void check_not_foreign(const std::string& path) {
 }
 
 /// The opened folder, locked for as long as the descriptor lives.
-int lock_folder(const std::string& path) {
-  const int folder = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (folder < 0) not_writable(path, errno);
-  if (::flock(folder, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
-    ::close(folder);
+UniqueFd lock_folder(const std::string& path) {
+  UniqueFd folder(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!folder) not_writable(path, errno);
+  if (::flock(folder.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) {
     config_error(kWhere,
                  "another run is writing to '{}', expected a folder of its own; try another \"output\", or "
                  "end the other run",
@@ -122,16 +106,13 @@ int lock_folder(const std::string& path) {
 }
 
 /// A new file `path`.partial with this content, to be renamed to `path` when all is well.
-int create_partial(const std::string& folder, const std::string& name, std::string_view content, Rollback& rollback) {
+UniqueFd create_partial(const std::string& folder, const std::string& name, std::string_view content,
+                        Rollback& rollback) {
   const std::string partial = folder + "/" + name + ".partial";
-  const int fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666);
-  if (fd < 0) not_writable(folder, errno);
+  UniqueFd fd(::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_APPEND | O_CLOEXEC, 0666));
+  if (!fd) not_writable(folder, errno);
   rollback.add(partial);
-  if (!write_all(fd, content)) {
-    const int error = errno;
-    ::close(fd);
-    not_writable(folder, error);
-  }
+  if (!write_all(fd.get(), content)) not_writable(folder, errno);
   return fd;
 }
 
@@ -146,37 +127,32 @@ void RunFolder::check(const std::string& path) {
   Rollback rollback;
   create_folders(path, rollback);
   check_not_foreign(path);
-  const Descriptor lock(lock_folder(path));
-  const Descriptor file(create_partial(path, "config.json", "", rollback));
+  const UniqueFd lock = lock_folder(path);
+  const UniqueFd file = create_partial(path, "config.json", "", rollback);
 }
 
 RunFolder::RunFolder(const std::string& path, const nlohmann::json& config) : path_(path) {
   Rollback rollback;
   create_folders(path, rollback);
   check_not_foreign(path);
-  Descriptor lock(lock_folder(path));
-  const Descriptor configuration(create_partial(path, "config.json", config.dump(2) + "\n", rollback));
-  Descriptor metrics(create_partial(path, "metrics.jsonl", "", rollback));
+  UniqueFd lock = lock_folder(path);
+  const UniqueFd configuration = create_partial(path, "config.json", config.dump(2) + "\n", rollback);
+  UniqueFd metrics = create_partial(path, "metrics.jsonl", "", rollback);
   publish(path, "metrics.jsonl");
   publish(path, "config.json");
   rollback.keep();
-  folder_ = lock.release();
-  metrics_ = metrics.release();
-}
-
-RunFolder::~RunFolder() {
-  ::close(metrics_);
-  ::close(folder_);
+  folder_ = std::move(lock);
+  metrics_ = std::move(metrics);
 }
 
 void RunFolder::append(const nlohmann::json& line) {
-  if (!write_all(metrics_, line.dump() + "\n")) fault_errno(kWhere, path_ + "/metrics.jsonl");
+  if (!write_all(metrics_.get(), line.dump() + "\n")) fault_errno(kWhere, path_ + "/metrics.jsonl");
 }
 
 void RunFolder::write_loss_curve(std::string_view svg) {
   const std::string target = path_ + "/loss.svg";
-  const Descriptor file(::open((target + ".partial").c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
-  if (file.get() < 0 || !write_all(file.get(), svg) || ::rename((target + ".partial").c_str(), target.c_str()) != 0) {
+  const UniqueFd file(::open((target + ".partial").c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666));
+  if (!file || !write_all(file.get(), svg) || ::rename((target + ".partial").c_str(), target.c_str()) != 0) {
     fault_errno(kWhere, target);
   }
 }

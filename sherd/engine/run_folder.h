@@ -13,6 +13,8 @@
 #include <string>
 #include <string_view>
 
+#include "sherd/base/unique_fd.h"
+
 namespace sherd {
 
 class RunFolder {
@@ -22,9 +24,6 @@ class RunFolder {
 
   /// Creates the folder with config.json and an empty metrics.jsonl. Throws ConfigError, and then leaves no new file.
   RunFolder(const std::string& path, const nlohmann::json& config);
-  ~RunFolder();
-  RunFolder(const RunFolder&) = delete;
-  RunFolder& operator=(const RunFolder&) = delete;
 
   /// Adds one line to metrics.jsonl; it is in the file when this returns. Throws FaultError.
   void append(const nlohmann::json& line);
@@ -43,8 +42,8 @@ class RunFolder {
 
  private:
   std::string path_;
-  int folder_ = -1;  // holds the lock
-  int metrics_ = -1;
+  UniqueFd folder_;  // holds the lock
+  UniqueFd metrics_;
 };
 
 }  // namespace sherd
