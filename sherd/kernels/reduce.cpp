@@ -1,0 +1,133 @@
+#include "sherd/kernels/reduce.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstring>
+
+#include "sherd/base/error.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sherd/kernels/reduce.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+HWY_BEFORE_NAMESPACE();
+namespace sherd::kernels {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr size_t kDirect = 8;    // sources summed in registers
+constexpr size_t kBlock = 1024;  // elements of a partial sum beyond that: 4 KiB of stack a level of the tree
+
+// The tree over sources [kFirst, kFirst + kCount) at element i.
+template <size_t kFirst, size_t kCount, class D>
+HWY_INLINE hn::Vec<D> tree_at(D d, const float* const* sources, size_t i) {
+  if constexpr (kCount == 1) {
+    return hn::LoadU(d, sources[kFirst] + i);
+  } else {
+    constexpr size_t kLeft = std::bit_floor(kCount - 1);
+    return hn::Add(tree_at<kFirst, kLeft>(d, sources, i), tree_at<kFirst + kLeft, kCount - kLeft>(d, sources, i));
+  }
+}
+
+template <size_t kCount, Accumulate kMode, class D>
+HWY_INLINE void sum_at(D d, const float* const* sources, size_t i, float* out) {
+  auto sum = tree_at<0, kCount>(d, sources, i);
+  if constexpr (kMode == Accumulate::add) sum = hn::Add(hn::LoadU(d, out), sum);
+  hn::StoreU(sum, d, out);
+}
+
+// out[k] (+)= the tree at element begin + k, for k in [0, n).
+template <size_t kCount, Accumulate kMode>
+void sum_direct(const float* const* sources, size_t begin, size_t n, float* out) {
+  const float* s[kCount];
+  for (size_t k = 0; k < kCount; ++k) s[k] = sources[k] + begin;
+  const hn::ScalableTag<float> d;
+  const size_t lanes = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + 4 * lanes <= n; i += 4 * lanes) {
+    sum_at<kCount, kMode>(d, s, i, out + i);
+    sum_at<kCount, kMode>(d, s, i + lanes, out + i + lanes);
+    sum_at<kCount, kMode>(d, s, i + 2 * lanes, out + i + 2 * lanes);
+    sum_at<kCount, kMode>(d, s, i + 3 * lanes, out + i + 3 * lanes);
+  }
+  const hn::CappedTag<float, 1> one;
+  for (; i < n; ++i) sum_at<kCount, kMode>(one, s, i, out + i);
+}
+
+template <Accumulate kMode>
+void sum_few(const float* const* sources, size_t count, size_t begin, size_t n, float* out) {
+  switch (count) {
+    case 1:
+      return sum_direct<1, kMode>(sources, begin, n, out);
+    case 2:
+      return sum_direct<2, kMode>(sources, begin, n, out);
+    case 3:
+      return sum_direct<3, kMode>(sources, begin, n, out);
+    case 4:
+      return sum_direct<4, kMode>(sources, begin, n, out);
+    case 5:
+      return sum_direct<5, kMode>(sources, begin, n, out);
+    case 6:
+      return sum_direct<6, kMode>(sources, begin, n, out);
+    case 7:
+      return sum_direct<7, kMode>(sources, begin, n, out);
+    default:
+      return sum_direct<8, kMode>(sources, begin, n, out);
+  }
+}
+
+// The tree of one block into `out`, which is scratch: sources stay readable even where the caller's output is one.
+void sum_block(const float* const* sources, size_t count, size_t begin, size_t n, float* out) {
+  if (count <= kDirect) return sum_few<Accumulate::overwrite>(sources, count, begin, n, out);
+  const size_t left = std::bit_floor(count - 1);
+  HWY_ALIGN float right[kBlock];
+  sum_block(sources, left, begin, n, out);
+  sum_block(sources + left, count - left, begin, n, right);
+  const float* const both[] = {out, right};
+  sum_direct<2, Accumulate::overwrite>(both, 0, n, out);
+}
+
+template <Accumulate kMode>
+void sum_any(const float* const* sources, size_t count, size_t n, float* out) {
+  if (count <= kDirect) return sum_few<kMode>(sources, count, 0, n, out);
+  HWY_ALIGN float block[kBlock];
+  const float* const whole[] = {block};
+  for (size_t begin = 0; begin < n; begin += kBlock) {
+    const size_t size = std::min(kBlock, n - begin);
+    sum_block(sources, count, begin, size, block);
+    sum_direct<1, kMode>(whole, 0, size, out + begin);
+  }
+}
+
+void tree_sum_loop(const float* const* sources, size_t count, size_t n, float* out, Accumulate mode) {
+  if (mode == Accumulate::add) {
+    sum_any<Accumulate::add>(sources, count, n, out);
+  } else {
+    sum_any<Accumulate::overwrite>(sources, count, n, out);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sherd::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sherd::kernels {
+
+HWY_EXPORT(tree_sum_loop);
+
+void tree_sum(std::span<const float* const> sources, int64_t n, float* out, Accumulate mode) {
+  SHERD_CHECK(!sources.empty());
+  HWY_DYNAMIC_DISPATCH(tree_sum_loop)(sources.data(), sources.size(), static_cast<size_t>(n), out, mode);
+}
+
+void copy(const float* from, int64_t n, float* to) {
+  if (n > 0) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+}
+
+void add(const float* from, int64_t n, float* into) { tree_sum({&from, 1}, n, into, Accumulate::add); }
+
+}  // namespace sherd::kernels
+#endif
