@@ -1,0 +1,96 @@
+#include "cli/train_command.h"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <charconv>
+#include <cstdlib>
+#include <nlohmann/json.hpp>
+#include <string_view>
+
+#include "cli/launcher.h"
+#include "cli/progress.h"
+#include "cli/stop_signal.h"
+#include "sherd/base/error.h"
+#include "sherd/comm/rendezvous.h"
+#include "sherd/config/train_config.h"
+#include "sherd/engine/training.h"
+
+namespace sherd {
+namespace {
+
+constexpr int kInterrupted = 130;
+
+TrainConfig effective_config(const TrainOptions& options) {
+  std::vector<std::string> overrides = options.overrides;
+  if (options.strategy) overrides.push_back("strategy=" + nlohmann::json(*options.strategy).dump());
+  if (options.transport) overrides.push_back("transport=" + nlohmann::json(*options.transport).dump());
+  return load_train_config(options.config, overrides);
+}
+
+int environment_number(const char* name) {
+  const std::string_view text = std::getenv(name);
+  int value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value < 0) {
+    config_error("environment", "got {}={}, expected a number; try torchrun, or --ranks without {}", name, text, name);
+  }
+  return value;
+}
+
+/// Trains in this process, as rank `rank` of however many.
+int train(const TrainConfig& config, int rank) {
+  watch_stop_signals(started_by_launcher() ? SecondSignal::counts : SecondSignal::ends_process);
+  Progress progress(config.steps, progress_output());
+  TrainingHooks hooks;
+  hooks.on_step = [&](const StepMetrics& metrics) { progress.step(metrics); };
+  hooks.on_message = [&](std::string_view text) { progress.message(text); };
+  hooks.stop_requested = [] { return stop_requests() > 0; };
+  const TrainingResult result = run_training(config, hooks);
+  progress.finish();
+  const bool stopped = result.end == TrainingResult::End::stopped;
+  if (stopped && result.steps == 0) {
+    if (rank == 0) progress.message("stopped before the first step; nothing was saved");
+    return kInterrupted;
+  }
+  if (rank == 0) {
+    progress.message(fmt::format("{} {} steps, loss {:.4f}; weights in {}/model",
+                                 stopped ? "stopped after" : "finished", result.steps, result.final_loss,
+                                 result.folder));
+  }
+  return 0;
+}
+
+}  // namespace
+
+CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
+  CLI::App* command = app.add_subcommand("train", "Train a model");
+  command->add_option("config", options.config, "The configuration, a JSON file")->required();
+  command->add_option("--strategy", options.strategy, "ddp, zero1, zero2, zero3 (or fsdp): the key \"strategy\"");
+  command->add_option("--transport", options.transport, "auto, host or gloo: the key \"transport\"");
+  command->add_option("--ranks", options.ranks, "Start so many ranks on this host (without it: torchrun's, or one)")
+      ->check(CLI::Range(1, 4096));
+  command->add_option("--set", options.overrides, "Set a key of the configuration: --set optimizer.lr=1e-3")
+      ->type_name("KEY=VALUE")
+      ->allow_extra_args(false);
+  return command;
+}
+
+int run_train_command(const TrainOptions& options, char** argv) {
+  const TrainConfig config = effective_config(options);
+  if (started_by_launcher()) return train(config, environment_number("RANK"));
+  if (launched_by_environment()) {
+    const int rank = environment_number("RANK"), world = environment_number("WORLD_SIZE");
+    if (options.ranks && *options.ranks != world) {
+      config_error("--ranks", "got {}, but the environment says WORLD_SIZE={}; try without --ranks under torchrun",
+                   *options.ranks, world);
+    }
+    if (rank == 0) validate_training(config, world);
+    return train(config, rank);
+  }
+  const int ranks = options.ranks.value_or(1);
+  validate_training(config, ranks);
+  return ranks == 1 ? train(config, 0) : launch_ranks(ranks, argv);
+}
+
+}  // namespace sherd
