@@ -1,0 +1,13 @@
+// Makes c10d's Gloo process group. The only source that sees Gloo's headers.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Backend.hpp>
+
+#include "sherd/comm/rendezvous.h"
+
+namespace sherd {
+
+/// A Gloo group over all ranks of `world` (collective). Throws FaultError when a peer does not come in time.
+c10::intrusive_ptr<c10d::Backend> gloo_backend(const World& world);
+
+}  // namespace sherd

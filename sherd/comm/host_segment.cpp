@@ -1,0 +1,276 @@
+#include "sherd/comm/host_segment.h"
+
+#include <immintrin.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <random>
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+namespace {
+
+constexpr const char* kWhere = "host";
+constexpr int kMaxRanks = 256;
+constexpr int64_t kMailbox = 1024;  // doubles a rank and exchange
+constexpr int kSpins = 2000;
+
+long futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) {
+  return syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, timeout, nullptr, 0);
+}
+
+void set_timeout(int socket, std::chrono::milliseconds timeout) {
+  timeval value = {};
+  value.tv_sec = timeout.count() / 1000;
+  value.tv_usec = timeout.count() % 1000 * 1000;
+  setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &value, sizeof(value));
+}
+
+sockaddr_un abstract_address(const std::string& name, socklen_t& length) {
+  sockaddr_un address = {};
+  address.sun_family = AF_UNIX;
+  std::memcpy(address.sun_path + 1, name.data(), name.size());
+  length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+  return address;
+}
+
+UniqueFd listen_abstract(const std::string& name) {
+  UniqueFd socket_fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  socklen_t length = 0;
+  const sockaddr_un address = abstract_address(name, length);
+  if (!socket_fd || bind(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
+      listen(socket_fd.get(), kMaxRanks) != 0)
+    fault_errno(kWhere, "cannot listen on an abstract UNIX socket");
+  return socket_fd;
+}
+
+UniqueFd connect_abstract(const std::string& name) {
+  UniqueFd socket_fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  socklen_t length = 0;
+  const sockaddr_un address = abstract_address(name, length);
+  if (!socket_fd || ::connect(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) return {};
+  return socket_fd;
+}
+
+std::string random_name() {
+  std::random_device random;
+  return fmt::format("sherd-{:08x}{:08x}{:08x}", random(), random(), random());
+}
+
+std::string text_of(const std::vector<uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
+
+struct alignas(64) RankLine {
+  std::atomic<uint32_t> event;    // moves whenever the rank has advanced something
+  std::atomic<uint32_t> waiters;  // how many sleep on `event`
+  std::atomic<uint64_t> exchanged;
+};
+
+}  // namespace
+
+struct HostSegment::Control {
+  alignas(64) std::atomic<uint32_t> aborted;  // 0: no; 1: being written; 2: cause is there
+  char cause[1020];
+  RankLine ranks[kMaxRanks];
+  double mailbox[2][kMaxRanks][kMailbox];
+};
+
+std::shared_ptr<HostSegment> HostSegment::connect(const World& world) {
+  if (world.size > kMaxRanks) return nullptr;
+  auto& store = *world.store;
+  UniqueFd listener, to_root;
+  if (world.rank == 0) {
+    const std::string name = random_name();
+    listener = listen_abstract(name);
+    store.set("sherd/host/name", name);
+  } else {
+    to_root = connect_abstract(text_of(store.get("sherd/host/name")));
+  }
+  store.set(fmt::format("sherd/host/reached/{}", world.rank), world.rank == 0 || to_root ? "1" : "0");
+  for (int r = 0; r < world.size; ++r)
+    if (text_of(store.get(fmt::format("sherd/host/reached/{}", r))) != "1") return nullptr;
+
+  std::vector<UniqueFd> sockets(static_cast<size_t>(world.size));
+  if (world.rank != 0) {
+    set_timeout(to_root.get(), world.timeout);
+    const int64_t me = world.rank;
+    if (write(to_root.get(), &me, sizeof(me)) != static_cast<ssize_t>(sizeof(me)))
+      fault_errno(kWhere, "cannot greet rank 0");
+    int64_t bytes = 0;
+    UniqueFd fd = receive_fd(to_root.get(), bytes);
+    sockets[0] = std::move(to_root);
+    return std::shared_ptr<HostSegment>(new HostSegment(world, std::move(sockets), SharedMemory::adopt(std::move(fd), bytes)));
+  }
+  SharedMemory control = SharedMemory::create(sizeof(Control));
+  for (int i = 1; i < world.size; ++i) {
+    UniqueFd peer(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (!peer) fault_errno(kWhere, "cannot accept a peer");
+    set_timeout(peer.get(), world.timeout);
+    int64_t r = 0;
+    if (read(peer.get(), &r, sizeof(r)) != static_cast<ssize_t>(sizeof(r)) || r < 1 || r >= world.size)
+      fault(kWhere, "a peer did not greet");
+    send_fd(peer.get(), control.fd(), control.bytes());
+    sockets[static_cast<size_t>(r)] = std::move(peer);
+  }
+  return std::shared_ptr<HostSegment>(new HostSegment(world, std::move(sockets), std::move(control)));
+}
+
+HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control)
+    : Transport(world.rank, world.size),
+      timeout_(world.timeout),
+      sockets_(std::move(sockets)),
+      control_memory_(std::move(control)),
+      control_mapping_(control_memory_.map_writable(0, control_memory_.bytes())),
+      control_(reinterpret_cast<Control*>(control_mapping_.data())) {
+  // A fresh segment is zero: every counter starts at 0. Peers learn each other's process numbers in the first exchange.
+  const double pid = getpid();
+  std::vector<pid_t> pids;
+  for (const double value : exchange({&pid, 1})) pids.push_back(static_cast<pid_t>(value));
+  watch_ = PeerWatch(pids);
+}
+
+HostSegment::~HostSegment() = default;
+
+void HostSegment::notify() {
+  RankLine& line = control_->ranks[rank()];
+  line.event.fetch_add(1, std::memory_order_seq_cst);
+  if (line.waiters.load(std::memory_order_seq_cst) > 0) futex(&line.event, FUTEX_WAKE, INT32_MAX, nullptr);
+}
+
+void HostSegment::check_peers(std::string_view what) {
+  if (control_->aborted.load(std::memory_order_acquire) == 2) throw FaultError(control_->cause);
+  if (const auto dead = watch_.dead_rank()) {
+    const std::string cause = fmt::format("rank {} died; rank {} was waiting for {}", *dead, rank(), what);
+    abort(cause);
+    fault(kWhere, "{}", cause);
+  }
+}
+
+void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::string_view what) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (ready()) return;
+    _mm_pause();
+  }
+  RankLine& line = control_->ranks[peer];
+  const auto deadline = std::chrono::steady_clock::now() + timeout_;
+  const timespec slice = {0, 100'000'000};
+  while (true) {
+    const uint32_t event = line.event.load(std::memory_order_seq_cst);
+    if (ready()) return;
+    line.waiters.fetch_add(1, std::memory_order_seq_cst);
+    futex(&line.event, FUTEX_WAIT, event, &slice);
+    line.waiters.fetch_sub(1, std::memory_order_seq_cst);
+    if (ready()) return;
+    check_peers(what);
+    if (std::chrono::steady_clock::now() > deadline) {
+      const std::string cause = fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow",
+                                            rank(), timeout_.count() / 1000, peer, what);
+      abort(cause);
+      fault(kWhere, "{}", cause);
+    }
+  }
+}
+
+void HostSegment::abort(std::string_view cause) noexcept {
+  uint32_t none = 0;
+  if (!control_->aborted.compare_exchange_strong(none, 1)) return;  // The first cause stays.
+  std::string text;
+  try {
+    text = fmt::format("[{}] rank {} gave up: {}", kWhere, rank(), cause);
+  } catch (...) {
+    text = "out of memory";
+  }
+  const size_t length = std::min(text.size(), sizeof(control_->cause) - 1);
+  std::memcpy(control_->cause, text.data(), length);
+  control_->cause[length] = 0;
+  control_->aborted.store(2, std::memory_order_release);
+  for (int r = 0; r < size(); ++r) {
+    control_->ranks[r].event.fetch_add(1);
+    futex(&control_->ranks[r].event, FUTEX_WAKE, INT32_MAX, nullptr);
+  }
+}
+
+std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) {
+  // Two mailboxes suffice: a rank writes exchange k+2 only after all have published k+1, and so have read k.
+  const uint64_t turn = ++exchanges_;
+  auto& boxes = control_->mailbox[turn % 2];
+  std::copy(values.begin(), values.end(), boxes[rank()]);
+  control_->ranks[rank()].exchanged.store(turn, std::memory_order_release);
+  notify();
+  std::vector<double> result;
+  result.reserve(values.size() * static_cast<size_t>(size()));
+  for (int r = 0; r < size(); ++r) {
+    const auto& line = control_->ranks[r];
+    wait_for(r, [&] { return line.exchanged.load(std::memory_order_acquire) >= turn; }, "an exchange");
+    result.insert(result.end(), boxes[r], boxes[r] + values.size());
+  }
+  return result;
+}
+
+std::vector<double> HostSegment::exchange(std::span<const double> values) {
+  if (values.size() <= static_cast<size_t>(kMailbox)) return exchange_chunk(values);
+  std::vector<double> result(values.size() * static_cast<size_t>(size()));
+  for (size_t first = 0; first < values.size(); first += kMailbox) {
+    const size_t count = std::min<size_t>(kMailbox, values.size() - first);
+    const auto part = exchange_chunk(values.subspan(first, count));
+    for (size_t r = 0; r < static_cast<size_t>(size()); ++r)
+      std::copy_n(part.begin() + static_cast<int64_t>(r * count), count,
+                  result.begin() + static_cast<int64_t>(r * values.size() + first));
+  }
+  return result;
+}
+
+SharedMemory HostSegment::share(int64_t bytes, int creator) {
+  // Descriptors travel over rank 0, to whom every rank has a socket.
+  SharedMemory memory;
+  int64_t received = 0;
+  const auto adopt = [&](int socket) {
+    UniqueFd fd = receive_fd(socket, received);
+    memory = SharedMemory::adopt(std::move(fd), received);
+  };
+  if (rank() == creator) memory = SharedMemory::create(bytes);
+  if (rank() == 0) {
+    if (creator != 0) adopt(sockets_[static_cast<size_t>(creator)].get());
+    for (int r = 1; r < size(); ++r)
+      if (r != creator) send_fd(sockets_[static_cast<size_t>(r)].get(), memory.fd(), memory.bytes());
+  } else if (rank() == creator) {
+    send_fd(sockets_[0].get(), memory.fd(), memory.bytes());
+  } else {
+    adopt(sockets_[0].get());
+  }
+  return memory;
+}
+
+Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole) {
+  const int64_t bytes = shard.nbytes();
+  if (staging_.bytes() < bytes * size()) {
+    barrier(*this);
+    staging_memory_ = share(bytes * size(), 0);
+    staging_ = staging_memory_.map_writable(0, bytes * size());
+  }
+  std::memcpy(staging_.data() + bytes * rank(), shard.const_data_ptr(), static_cast<size_t>(bytes));
+  bytes_sent_ += bytes;
+  barrier(*this);
+  std::memcpy(whole.mutable_data_ptr(), staging_.data(), static_cast<size_t>(bytes * size()));
+  barrier(*this);
+  return {};
+}
+
+Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& received) {
+  const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
+  at::Tensor everything = at::empty({send.numel() * size()}, send.options());
+  all_gather(send, everything).wait();
+  for (int r = 0; r < size(); ++r)
+    std::memcpy(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece,
+                static_cast<const std::byte*>(everything.const_data_ptr()) + (r * size() + rank()) * piece,
+                static_cast<size_t>(piece));
+  return {};
+}
+
+}  // namespace sherd

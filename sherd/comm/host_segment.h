@@ -1,0 +1,70 @@
+// The transport of one host: memory that all ranks map, and epochs in it.
+//
+// [Note: Epochs] Per parameter group and rank there are three counters, each written by that rank alone:
+//   published    how often the rank has published its rows of the parameters
+//   contributed  for how many rounds its gradients lie ready in its slot
+//   reduced      for how many rounds it has summed its own rows of all ranks' gradients
+// A reader waits until a counter has reached what it needs (acquire); a writer advances its own (release) and wakes.
+// Parameters are overwritten only after an exchange() that follows every rank's backward; a slot only after all ranks
+// have reduced the round that it held. Waits spin a few microseconds, then sleep on a futex in slices of 100 ms, between
+// which they look for an abort, a dead peer and the time-out.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sherd/comm/peer_watch.h"
+#include "sherd/comm/rendezvous.h"
+#include "sherd/comm/shared_memory.h"
+#include "sherd/comm/transport.h"
+
+namespace sherd {
+
+/// One rank's counters of one parameter group. See [Note: Epochs].
+struct alignas(64) GroupEpochs {
+  std::atomic<uint64_t> published, contributed, reduced;
+  std::atomic<int64_t> slot_offset;  // in elements: where in the rank's gradient segment the round's contribution lies
+};
+
+class HostSegment : public Transport {
+ public:
+  /// Connects ranks that are on one host; null (on all ranks) when a descriptor cannot reach some of them. Collective.
+  static std::shared_ptr<HostSegment> connect(const World& world);
+  ~HostSegment() override;
+
+  std::string_view name() const override { return "host"; }
+  std::vector<double> exchange(std::span<const double> values) override;
+  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override;
+  Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override;
+  HostSegment* host_segment() override { return this; }
+  void abort(std::string_view cause) noexcept override;
+
+  /// A segment that `creator` makes and all ranks hold. Collective: same order and size everywhere.
+  SharedMemory share(int64_t bytes, int creator);
+
+  /// Waits until `ready` holds, which only `peer` can bring about. `what` names it in errors. Throws FaultError.
+  void wait_for(int peer, const std::function<bool()>& ready, std::string_view what);
+  /// Wakes the peers that wait for this rank: call after advancing a counter.
+  void notify();
+
+ private:
+  struct Control;
+  HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control);
+  void check_peers(std::string_view what);
+  std::vector<double> exchange_chunk(std::span<const double> values);
+
+  std::chrono::milliseconds timeout_;
+  std::vector<UniqueFd> sockets_;  // rank 0: one a peer; others: rank 0 only
+  SharedMemory control_memory_;
+  Mapping control_mapping_;
+  Control* control_ = nullptr;
+  PeerWatch watch_;
+  uint64_t exchanges_ = 0;
+  SharedMemory staging_memory_;  // all_gather and all_to_all, which only tools and tests use on one host
+  Mapping staging_;
+};
+
+}  // namespace sherd

@@ -1,0 +1,30 @@
+// Notices that a peer process on this host has ended: one pidfd a peer, asked without blocking.
+#pragma once
+
+#include <sys/types.h>
+
+#include <optional>
+#include <vector>
+
+#include "sherd/base/unique_fd.h"
+
+namespace sherd {
+
+class PeerWatch {
+ public:
+  PeerWatch() = default;
+  /// pids[r] is rank r's process, or 0 where it is unknown; this process itself (ranks as threads) is never watched.
+  explicit PeerWatch(const std::vector<pid_t>& pids);
+
+  /// The lowest rank whose process has ended. One poll system call.
+  std::optional<int> dead_rank() const;
+
+ private:
+  struct Watched {
+    int rank;
+    UniqueFd pidfd;
+  };
+  std::vector<Watched> watched_;
+};
+
+}  // namespace sherd

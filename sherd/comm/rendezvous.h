@@ -1,0 +1,27 @@
+// How ranks find each other: the environment of torchrun, or one process alone.
+#pragma once
+
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include <chrono>
+#include <optional>
+
+namespace sherd {
+
+/// This process among the ranks. `store` is where they exchange addresses; null when size is 1.
+struct World {
+  int rank = 0;
+  int size = 1;
+  int local_rank = 0;
+  c10::intrusive_ptr<c10d::Store> store;
+  std::chrono::milliseconds timeout{60000};
+};
+
+/// True where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, as torchrun and `sherd train --ranks` set them.
+bool launched_by_environment();
+
+/// Joins the ranks that the environment names (or is alone). Rank 0 serves the store; SHERD_MASTER_FD may name an
+/// inherited listening socket. Throws ConfigError on a malformed environment, FaultError when peers do not come.
+World join_world(std::chrono::milliseconds timeout);
+
+}  // namespace sherd

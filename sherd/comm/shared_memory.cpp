@@ -1,0 +1,116 @@
+#include "sherd/comm/shared_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <cstring>
+#include <utility>
+
+#include "sherd/base/bytes.h"
+#include "sherd/base/error.h"
+
+namespace sherd {
+namespace {
+
+constexpr const char* kWhere = "shared memory";
+constexpr int64_t kPage = 4096;
+
+}  // namespace
+
+Mapping& Mapping::operator=(Mapping&& other) noexcept {
+  std::swap(base_, other.base_);
+  std::swap(mapped_, other.mapped_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+Mapping::~Mapping() {
+  if (base_ != nullptr) munmap(base_, static_cast<size_t>(mapped_));
+}
+
+SharedMemory SharedMemory::create(int64_t bytes) {
+  SharedMemory memory;
+  memory.bytes_ = round_up(std::max<int64_t>(bytes, 1), kPage);
+  memory.fd_ = UniqueFd(memfd_create("sherd", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory.fd_) fault_errno(kWhere, "memfd_create failed");
+  if (ftruncate(memory.fd(), memory.bytes_) != 0)
+    fault_errno(kWhere, fmt::format("cannot make a segment of {}", format_bytes(memory.bytes_)));
+  // A peer that shrinks the segment would end us with SIGBUS. Where sealing is not allowed, we trust the peers.
+  fcntl(memory.fd(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  return memory;
+}
+
+SharedMemory SharedMemory::adopt(UniqueFd fd, int64_t bytes) {
+  SharedMemory memory;
+  memory.fd_ = std::move(fd);
+  memory.bytes_ = round_up(std::max<int64_t>(bytes, 1), kPage);
+  struct stat status = {};
+  if (fstat(memory.fd(), &status) != 0) fault_errno(kWhere, "cannot ask a received segment for its size");
+  if (status.st_size < memory.bytes_)
+    fault(kWhere, "got a segment of {}, expected {}", format_bytes(status.st_size), format_bytes(memory.bytes_));
+  return memory;
+}
+
+Mapping SharedMemory::map_read_only() const {
+  Mapping mapping;
+  void* base = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ, MAP_SHARED, fd(), 0);
+  if (base == MAP_FAILED) fault_errno(kWhere, fmt::format("cannot map {}", format_bytes(bytes_)));
+  mapping.base_ = base;
+  mapping.mapped_ = mapping.bytes_ = bytes_;
+  mapping.data_ = static_cast<std::byte*>(base);
+  return mapping;
+}
+
+Mapping SharedMemory::map_writable(int64_t offset, int64_t bytes) const {
+  Mapping mapping;
+  if (bytes == 0) return mapping;
+  const int64_t first = offset / kPage * kPage;
+  mapping.mapped_ = round_up(offset + bytes, kPage) - first;
+  void* base = mmap(nullptr, static_cast<size_t>(mapping.mapped_), PROT_READ | PROT_WRITE, MAP_SHARED, fd(), first);
+  if (base == MAP_FAILED) fault_errno(kWhere, fmt::format("cannot map {} for writing", format_bytes(mapping.mapped_)));
+  mapping.base_ = base;
+  mapping.data_ = static_cast<std::byte*>(base) + (offset - first);
+  mapping.bytes_ = bytes;
+  return mapping;
+}
+
+void send_fd(int socket, int fd, int64_t number) {
+  iovec payload = {&number, sizeof(number)};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &payload;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  cmsghdr* header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
+  if (sendmsg(socket, &message, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof(number)))
+    fault_errno(kWhere, "cannot send a descriptor to a peer");
+}
+
+UniqueFd receive_fd(int socket, int64_t& number) {
+  iovec payload = {&number, sizeof(number)};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))] = {};
+  msghdr message = {};
+  message.msg_iov = &payload;
+  message.msg_iovlen = 1;
+  message.msg_control = control;
+  message.msg_controllen = sizeof(control);
+  const ssize_t received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+  if (received == 0) fault(kWhere, "a peer ended before it sent its descriptor");
+  if (received != static_cast<ssize_t>(sizeof(number))) fault_errno(kWhere, "cannot receive a descriptor from a peer");
+  const cmsghdr* header = CMSG_FIRSTHDR(&message);
+  if (header == nullptr || header->cmsg_type != SCM_RIGHTS)
+    fault(kWhere, "got a message without a descriptor, expected one; try a higher limit of open files (ulimit -n)");
+  int fd = -1;
+  std::memcpy(&fd, CMSG_DATA(header), sizeof(int));
+  return UniqueFd(fd);
+}
+
+}  // namespace sherd

@@ -1,0 +1,55 @@
+// A memfd segment that the ranks of one host map: read-only as a whole, and writable by ranges for their owners.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "sherd/base/unique_fd.h"
+
+namespace sherd {
+
+/// One mapping of (a part of) a segment; unmapped at the end. data() is where the asked-for offset lies.
+class Mapping {
+ public:
+  Mapping() = default;
+  Mapping(Mapping&& other) noexcept { *this = static_cast<Mapping&&>(other); }
+  Mapping& operator=(Mapping&& other) noexcept;
+  ~Mapping();
+  std::byte* data() const { return data_; }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  friend class SharedMemory;
+  void* base_ = nullptr;
+  int64_t mapped_ = 0;
+  std::byte* data_ = nullptr;
+  int64_t bytes_ = 0;
+};
+
+/// The segment. It has no name: it is gone when its last process closes it, whatever happened.
+class SharedMemory {
+ public:
+  /// A new zero-filled segment, sealed against resizing. Throws FaultError.
+  static SharedMemory create(int64_t bytes);
+  /// A segment from a received descriptor. Throws FaultError when it is smaller than `bytes`.
+  static SharedMemory adopt(UniqueFd fd, int64_t bytes);
+
+  /// Everything, read-only: a stray write faults.
+  Mapping map_read_only() const;
+  /// [offset, offset + bytes) for writing, rounded out to pages.
+  Mapping map_writable(int64_t offset, int64_t bytes) const;
+
+  int fd() const { return fd_.get(); }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  UniqueFd fd_;
+  int64_t bytes_ = 0;
+};
+
+/// Descriptors over a connected UNIX socket, each with one 8-byte number. Throw FaultError; receive_fd waits as long as
+/// the socket's own time-out (SO_RCVTIMEO) says.
+void send_fd(int socket, int fd, int64_t number);
+UniqueFd receive_fd(int socket, int64_t& number);
+
+}  // namespace sherd

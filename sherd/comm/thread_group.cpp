@@ -1,0 +1,123 @@
+#include "sherd/comm/thread_group.h"
+
+#include <condition_variable>
+#include <mutex>
+#include <optional>
+#include <string>
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+
+// Collective number k of rank r is the k-th entry of r's list: a pointer to what r offers, and how many peers have
+// taken it. Nothing is copied before all have offered; an offer may be reused once all have taken it.
+struct ThreadGroup::Shared {
+  explicit Shared(int ranks, std::chrono::milliseconds time) : size(ranks), timeout(time), offers(static_cast<size_t>(ranks)) {}
+
+  struct Offer {
+    const void* data = nullptr;
+    int taken = 0;
+  };
+
+  const int size;
+  const std::chrono::milliseconds timeout;
+  std::mutex mutex;
+  std::condition_variable changed;
+  std::vector<std::map<uint64_t, Offer>> offers;
+  std::optional<std::string> aborted;
+
+  template <class Condition>
+  void wait(std::unique_lock<std::mutex>& lock, Condition condition, const char* what) {
+    if (!changed.wait_for(lock, timeout, [&] { return aborted || condition(); }))
+      fault("threads", "waited {} ms for {}", timeout.count(), what);
+    if (aborted) throw FaultError(*aborted);
+  }
+
+  void offer(int rank, uint64_t number, const void* data) {
+    const std::lock_guard lock(mutex);
+    offers[static_cast<size_t>(rank)][number] = {data, 0};
+    changed.notify_all();
+  }
+
+  const void* take(int rank, uint64_t number, const char* what) {
+    std::unique_lock lock(mutex);
+    auto& list = offers[static_cast<size_t>(rank)];
+    wait(lock, [&] { return list.contains(number); }, what);
+    return list[number].data;
+  }
+
+  void taken(int rank, uint64_t number) {
+    const std::lock_guard lock(mutex);
+    ++offers[static_cast<size_t>(rank)][number].taken;
+    changed.notify_all();
+  }
+
+  void withdraw(int rank, uint64_t number, const char* what) {
+    std::unique_lock lock(mutex);
+    auto& list = offers[static_cast<size_t>(rank)];
+    wait(lock, [&] { return list[number].taken == size; }, what);
+    list.erase(number);
+  }
+};
+
+class ThreadGroup::ThreadTransport : public Transport {
+ public:
+  ThreadTransport(std::shared_ptr<Shared> shared, int rank) : Transport(rank, shared->size), shared_(std::move(shared)) {}
+
+  std::string_view name() const override { return "threads"; }
+
+  std::vector<double> exchange(std::span<const double> values) override {
+    std::vector<double> result(values.size() * static_cast<size_t>(size()));
+    collect(values.data(), "an exchange", [&](int r, const void* data) {
+      std::copy_n(static_cast<const double*>(data), values.size(), result.begin() + r * static_cast<int64_t>(values.size()));
+    })();
+    return result;
+  }
+
+  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override {
+    const auto bytes = static_cast<int64_t>(shard.nbytes());
+    bytes_sent_ += bytes * (size() - 1);
+    return Pending(collect(shard.const_data_ptr(), "an all-gather", [shard, whole, bytes](int r, const void* data) {
+      std::memcpy(static_cast<char*>(whole.mutable_data_ptr()) + r * bytes, data, static_cast<size_t>(bytes));
+    }));
+  }
+
+  Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override {
+    const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
+    bytes_sent_ += piece * (size() - 1);
+    const int me = rank();
+    return Pending(collect(send.const_data_ptr(), "an all-to-all", [send, received, piece, me](int r, const void* data) {
+      std::memcpy(static_cast<char*>(received.mutable_data_ptr()) + r * piece,
+                  static_cast<const char*>(data) + me * piece, static_cast<size_t>(piece));
+    }));
+  }
+
+  void abort(std::string_view cause) noexcept override {
+    const std::lock_guard lock(shared_->mutex);
+    if (!shared_->aborted) shared_->aborted = fmt::format("[threads] rank {} gave up: {}", rank(), cause);
+    shared_->changed.notify_all();
+  }
+
+ private:
+  // Offers `data` now; the returned function takes every rank's offer of the same number and waits until all took ours.
+  std::function<void()> collect(const void* data, const char* what, std::function<void(int, const void*)> take) {
+    const uint64_t number = next_++;
+    shared_->offer(rank(), number, data);
+    return [this, number, what, take = std::move(take)] {
+      for (int r = 0; r < size(); ++r) {
+        take(r, shared_->take(r, number, what));
+        shared_->taken(r, number);
+      }
+      shared_->withdraw(rank(), number, what);
+    };
+  }
+
+  std::shared_ptr<Shared> shared_;
+  uint64_t next_ = 0;
+};
+
+ThreadGroup::ThreadGroup(int size, std::chrono::milliseconds timeout) : shared_(std::make_shared<Shared>(size, timeout)) {}
+ThreadGroup::~ThreadGroup() = default;
+std::unique_ptr<Transport> ThreadGroup::transport(int rank) { return std::make_unique<ThreadTransport>(shared_, rank); }
+
+}  // namespace sherd

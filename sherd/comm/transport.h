@@ -1,0 +1,83 @@
+// How bytes move between ranks: one small interface, five transports behind it.
+//
+//   solo      one rank: nothing moves
+//   host      ranks of one host: shared memory (see host_segment.h), parameters are never copied
+//   threads   ranks as threads of one process, private buffers (tests)
+//   gloo      c10d's Gloo, or any other c10d::Backend that a caller brings
+//
+// Every call is collective: all ranks make the same calls in the same order. Buffers are 1-D, contiguous, fp32.
+// Every wait has a time-out and notices a dead or aborted peer: it throws FaultError naming the rank and the cause.
+// A transport belongs to one thread of one rank.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace sherd {
+
+class HostSegment;
+
+/// A started collective. wait() blocks until its result is there; destruction without wait() waits and drops errors.
+class [[nodiscard]] Pending {
+ public:
+  Pending() = default;
+  explicit Pending(std::function<void()> wait) : wait_(std::move(wait)) {}
+  Pending(Pending&& other) noexcept : wait_(std::exchange(other.wait_, nullptr)) {}
+  Pending& operator=(Pending&& other) noexcept;
+  ~Pending();
+  void wait();
+
+ private:
+  std::function<void()> wait_;
+};
+
+class Transport {
+ public:
+  Transport(int rank, int size) : rank_(rank), size_(size) {}
+  virtual ~Transport() = default;
+  Transport(const Transport&) = delete;
+  Transport& operator=(const Transport&) = delete;
+
+  int rank() const { return rank_; }
+  int size() const { return size_; }
+  virtual std::string_view name() const = 0;
+
+  /// All ranks' values in rank order: [size * n]. Every rank passes the same n. Also a barrier.
+  virtual std::vector<double> exchange(std::span<const double> values) = 0;
+
+  /// whole[r*n, (r+1)*n) = rank r's shard. shard: [n], whole: [size*n]; both must live until wait() returns.
+  virtual Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) = 0;
+
+  /// received[r*n, (r+1)*n) = piece `this rank` of rank r's send. send, received: [size*n], alive until wait() returns.
+  virtual Pending all_to_all(const at::Tensor& send, const at::Tensor& received) = 0;
+
+  /// The shared memory of this host's ranks, where this transport has it; else null.
+  virtual HostSegment* host_segment() { return nullptr; }
+
+  /// Tells the peers that this rank gives up, and why. Their next wait throws with that cause.
+  virtual void abort(std::string_view cause) noexcept = 0;
+
+  /// Bytes that this rank has sent to peers through sockets or copies.
+  int64_t bytes_sent() const { return bytes_sent_; }
+
+ protected:
+  int64_t bytes_sent_ = 0;
+
+ private:
+  int rank_;
+  int size_;
+};
+
+/// Returns when all ranks have come.
+void barrier(Transport& transport);
+
+/// One rank alone.
+std::unique_ptr<Transport> solo_transport();
+
+}  // namespace sherd

@@ -1,0 +1,95 @@
+#include "sherd/shard/discover.h"
+
+#include <unordered_map>
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+namespace {
+
+struct Use {
+  FoundParameter parameter;
+  size_t unit;
+};
+
+std::string joined(const std::string& prefix, const std::string& name) { return prefix.empty() ? name : prefix + "." + name; }
+
+size_t lowest_common(const std::vector<FoundUnit>& units, size_t a, size_t b) {
+  // Units are listed parents first: the larger index is never an ancestor of the smaller.
+  while (a != b) {
+    if (a > b) {
+      a = units[a].parent;
+    } else {
+      b = units[b].parent;
+    }
+  }
+  return a;
+}
+
+class Walk {
+ public:
+  std::vector<FoundUnit> units;
+  std::vector<Use> uses;  // one a tensor, in the order of first sight
+
+  void visit(torch::nn::Module& module, const std::string& name, size_t unit) {
+    for (const auto& item : module.named_parameters(/*recurse=*/false)) use(joined(name, item.key()), item.value(), unit);
+    for (const auto& child : module.named_children()) {
+      const std::string child_name = joined(name, child.key());
+      size_t child_unit = unit;
+      if (auto* base = dynamic_cast<UnitBase*>(child.value().get())) {
+        child_unit = units.size();
+        units.push_back({child_name, base, unit, 0, {}});
+        ++units[unit].children;
+      }
+      visit(*child.value(), child_name, child_unit);
+    }
+  }
+
+ private:
+  void use(const std::string& fqn, const at::Tensor& tensor, size_t unit) {
+    if (!tensor.defined()) return;
+    const auto [it, fresh] = seen_.try_emplace(tensor.unsafeGetTensorImpl(), uses.size());
+    if (fresh) {
+      uses.push_back({{fqn, tensor}, unit});
+    } else {
+      uses[it->second].unit = lowest_common(units, uses[it->second].unit, unit);
+    }
+  }
+
+  std::unordered_map<const c10::TensorImpl*, size_t> seen_;
+};
+
+}  // namespace
+
+std::vector<FoundUnit> discover_units(torch::nn::Module& root) {
+  Walk walk;
+  walk.units.push_back({"", dynamic_cast<UnitBase*>(&root), 0, 0, {}});
+  walk.visit(root, "", 0);
+  for (auto& use : walk.uses) {
+    const at::Tensor& tensor = use.parameter.tensor;
+    if (tensor.scalar_type() != at::kFloat)
+      config_error("shard", "got parameter '{}' of type {}, expected float32; try model.to(torch::kFloat32)",
+                   use.parameter.fqn, c10::toString(tensor.scalar_type()));
+    if (!tensor.is_contiguous() || tensor.storage_offset() != 0)
+      config_error("shard", "got parameter '{}' that is a view or not contiguous, expected a tensor of its own; try .contiguous().clone()",
+                   use.parameter.fqn);
+    walk.units[use.unit].parameters.push_back(std::move(use.parameter));
+  }
+  return std::move(walk.units);
+}
+
+std::vector<std::pair<std::string, std::string>> parameter_aliases(torch::nn::Module& root) {
+  std::unordered_map<const c10::TensorImpl*, std::string> first;
+  std::vector<std::pair<std::string, std::string>> aliases;
+  const std::function<void(torch::nn::Module&, const std::string&)> visit = [&](torch::nn::Module& module, const std::string& name) {
+    for (const auto& item : module.named_parameters(/*recurse=*/false)) {
+      const std::string fqn = joined(name, item.key());
+      aliases.emplace_back(fqn, first.try_emplace(item.value().unsafeGetTensorImpl(), fqn).first->second);
+    }
+    for (const auto& child : module.named_children()) visit(*child.value(), joined(name, child.key()));
+  };
+  visit(root, "");
+  return aliases;
+}
+
+}  // namespace sherd

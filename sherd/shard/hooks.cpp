@@ -1,0 +1,77 @@
+#include "sherd/shard/hooks.h"
+
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/function_hook.h>
+#include <torch/csrc/autograd/graph_task.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <algorithm>
+
+namespace sherd {
+namespace {
+
+using torch::autograd::variable_list;
+
+struct PreHook : torch::autograd::FunctionPreHook {
+  explicit PreHook(std::function<void()> function) : call(std::move(function)) {}
+  variable_list operator()(const variable_list& gradients) override {
+    call();
+    return gradients;
+  }
+  std::function<void()> call;
+};
+
+struct PostHook : torch::autograd::FunctionPostHook {
+  explicit PostHook(std::function<void()> function) : call(std::move(function)) {}
+  variable_list operator()(const variable_list& outputs, const variable_list&) override {
+    call();
+    return outputs;
+  }
+  std::function<void()> call;
+};
+
+void add_once(std::vector<AutogradNode>& nodes, const AutogradNode& node) {
+  if (node && std::find(nodes.begin(), nodes.end(), node) == nodes.end()) nodes.push_back(node);
+}
+
+AutogradNode producer(const at::TensorBase& tensor) { return tensor.grad_fn(); }
+
+}  // namespace
+
+void before_node(torch::autograd::Node& node, std::function<void()> call) {
+  node.add_pre_hook(std::make_unique<PreHook>(std::move(call)));
+}
+
+AutogradNode after_accumulation(const at::Tensor& parameter, std::function<void()> call) {
+  AutogradNode node = torch::autograd::impl::grad_accumulator(parameter);
+  node->add_post_hook(std::make_unique<PostHook>(std::move(call)));
+  return node;
+}
+
+std::vector<AutogradNode> output_nodes(const std::vector<at::Tensor>& tensors) {
+  std::vector<AutogradNode> nodes;
+  for (const auto& tensor : tensors) {
+    if (!tensor.defined() || !tensor.requires_grad()) continue;
+    add_once(nodes, producer(tensor));
+    if (tensor.is_view()) add_once(nodes, producer(tensor._base()));
+  }
+  return nodes;
+}
+
+std::vector<AutogradNode> producer_nodes(const std::vector<at::Tensor>& tensors) {
+  std::vector<AutogradNode> nodes;
+  for (const auto& tensor : tensors) {
+    if (!tensor.defined() || !tensor.requires_grad()) continue;
+    const AutogradNode base = tensor.is_view() ? producer(tensor._base()) : AutogradNode();
+    add_once(nodes, base ? base : producer(tensor));
+  }
+  return nodes;
+}
+
+bool inside_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
+
+void at_end_of_backward(std::function<void()> call) {
+  torch::autograd::Engine::get_default_engine().queue_callback(std::move(call));
+}
+
+}  // namespace sherd

@@ -1,0 +1,40 @@
+#include "sherd/shard/layout.h"
+
+#include <algorithm>
+
+#include "sherd/base/bytes.h"
+
+namespace sherd {
+namespace {
+constexpr int64_t kWholeAlignment = 256;
+constexpr int64_t kShardAlignment = 16;
+}  // namespace
+
+Rows rows_of_rank(int64_t rows, int rank, int ranks) {
+  const int64_t chunk = ceil_div(rows, ranks);
+  const int64_t first = std::min(rows, chunk * rank);
+  return {first, std::min(rows - first, chunk)};
+}
+
+GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters, int ranks) {
+  GroupLayout group;
+  group.unit = std::move(unit);
+  group.ranks = ranks;
+  for (const auto& shape : parameters) {
+    ParameterLayout p;
+    p.fqn = shape.fqn;
+    p.sizes = shape.sizes;
+    if (!shape.sizes.empty()) {
+      p.rows = shape.sizes[0];
+      for (size_t dim = 1; dim < shape.sizes.size(); ++dim) p.row_elements *= shape.sizes[dim];
+    }
+    p.offset = group.whole_elements;
+    p.shard_offset = group.shard_elements;
+    group.whole_elements += round_up(p.elements(), kWholeAlignment);
+    group.shard_elements += round_up(ceil_div(p.rows, ranks) * p.row_elements, kShardAlignment);
+    group.parameters.push_back(std::move(p));
+  }
+  return group;
+}
+
+}  // namespace sherd

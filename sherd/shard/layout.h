@@ -1,0 +1,54 @@
+// Where the parameters of a group lie, whole and as shards.
+//
+// [Note: Layout] In a group's *whole buffer* each parameter lies whole, row-major, at a 256-element-aligned offset.
+// Rank r's shard of a parameter is its rows by FSDP2's chunk rule: ceil(rows / ranks) rows each, later ranks less or
+// none. In the group's *rank-major buffer* (gradients on their way, reduced gradients, optimizer state) the shards of
+// rank 0 come first, then those of rank 1, ...: each rank's piece has the same `shard_elements`, each parameter in it
+// starts at a 16-element-aligned `shard_offset`, and what the padding holds is zero for ever.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace sherd {
+
+/// Consecutive rows of a parameter.
+struct Rows {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+/// Rank r's rows of a parameter of `rows` rows by the chunk rule.
+Rows rows_of_rank(int64_t rows, int rank, int ranks);
+
+struct ParameterLayout {
+  std::string fqn;
+  std::vector<int64_t> sizes;
+  int64_t rows = 1;          // dim 0; 1 for a parameter without dimensions
+  int64_t row_elements = 1;  // elements of one row
+  int64_t offset = 0;        // in the whole buffer, in elements
+  int64_t shard_offset = 0;  // in a rank's piece of the rank-major buffer, in elements
+
+  int64_t elements() const { return rows * row_elements; }
+};
+
+struct GroupLayout {
+  std::string unit;  // the unit's name in the model; "" for the root
+  std::vector<ParameterLayout> parameters;
+  int ranks = 1;
+  int64_t whole_elements = 0;
+  int64_t shard_elements = 0;
+
+  Rows rows(size_t parameter, int rank) const { return rows_of_rank(parameters[parameter].rows, rank, ranks); }
+};
+
+/// A named shape.
+struct NamedShape {
+  std::string fqn;
+  std::vector<int64_t> sizes;
+};
+
+GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters, int ranks);
+
+}  // namespace sherd

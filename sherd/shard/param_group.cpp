@@ -1,0 +1,66 @@
+#include "sherd/shard/param_group.h"
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+
+ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters, Spread spread)
+    : store_(store), index_(index), layout_(plan.layout), trainable_(plan.trainable), spread_(spread),
+      parameters_(std::move(parameters)) {
+  arm();
+}
+
+void ParamGroup::begin_unshard() {
+  if (state_ != GroupState::sharded) return;
+  store_.begin_unshard(index_);
+  state_ = GroupState::unsharding;
+}
+
+void ParamGroup::unshard() {
+  if (state_ == GroupState::unsharded) return;
+  point_to(store_.unshard(index_));
+  state_ = GroupState::unsharded;
+}
+
+void ParamGroup::reshard() {
+  if (state_ == GroupState::sharded) return;
+  if (spread_ == Spread::sharded) {
+    arm();
+    store_.reshard(index_);
+  }
+  state_ = GroupState::sharded;
+}
+
+void ParamGroup::publish() {
+  reshard();
+  store_.publish(index_);
+  for (const auto& parameter : parameters_) parameter.unsafeGetTensorImpl()->bump_version();
+}
+
+void ParamGroup::arm() {
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
+    storage->set_data_ptr_noswap(at::DataPtr(nullptr, parameters_[p].device()));
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
+        fmt::format("[shard] parameter '{}' of unit '{}' was used while it is sharded; try to use it inside its unit's "
+                    "forward, or through the engine's sharded views",
+                    layout_.parameters[p].fqn, layout_.unit.empty() ? "the root" : layout_.unit));
+  }
+  pointed_ = nullptr;
+}
+
+void ParamGroup::point_to(const at::Tensor& whole) {
+  void* base = const_cast<void*>(whole.const_data_ptr());
+  if (base == pointed_) return;
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
+    storage->clear_data_ptr_access_error_msg_();
+    storage->set_data_ptr_noswap(
+        at::DataPtr(static_cast<float*>(base) + layout_.parameters[p].offset, parameters_[p].device()));
+    // An in-place write would be lost, or reach other ranks: it throws. (Kernels that only read ask for const data.)
+    storage->set_throw_on_mutable_data_ptr();
+  }
+  pointed_ = base;
+}
+
+}  // namespace sherd

@@ -1,0 +1,54 @@
+// A parameter group: the parameters of a unit that communicate together (same dtype, same requires_grad).
+//
+// Each parameter keeps one tensor for the whole training. Unsharded, its storage points into the group's whole buffer;
+// sharded, the storage has no memory but keeps its size, and any use of it throws an error that names it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <string>
+#include <vector>
+
+#include "sherd/shard/store.h"
+
+namespace sherd {
+
+enum class GroupState {
+  sharded,     // memory: this rank's rows
+  unsharding,  // a gather is in flight: rows and, with private buffers, the whole
+  unsharded,   // the whole (private buffers), or nothing more (shared)
+};
+
+class ParamGroup {
+ public:
+  /// `parameters` in the order of the plan's layout. All are armed until the first unshard.
+  ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters, Spread spread);
+
+  void begin_unshard();
+  void unshard();
+  /// Makes the tensors unusable where the strategy spreads parameters; otherwise leaves them.
+  void reshard();
+  /// After this rank has written its rows: peers may read them, and a backward that saved the old values throws.
+  void publish();
+
+  GroupState state() const { return state_; }
+  size_t index() const { return index_; }
+  const GroupLayout& layout() const { return layout_; }
+  bool trainable() const { return trainable_; }
+  const std::vector<at::Tensor>& parameters() const { return parameters_; }
+
+ private:
+  void arm();
+  void point_to(const at::Tensor& whole);
+
+  Store& store_;
+  size_t index_;
+  GroupLayout layout_;
+  bool trainable_;
+  Spread spread_;
+  std::vector<at::Tensor> parameters_;
+  GroupState state_ = GroupState::sharded;
+  void* pointed_ = nullptr;
+};
+
+}  // namespace sherd

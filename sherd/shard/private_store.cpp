@@ -1,0 +1,188 @@
+#include "sherd/shard/private_store.h"
+
+#include <numeric>
+
+#include "sherd/base/error.h"
+#include "sherd/shard/reduction.h"
+
+namespace sherd {
+namespace {
+
+constexpr size_t kRingSlots = 2;
+
+std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
+  if (strategy.optimizer == Spread::sharded) return {transport.rank()};
+  std::vector<int> all(static_cast<size_t>(transport.size()));
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
+
+}  // namespace
+
+PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
+    : transport_(transport),
+      plan_(std::move(plan)),
+      owned_(owners(transport, plan_.strategy)),
+      unsharded_(ledger, MemoryKind::unsharded, plan_.device),
+      communication_(ledger, MemoryKind::communication, plan_.device),
+      groups_(plan_.groups.size()) {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    const GroupLayout& where = layout(g);
+    if (keeps_whole()) {
+      group.whole_buffer = make_buffer(ledger, MemoryKind::parameters, where.unit, where.whole_elements, plan_.device);
+    } else {
+      group.shard = make_buffer(ledger, MemoryKind::parameters, where.unit, where.shard_elements, plan_.device);
+    }
+    if (!plan_.groups[g].trainable) continue;
+    const bool dedicated = plan_.groups[g].slot == SlotKind::dedicated || replicates_optimizer();
+    if (dedicated) {
+      const MemoryKind kind = plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
+      group.dedicated = make_buffer(ledger, kind, where.unit, where.shard_elements * transport_.size(), plan_.device);
+    }
+    const bool in_place = dedicated && plan_.summing == Summing::in_place;
+    if (in_place && replicates_optimizer()) {
+      group.gradient = group.dedicated.tensor;
+    } else if (in_place) {
+      group.gradient = group.dedicated.tensor.narrow(0, transport_.rank() * where.shard_elements, where.shard_elements);
+    } else {
+      group.gradient_buffer =
+          make_buffer(ledger, MemoryKind::gradients, where.unit,
+                      where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device);
+      group.gradient = group.gradient_buffer.tensor;
+    }
+  }
+}
+
+at::Tensor PrivateStore::rows(size_t g, size_t parameter, int owner) {
+  const auto& p = layout(g).parameters[parameter];
+  const Rows rows = layout(g).rows(parameter, owner);
+  const int64_t count = rows.count * p.row_elements;
+  if (keeps_whole()) return groups_[g].whole_buffer.tensor.narrow(0, p.offset + rows.first * p.row_elements, count);
+  SHERD_CHECK(owner == transport_.rank());
+  return groups_[g].shard.tensor.narrow(0, p.shard_offset, count);
+}
+
+void PrivateStore::publish(size_t g) {
+  Group& group = groups_[g];
+  group.gather.wait();
+  // Where every rank updates all rows, or there is one rank, the whole buffer is up to date already.
+  const bool complete = transport_.size() == 1 || replicates_optimizer();
+  group.whole = complete ? Whole::ready : Whole::stale;
+  if (!keeps_whole()) reshard(g);
+}
+
+void PrivateStore::begin_unshard(size_t g) {
+  Group& group = groups_[g];
+  if (group.whole != Whole::stale || transport_.size() == 1) return;
+  const GroupLayout& where = layout(g);
+  at::Tensor mine;
+  if (keeps_whole()) {
+    group.send = communication_.lend(where.shard_elements);
+    mine = group.send.tensor();
+    for (size_t p = 0; p < where.parameters.size(); ++p) {
+      const at::Tensor own = rows(g, p, transport_.rank());
+      mine.narrow(0, where.parameters[p].shard_offset, own.numel()).copy_(own);
+    }
+  } else {
+    mine = group.shard.tensor;
+    group.loan = unsharded_.lend(where.whole_elements);
+  }
+  group.received = communication_.lend(where.shard_elements * transport_.size());
+  group.gather = transport_.all_gather(mine, group.received.tensor());
+  group.whole = Whole::in_flight;
+}
+
+at::Tensor PrivateStore::unshard(size_t g) {
+  Group& group = groups_[g];
+  begin_unshard(g);
+  const at::Tensor whole = keeps_whole() ? group.whole_buffer.tensor : group.loan.tensor();
+  if (group.whole == Whole::in_flight) {
+    group.gather.wait();
+    const GroupLayout& where = layout(g);
+    for (int r = 0; r < transport_.size(); ++r) {
+      for (size_t p = 0; p < where.parameters.size(); ++p) {
+        const auto& parameter = where.parameters[p];
+        const Rows rows = where.rows(p, r);
+        const int64_t count = rows.count * parameter.row_elements;
+        if (count == 0) continue;
+        whole.narrow(0, parameter.offset + rows.first * parameter.row_elements, count)
+            .copy_(group.received.tensor().narrow(0, r * where.shard_elements + parameter.shard_offset, count));
+      }
+    }
+    group.received.give_back();
+    group.send.give_back();
+    group.whole = Whole::ready;
+  }
+  return whole;
+}
+
+void PrivateStore::reshard(size_t g) {
+  if (keeps_whole()) return;
+  Group& group = groups_[g];
+  group.gather.wait();
+  group.received.give_back();
+  group.loan.give_back();
+  group.whole = Whole::stale;
+}
+
+at::Tensor PrivateStore::slot_tensor(size_t g) const {
+  return groups_[g].dedicated.tensor.defined() ? groups_[g].dedicated.tensor : groups_[g].slot.tensor();
+}
+
+int64_t PrivateStore::slot_blocked_by(size_t g) const {
+  if (groups_[g].outstanding) return static_cast<int64_t>(g);
+  if (groups_[g].dedicated.tensor.defined() || ring_.size() < kRingSlots) return -1;
+  return static_cast<int64_t>(ring_.front());
+}
+
+at::Tensor PrivateStore::open_slot(size_t g) {
+  SHERD_CHECK(slot_blocked_by(g) < 0);
+  Group& group = groups_[g];
+  if (!group.dedicated.tensor.defined()) {
+    group.slot = communication_.lend(layout(g).shard_elements * transport_.size());
+    zero_padding(layout(g), group.slot.tensor());
+  }
+  return slot_tensor(g);
+}
+
+void PrivateStore::contribute(size_t g) {
+  Group& group = groups_[g];
+  const at::Tensor slot = slot_tensor(g);
+  if (transport_.size() > 1) {
+    group.exchanged = communication_.lend(slot.numel());
+    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor());
+  }
+  group.outstanding = true;
+  if (!group.dedicated.tensor.defined()) ring_.push_back(g);
+}
+
+bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
+  if (patience == Patience::now_or_not) return false;
+  Group& group = groups_[g];
+  SHERD_CHECK(group.outstanding);
+  const int64_t piece = layout(g).shard_elements;
+  const at::Tensor mine =
+      group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
+  if (transport_.size() == 1) {
+    const at::Tensor slot = slot_tensor(g);
+    canonical_sum({&slot, 1}, mine, round);
+  } else {
+    group.exchange.wait();
+    std::vector<at::Tensor> sources;
+    for (int r = 0; r < transport_.size(); ++r) sources.push_back(group.exchanged.tensor().narrow(0, r * piece, piece));
+    canonical_sum(sources, mine, round);
+    if (replicates_optimizer()) {
+      // Every rank updates every row: the summed pieces travel on.
+      group.exchanged.tensor().narrow(0, 0, piece).copy_(mine);
+      transport_.all_gather(group.exchanged.tensor().narrow(0, 0, piece), group.gradient).wait();
+    }
+    group.exchanged.give_back();
+  }
+  group.slot.give_back();
+  group.outstanding = false;
+  std::erase(ring_, g);
+  return true;
+}
+
+}  // namespace sherd

@@ -1,0 +1,59 @@
+// The store of any transport: each rank has buffers of its own, and collectives fill them. The textbook behaviour of
+// every strategy; prefetched gathers and reductions overlap compute where the transport works in the background.
+#pragma once
+
+#include <vector>
+
+#include "sherd/memory/buffer.h"
+#include "sherd/shard/store.h"
+
+namespace sherd {
+
+class PrivateStore : public Store {
+ public:
+  PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan);
+
+  void begin_unshard(size_t g) override;
+  at::Tensor unshard(size_t g) override;
+  void reshard(size_t g) override;
+  const std::vector<int>& owned() const override { return owned_; }
+  at::Tensor rows(size_t g, size_t parameter, int owner) override;
+  void publish(size_t g) override;
+
+  int64_t slot_blocked_by(size_t g) const override;
+  at::Tensor open_slot(size_t g) override;
+  void contribute(size_t g) override;
+  bool reduce(size_t g, Round round, Patience patience) override;
+  at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+
+ private:
+  enum class Whole { stale, in_flight, ready };
+
+  struct Group {
+    // Parameters. Strategy zero3: `shard` stays, `loan` is the whole buffer while unsharded. Else: `whole_buffer` stays.
+    Whole whole = Whole::stale;
+    Buffer shard, whole_buffer;
+    BufferPool::Loan loan, send, received;
+    Pending gather;
+    // Gradients.
+    Buffer dedicated, gradient_buffer;
+    BufferPool::Loan slot, exchanged;
+    Pending exchange;
+    bool outstanding = false;  // contributed, not yet reduced
+    at::Tensor gradient;
+  };
+
+  bool keeps_whole() const { return plan_.strategy.parameters == Spread::whole || transport_.size() == 1; }
+  bool replicates_optimizer() const { return owned_.size() > 1; }
+  const GroupLayout& layout(size_t g) const { return plan_.groups[g].layout; }
+  at::Tensor slot_tensor(size_t g) const;
+
+  Transport& transport_;
+  StorePlan plan_;
+  std::vector<int> owned_;
+  BufferPool unsharded_, communication_;
+  std::vector<Group> groups_;
+  std::vector<size_t> ring_;  // groups whose pooled slots are outstanding, oldest first
+};
+
+}  // namespace sherd

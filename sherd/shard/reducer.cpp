@@ -1,0 +1,156 @@
+#include "sherd/shard/reducer.h"
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+
+Reducer::Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size_t> order, Spread gradients)
+    : store_(store), groups_(std::move(groups)), order_(std::move(order)), spread_(gradients), entries_(groups_.size()) {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    entries_[g].deposited.assign(groups_[g]->parameters().size(), 0);
+    entries_[g].seen.assign(groups_[g]->parameters().size(), 0);
+  }
+}
+
+void Reducer::begin(Gradients gradients) {
+  gradients_ = gradients;
+  next_ = 0;
+  for (const size_t g : order_) {
+    Entry& entry = entries_[g];
+    std::fill(entry.seen.begin(), entry.seen.end(), 0);
+    entry.seen_count = 0;
+    entry.complete = entry.contributed = false;
+  }
+}
+
+bool Reducer::accumulated(size_t g, size_t p) {
+  Entry& entry = entries_[g];
+  bool last = false;
+  if (!entry.seen[p]) {
+    entry.seen[p] = 1;
+    last = ++entry.seen_count == entry.seen.size();
+    entry.complete = last || entry.complete;
+  }
+  if (gradients_ == Gradients::hold) return last;
+  if (entry.contributed) return last;  // Late: one more round at the end.
+  if (!entry.slot.defined() && may_open(g)) open(g);
+  if (entry.slot.defined()) deposit_waiting(g);
+  if (last && spread_ == Spread::sharded) advance();
+  return last;
+}
+
+// Only the next group in order takes a slot of the ring: the ring can then never be full of groups that wait for it.
+bool Reducer::may_open(size_t g) const {
+  return spread_ == Spread::whole || (next_ < order_.size() && order_[next_] == g);
+}
+
+void Reducer::open(size_t g) {
+  while (store_.slot_blocked_by(g) >= 0) {
+    bool done = false;
+    reduce_oldest(Patience::wait, done);
+  }
+  entries_[g].slot = store_.open_slot(g);
+  std::fill(entries_[g].deposited.begin(), entries_[g].deposited.end(), 0);
+}
+
+void Reducer::deposit(size_t g, size_t p) {
+  Entry& entry = entries_[g];
+  const ParamGroup& group = *groups_[g];
+  const auto& layout = group.layout();
+  const auto& parameter = layout.parameters[p];
+  at::Tensor& held = group.parameters()[p].mutable_grad();
+  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == at::kFloat, "[shard] got a ", held.layout(), " ",
+              held.scalar_type(), " gradient for '", parameter.fqn, "', expected dense float32");
+  const at::Tensor gradient = held.detach().contiguous().view(-1);
+  for (int r = 0; r < layout.ranks; ++r) {
+    const Rows rows = layout.rows(p, r);
+    const int64_t count = rows.count * parameter.row_elements;
+    if (count == 0) continue;
+    const at::Tensor from = gradient.narrow(0, rows.first * parameter.row_elements, count);
+    const at::Tensor to = entry.slot.narrow(0, r * layout.shard_elements + parameter.shard_offset, count);
+    if (entry.deposited[p]) {
+      to.add_(from);
+    } else {
+      to.copy_(from);
+    }
+  }
+  entry.deposited[p] = 1;
+  held.reset();
+}
+
+void Reducer::deposit_waiting(size_t g) {
+  const c10::InferenceMode guard(false);
+  const at::NoGradGuard no_grad;
+  const auto& parameters = groups_[g]->parameters();
+  for (size_t p = 0; p < parameters.size(); ++p)
+    if (parameters[p].grad().defined()) deposit(g, p);
+}
+
+bool Reducer::has_waiting(size_t g) const {
+  for (const auto& parameter : groups_[g]->parameters())
+    if (parameter.grad().defined()) return true;
+  return false;
+}
+
+void Reducer::contribute(size_t g) {
+  Entry& entry = entries_[g];
+  if (!entry.slot.defined()) open(g);
+  deposit_waiting(g);
+  const auto& layout = groups_[g]->layout();
+  for (size_t p = 0; p < layout.parameters.size(); ++p) {
+    if (entry.deposited[p]) continue;
+    for (int r = 0; r < layout.ranks; ++r) {
+      const int64_t count = layout.rows(p, r).count * layout.parameters[p].row_elements;
+      if (count > 0) entry.slot.narrow(0, r * layout.shard_elements + layout.parameters[p].shard_offset, count).zero_();
+    }
+  }
+  entry.slot.reset();
+  entry.contributed = true;
+  store_.contribute(g);
+  pending_.push_back(g);
+}
+
+void Reducer::reduce_oldest(Patience patience, bool& done) {
+  SHERD_CHECK(!pending_.empty());
+  const size_t g = pending_.front();
+  done = store_.reduce(g, entries_[g].rounds == 0 ? Round::first : Round::later, patience);
+  if (!done) return;
+  ++entries_[g].rounds;
+  pending_.pop_front();
+}
+
+void Reducer::advance() {
+  while (next_ < order_.size() && entries_[order_[next_]].complete) contribute(order_[next_++]);
+  bool done = true;
+  while (done && !pending_.empty()) reduce_oldest(Patience::now_or_not, done);
+  if (next_ < order_.size() && has_waiting(order_[next_])) {
+    const size_t g = order_[next_];
+    if (!entries_[g].slot.defined()) open(g);
+    deposit_waiting(g);
+  }
+}
+
+void Reducer::finish() {
+  if (gradients_ == Gradients::hold) return;
+  while (next_ < order_.size()) contribute(order_[next_++]);
+  for (const size_t g : order_)
+    if (has_waiting(g)) contribute(g);
+  bool done = true;
+  while (!pending_.empty()) reduce_oldest(Patience::wait, done);
+}
+
+void Reducer::start_window() {
+  for (auto& entry : entries_) entry.rounds = 0;
+}
+
+void Reducer::abandon() {
+  bool done = true;
+  while (!pending_.empty()) reduce_oldest(Patience::wait, done);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (const auto& parameter : groups_[g]->parameters()) parameter.mutable_grad().reset();
+    entries_[g].slot.reset();
+  }
+  start_window();
+}
+
+}  // namespace sherd

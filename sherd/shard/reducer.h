@@ -1,0 +1,71 @@
+// Brings gradients from autograd into the store, group by group, in one order on all ranks.
+//
+// [Note: Rounds] A backward that reduces is one round of every trainable group. As a parameter's gradient is complete, it
+// is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed order
+// (the reverse of the units' order in the model, units with children last): gradients of a later group wait in .grad for
+// their turn. At the end of backward what has no gradient counts as zero. A gradient that comes after its group was
+// contributed (re-entrant recompute of a unit that is used twice) makes one more round at the end.
+// Strategies that hold whole gradients contribute everything at the end of backward.
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <vector>
+
+#include "sherd/shard/param_group.h"
+#include "sherd/shard/store.h"
+
+namespace sherd {
+
+/// What a backward does with the gradients: reduce them, or hold them in .grad for a later backward that does.
+enum class Gradients { reduce, hold };
+
+class Reducer {
+ public:
+  /// `order`: the trainable groups' indices in the order of contribution.
+  Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size_t> order, Spread gradients);
+
+  /// A backward begins.
+  void begin(Gradients gradients);
+  /// Parameter p of group g has its gradient of this backward in .grad. True when it was the group's last.
+  bool accumulated(size_t g, size_t p);
+  /// All gradients of this backward are there: contributes and reduces the rest (nothing if they are held).
+  void finish();
+  /// The step is over: the next round starts new sums.
+  void start_window();
+  /// Drops the round under way and what this window has summed. All ranks must do so at the same place.
+  void abandon();
+
+  bool complete(size_t g) const { return entries_[g].complete; }
+
+ private:
+  struct Entry {
+    at::Tensor slot;              // defined while open
+    std::vector<char> deposited;  // parameters whose gradients lie in the slot
+    std::vector<char> seen;       // parameters whose gradients this backward has made
+    size_t seen_count = 0;
+    bool complete = false;     // all seen
+    bool contributed = false;  // in this backward
+    int rounds = 0;            // reduced in this window
+  };
+
+  bool may_open(size_t g) const;
+  void open(size_t g);
+  void deposit(size_t g, size_t p);
+  void deposit_waiting(size_t g);
+  void contribute(size_t g);
+  void advance();
+  void reduce_oldest(Patience patience, bool& done);
+  bool has_waiting(size_t g) const;
+
+  Store& store_;
+  std::vector<ParamGroup*> groups_;
+  std::vector<size_t> order_;
+  Spread spread_;
+  Gradients gradients_ = Gradients::reduce;
+  std::vector<Entry> entries_;
+  size_t next_ = 0;              // position in order_ of the next group to contribute
+  std::deque<size_t> pending_;   // contributed, not yet reduced, oldest first
+};
+
+}  // namespace sherd

@@ -1,0 +1,86 @@
+// A model under a strategy: its units, their groups, and what happens between a forward and the step.
+#pragma once
+
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sherd/base/parameter_source.h"
+#include "sherd/comm/transport.h"
+#include "sherd/memory/ledger.h"
+#include "sherd/shard/param_group.h"
+#include "sherd/shard/reducer.h"
+#include "sherd/shard/store.h"
+#include "sherd/shard/unit_state.h"
+
+namespace sherd {
+
+/// When a unit gives up its whole parameters between forward and backward (strategies that spread parameters).
+enum class ReshardAfterForward {
+  units,  // every unit but the root, which needs them again at once
+  never,  // kept until backward: one gather less, more memory
+  all,    // the root too
+};
+
+struct ShardOptions {
+  Strategy strategy;
+  ReshardAfterForward reshard_after_forward = ReshardAfterForward::units;
+  Summing summing = Summing::apart;
+  at::Device device = at::kCPU;
+};
+
+class ShardedModel : public UnitObserver {
+ public:
+  /// Takes over the parameters of `root` (their values are lost: fill() gives new ones). Collective. `root`, `transport`
+  /// and `ledger` outlive it. Throws ConfigError for parameters that cannot be sharded.
+  ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger, ShardOptions options);
+  ~ShardedModel() override;
+
+  /// First values: each rank asks for the rows it owns. Collective.
+  void fill(const ParameterSource& source);
+
+  UnitState& root_unit() { return *units_.front(); }
+  Store& store() { return *store_; }
+  const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }
+
+  /// What the following backwards do with gradients; `reduce` until told otherwise.
+  void set_gradients(Gradients gradients);
+  /// Ends the backward under way, if it has not ended by itself. Idempotent.
+  void finish_backward();
+  /// Runs a backward of no gradients at all: this rank had nothing to do in a round of the others.
+  void empty_backward();
+  /// After an exception in forward or backward: drops all gradients of this step.
+  void abandon_backward();
+  /// After the update: publishes every group and starts a new window of rounds.
+  void publish();
+
+ private:
+  void entering_forward(UnitState& unit) override;
+  void unsharded_in_forward(UnitState& unit) override;
+  void unsharded_in_backward(UnitState& unit) override;
+  void entering_backward() override;
+  int64_t backward_number() const override { return backward_number_; }
+  bool all_gradients_seen(const UnitState& unit) const override;
+  void accumulated(size_t g, size_t p);
+  void make_units(ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors);
+
+  std::shared_ptr<torch::nn::Module> root_;
+  Transport& transport_;
+  std::unique_ptr<Store> store_;
+  std::vector<std::unique_ptr<ParamGroup>> groups_;
+  std::vector<size_t> unit_of_group_;
+  std::vector<std::shared_ptr<UnitState>> units_;
+  std::unique_ptr<Reducer> reducer_;
+  std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
+  std::shared_ptr<int> alive_ = std::make_shared<int>(0);
+
+  Gradients gradients_ = Gradients::reduce;
+  bool in_backward_ = false;
+  int64_t backward_number_ = 0;
+  std::vector<size_t> forward_order_;       // units as they ran in the last whole forward: drives prefetch in forward
+  std::vector<size_t> forward_order_now_;  // in the one under way: drives prefetch in its backward
+};
+
+}  // namespace sherd

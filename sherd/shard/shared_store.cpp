@@ -1,0 +1,186 @@
+#include "sherd/shard/shared_store.h"
+
+#include <ATen/ops/from_blob.h>
+
+#include "sherd/base/bytes.h"
+#include "sherd/base/error.h"
+#include "sherd/shard/reduction.h"
+
+namespace sherd {
+namespace {
+
+constexpr int64_t kFloat = sizeof(float);
+constexpr int64_t kSlotAlignment = 1024;  // elements: slots start on pages
+
+at::Tensor tensor_over(std::byte* data, int64_t elements) {
+  return at::from_blob(data, {elements}, at::TensorOptions().dtype(at::kFloat));
+}
+
+}  // namespace
+
+SharedStore::SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan)
+    : host_(host), plan_(std::move(plan)), owned_{host.rank()}, groups_(plan_.groups.size()) {
+  epoch_memory_ = host_.share(static_cast<int64_t>(sizeof(GroupEpochs) * std::max<size_t>(1, groups_.size())) * host_.size(), 0);
+  epoch_mapping_ = epoch_memory_.map_writable(0, epoch_memory_.bytes());
+  make_parameters(ledger);
+  make_gradients(ledger);
+  barrier(host_);
+}
+
+GroupEpochs& SharedStore::epochs(size_t g, int rank) const {
+  return reinterpret_cast<GroupEpochs*>(epoch_mapping_.data())[g * static_cast<size_t>(host_.size()) +
+                                                               static_cast<size_t>(rank)];
+}
+
+void SharedStore::make_parameters(Ledger& ledger) {
+  int64_t elements = 0;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    groups_[g].whole_offset = elements;
+    elements += plan_.groups[g].layout.whole_elements;
+  }
+  parameters_ = host_.share(elements * kFloat, 0);
+  view_ = parameters_.map_read_only();
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    Group& group = groups_[g];
+    const GroupLayout& layout = plan_.groups[g].layout;
+    group.whole = tensor_over(view_.data() + group.whole_offset * kFloat, layout.whole_elements);
+    int64_t own_elements = 0;
+    for (size_t p = 0; p < layout.parameters.size(); ++p) {
+      const auto& parameter = layout.parameters[p];
+      const Rows rows = layout.rows(p, host_.rank());
+      const int64_t first = group.whole_offset + parameter.offset + rows.first * parameter.row_elements;
+      const int64_t count = rows.count * parameter.row_elements;
+      group.own_rows.push_back(parameters_.map_writable(first * kFloat, count * kFloat));
+      own_elements += count;
+    }
+    group.bookings.push_back(ledger.book(MemoryKind::parameters, layout.unit, own_elements * kFloat));
+  }
+}
+
+void SharedStore::make_gradients(Ledger& ledger) {
+  int64_t elements = 0, largest = 0;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (!plan_.groups[g].trainable) continue;
+    const GroupLayout& layout = plan_.groups[g].layout;
+    const int64_t slot = round_up(layout.shard_elements * host_.size(), kSlotAlignment);
+    if (plan_.groups[g].slot == SlotKind::ring) {
+      largest = std::max(largest, slot);
+      continue;
+    }
+    groups_[g].dedicated_offset = elements;
+    elements += slot;
+    const MemoryKind kind = plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
+    groups_[g].bookings.push_back(ledger.book(kind, layout.unit, layout.shard_elements * host_.size() * kFloat));
+  }
+  for (int64_t& offset : ring_offset_) {
+    offset = elements;
+    elements += largest;
+  }
+  ring_booking_ = ledger.book(MemoryKind::communication, "", 2 * largest * kFloat);
+
+  for (int r = 0; r < host_.size(); ++r) {
+    gradient_memory_.push_back(host_.share(elements * kFloat, r));
+    auto& memory = gradient_memory_.back();
+    gradients_.push_back(r == host_.rank() ? memory.map_writable(0, memory.bytes()) : memory.map_read_only());
+  }
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    if (!plan_.groups[g].trainable) continue;
+    Group& group = groups_[g];
+    const GroupLayout& layout = plan_.groups[g].layout;
+    if (plan_.summing == Summing::in_place && group.dedicated_offset >= 0) {
+      group.gradient = tensor_over(gradients_[static_cast<size_t>(host_.rank())].data() +
+                                       (group.dedicated_offset + host_.rank() * layout.shard_elements) * kFloat,
+                                   layout.shard_elements);
+    } else {
+      group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, layout.unit, layout.shard_elements, at::kCPU);
+      group.gradient = group.gradient_buffer.tensor;
+    }
+  }
+}
+
+at::Tensor SharedStore::unshard(size_t g) {
+  const uint64_t version = groups_[g].published;
+  for (int r = 0; r < host_.size(); ++r) {
+    const auto& line = epochs(g, r);
+    host_.wait_for(r, [&] { return line.published.load(std::memory_order_acquire) >= version; }, "updated parameters");
+  }
+  return groups_[g].whole;
+}
+
+at::Tensor SharedStore::rows(size_t g, size_t parameter, int owner) {
+  SHERD_CHECK(owner == host_.rank());
+  const Mapping& mapping = groups_[g].own_rows[parameter];
+  return tensor_over(mapping.data(), mapping.bytes() / kFloat);
+}
+
+void SharedStore::publish(size_t g) {
+  epochs(g, host_.rank()).published.store(++groups_[g].published, std::memory_order_release);
+  host_.notify();
+}
+
+int64_t SharedStore::slot_blocked_by(size_t g) const {
+  const int64_t user = groups_[g].dedicated_offset >= 0 ? static_cast<int64_t>(g) : ring_user_[ring_next_];
+  if (user < 0) return -1;
+  const Group& blocker = groups_[static_cast<size_t>(user)];
+  return blocker.reduced < blocker.contributed ? user : -1;
+}
+
+void SharedStore::wait_until_reduced(size_t g) {
+  const uint64_t round = groups_[g].contributed;
+  for (int r = 0; r < host_.size(); ++r) {
+    const auto& line = epochs(g, r);
+    host_.wait_for(r, [&] { return line.reduced.load(std::memory_order_acquire) >= round; }, "a gradient slot");
+  }
+}
+
+at::Tensor SharedStore::open_slot(size_t g) {
+  SHERD_CHECK(slot_blocked_by(g) < 0);
+  Group& group = groups_[g];
+  const GroupLayout& layout = plan_.groups[g].layout;
+  const int64_t elements = layout.shard_elements * host_.size();
+  Mapping& mine = gradients_[static_cast<size_t>(host_.rank())];
+  if (group.dedicated_offset >= 0) {
+    wait_until_reduced(g);
+    group.slot_offset = group.dedicated_offset;
+    return tensor_over(mine.data() + group.slot_offset * kFloat, elements);
+  }
+  const int slot = ring_next_;
+  ring_next_ = 1 - ring_next_;
+  if (ring_user_[slot] >= 0) wait_until_reduced(static_cast<size_t>(ring_user_[slot]));
+  group.slot_offset = ring_offset_[slot];
+  const at::Tensor tensor = tensor_over(mine.data() + group.slot_offset * kFloat, elements);
+  if (ring_user_[slot] != static_cast<int64_t>(g)) zero_padding(layout, tensor);
+  ring_user_[slot] = static_cast<int64_t>(g);
+  return tensor;
+}
+
+void SharedStore::contribute(size_t g) {
+  Group& group = groups_[g];
+  auto& line = epochs(g, host_.rank());
+  line.slot_offset.store(group.slot_offset, std::memory_order_relaxed);
+  line.contributed.store(++group.contributed, std::memory_order_release);
+  host_.notify();
+}
+
+bool SharedStore::reduce(size_t g, Round round, Patience patience) {
+  Group& group = groups_[g];
+  const GroupLayout& layout = plan_.groups[g].layout;
+  const uint64_t wanted = group.reduced + 1;
+  std::vector<at::Tensor> sources;
+  for (int r = 0; r < host_.size(); ++r) {
+    const auto& line = epochs(g, r);
+    const auto ready = [&] { return line.contributed.load(std::memory_order_acquire) >= wanted; };
+    if (!ready()) {
+      if (patience == Patience::now_or_not) return false;
+      host_.wait_for(r, ready, fmt::format("the gradients of unit '{}'", layout.unit));
+    }
+    const int64_t offset = line.slot_offset.load(std::memory_order_relaxed) + host_.rank() * layout.shard_elements;
+    sources.push_back(tensor_over(gradients_[static_cast<size_t>(r)].data() + offset * kFloat, layout.shard_elements));
+  }
+  canonical_sum(sources, group.gradient, round);
+  epochs(g, host_.rank()).reduced.store(++group.reduced, std::memory_order_release);
+  host_.notify();
+  return true;
+}
+
+}  // namespace sherd

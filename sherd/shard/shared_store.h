@@ -1,0 +1,64 @@
+// The store of one host: one copy of all parameters in shared memory, gradients summed where their makers left them.
+#pragma once
+
+#include <vector>
+
+#include "sherd/comm/host_segment.h"
+#include "sherd/memory/buffer.h"
+#include "sherd/shard/store.h"
+
+namespace sherd {
+
+class SharedStore : public Store {
+ public:
+  SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan);
+
+  void begin_unshard(size_t) override {}
+  at::Tensor unshard(size_t g) override;
+  void reshard(size_t) override {}
+  const std::vector<int>& owned() const override { return owned_; }
+  at::Tensor rows(size_t g, size_t parameter, int owner) override;
+  void publish(size_t g) override;
+
+  int64_t slot_blocked_by(size_t g) const override;
+  at::Tensor open_slot(size_t g) override;
+  void contribute(size_t g) override;
+  bool reduce(size_t g, Round round, Patience patience) override;
+  at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+
+ private:
+  struct Group {
+    int64_t whole_offset = 0;           // in the parameter segment, in elements
+    std::vector<Mapping> own_rows;      // one a parameter
+    at::Tensor whole;                   // over the read-only mapping
+    int64_t dedicated_offset = -1;      // in a gradient segment, in elements; -1: ring
+    int64_t slot_offset = 0;            // of the round under way
+    uint64_t contributed = 0, reduced = 0, published = 0;
+    Buffer gradient_buffer;             // where it is summed apart
+    at::Tensor gradient;
+    std::vector<Booking> bookings;
+  };
+
+  GroupEpochs& epochs(size_t g, int rank) const;
+  void make_parameters(Ledger& ledger);
+  void make_gradients(Ledger& ledger);
+  void wait_until_reduced(size_t g);
+
+  HostSegment& host_;
+  StorePlan plan_;
+  std::vector<int> owned_;
+  std::vector<Group> groups_;
+
+  SharedMemory parameters_;
+  Mapping view_;
+  SharedMemory epoch_memory_;
+  Mapping epoch_mapping_;
+  std::vector<SharedMemory> gradient_memory_;  // one segment a rank
+  std::vector<Mapping> gradients_;             // ours writable, the peers' read-only
+  int64_t ring_offset_[2] = {0, 0};
+  int64_t ring_user_[2] = {-1, -1};  // the group that used the slot last
+  int ring_next_ = 0;
+  Booking ring_booking_;
+};
+
+}  // namespace sherd

@@ -1,0 +1,83 @@
+// Where the parameters and gradients of all groups lie on one transport, and how they travel. Two stores:
+// SharedStore (one host: one copy of the parameters, peers read gradients in place) and PrivateStore (any transport:
+// each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
+//
+// All tensors are 1-D fp32 in the layouts of [Note: Layout]. Collective calls (publish, unshard, contribute, reduce)
+// come in the same order on all ranks.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <memory>
+#include <vector>
+
+#include "sherd/comm/transport.h"
+#include "sherd/memory/ledger.h"
+#include "sherd/shard/layout.h"
+#include "sherd/shard/strategy.h"
+
+namespace sherd {
+
+/// How a group's gradients wait for the reduction.
+enum class SlotKind {
+  ring,       // in one of two buffers that all such groups take in turn
+  dedicated,  // in a buffer of its own
+};
+
+/// Where a group's reduced gradient is summed up.
+enum class Summing {
+  in_place,  // in this rank's rows of the dedicated slot: one round a step
+  apart,     // in a buffer of its own: any number of rounds
+};
+
+struct GroupPlan {
+  GroupLayout layout;
+  SlotKind slot = SlotKind::ring;
+  bool trainable = true;
+};
+
+struct StorePlan {
+  Strategy strategy;
+  Summing summing = Summing::apart;
+  at::Device device = at::kCPU;
+  std::vector<GroupPlan> groups;
+};
+
+enum class Round { first, later };          // of a step: overwrite the reduced gradient, or add to it
+enum class Patience { now_or_not, wait };  // reduce only if nothing has to be waited for, or wait
+
+class Store {
+ public:
+  virtual ~Store() = default;
+
+  // Parameters.
+  /// Starts to bring group g's whole buffer up to date; nothing where it is.
+  virtual void begin_unshard(size_t g) = 0;
+  /// The whole buffer, all owners' latest rows in it; valid until reshard(g). Read-only where it is shared.
+  virtual at::Tensor unshard(size_t g) = 0;
+  /// Lets the whole buffer go, where the strategy does not keep it.
+  virtual void reshard(size_t g) = 0;
+  /// Ranks whose rows this rank updates: itself, or all.
+  virtual const std::vector<int>& owned() const = 0;
+  /// The rows of `owner` (one of owned()) of a parameter, for writing: [rows * row_elements].
+  virtual at::Tensor rows(size_t g, size_t parameter, int owner) = 0;
+  /// This rank has written its rows of g; the next unshard on every rank sees them.
+  virtual void publish(size_t g) = 0;
+
+  // Gradients, in rounds: open_slot, fill, contribute, reduce.
+  /// The group whose round this rank has to reduce before g can have a slot; -1 when none.
+  virtual int64_t slot_blocked_by(size_t g) const = 0;
+  /// A slot for g's gradients: rank-major [ranks * shard_elements], the padding zero. Waits for peers to be done with it.
+  virtual at::Tensor open_slot(size_t g) = 0;
+  /// Hands the filled slot over.
+  virtual void contribute(size_t g) = 0;
+  /// Sums this rank's rows over all ranks (canonical tree) into gradient(g). False if that would have to wait.
+  virtual bool reduce(size_t g, Round round, Patience patience) = 0;
+  /// Reduced gradients, rank-major pieces of owned(): [owned().size() * shard_elements].
+  virtual at::Tensor gradient(size_t g) = 0;
+};
+
+/// Makes the store of `transport`. Collective. Both outlive it.
+std::unique_ptr<Store> make_store(Transport& transport, Ledger& ledger, StorePlan plan);
+
+}  // namespace sherd

@@ -1,0 +1,90 @@
+#include "sherd/shard/unit_state.h"
+
+#include <ATen/core/grad_mode.h>
+
+namespace sherd {
+
+struct UnitState::ForwardRecord {
+  int64_t backward = -1;  // the backward in which it is active
+  size_t producers = 0;   // of its inputs, in all
+  size_t reached = 0;     // of them, in that backward
+};
+
+void UnitState::begin_unshard() {
+  for (auto* group : groups_) group->begin_unshard();
+}
+
+void UnitState::unshard() {
+  for (auto* group : groups_) group->begin_unshard();
+  for (auto* group : groups_) group->unshard();
+}
+
+void UnitState::reshard() {
+  for (auto* group : groups_) group->reshard();
+}
+
+void UnitState::maybe_reshard() {
+  if (active_ == 0 && observer_.all_gradients_seen(*this)) reshard();
+}
+
+void UnitState::end_backward() {
+  active_ = 0;
+  reshard();
+}
+
+void UnitState::output_reached(ForwardRecord& record) {
+  observer_.entering_backward();
+  unshard();
+  observer_.unsharded_in_backward(*this);
+  if (record.producers == 0 || record.backward == observer_.backward_number()) return;
+  record.backward = observer_.backward_number();
+  record.reached = 0;
+  ++active_;
+}
+
+void UnitState::producer_reached(ForwardRecord& record) {
+  if (record.backward != observer_.backward_number() || ++record.reached != record.producers) return;
+  --active_;
+  maybe_reshard();
+}
+
+ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs) : unit_(unit) {
+  if (unit_ == nullptr) return;
+  unit_->observer_.entering_forward(*unit_);
+  if (at::GradMode::is_enabled()) producers_ = producer_nodes(inputs);
+  unit_->unshard();
+  unit_->observer_.unsharded_in_forward(*unit_);
+}
+
+void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
+  if (unit_ == nullptr) return;
+  UnitState& unit = *std::exchange(unit_, nullptr);
+  const bool with_gradients = at::GradMode::is_enabled();
+  const std::vector<AutogradNode> nodes = with_gradients ? output_nodes(outputs) : std::vector<AutogradNode>();
+  if (!nodes.empty()) {
+    auto record = std::make_shared<UnitState::ForwardRecord>();
+    record->producers = producers_.size();
+    // The graph may outlive the unit.
+    const std::weak_ptr<UnitState> weak = unit.weak_from_this();
+    for (const auto& node : nodes)
+      before_node(*node, [weak, record] {
+        if (const auto state = weak.lock()) state->output_reached(*record);
+      });
+    for (const auto& node : producers_)
+      before_node(*node, [weak, record] {
+        if (const auto state = weak.lock()) state->producer_reached(*record);
+      });
+  }
+  if (inside_backward()) return;
+  if (unit.after_forward_ == AfterForward::reshard || nodes.empty()) unit.reshard();
+}
+
+ForwardScope::~ForwardScope() {
+  if (unit_ == nullptr || inside_backward()) return;
+  try {
+    unit_->reshard();
+  } catch (...) {  // A gather that failed: the exception under way says more.
+  }
+}
+
+}  // namespace sherd

@@ -1,0 +1,85 @@
+// What a unit does around its forward and backward: unshard before, reshard after.
+//
+// [Note: Reshard in backward] A unit's parameters are needed until (1) all its gradients are there and (2) the producers of
+// its inputs have started, for every forward whose backward has begun: only then has nothing of the unit's own graph
+// still to run. Whatever is missed (no inputs with gradients, parts of the graph not run) is made up at the end of
+// backward. A forward inside backward (recompute) never reshards.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sherd/shard/hooks.h"
+#include "sherd/shard/param_group.h"
+
+namespace sherd {
+
+class UnitState;
+
+/// What unit states tell the model they belong to.
+class UnitObserver {
+ public:
+  virtual ~UnitObserver() = default;
+  /// A forward begins: nothing of an earlier, failed backward may be left.
+  virtual void entering_forward(UnitState& unit) = 0;
+  /// The unit's parameters are there: a good moment to prefetch the one that comes next.
+  virtual void unsharded_in_forward(UnitState& unit) = 0;
+  virtual void unsharded_in_backward(UnitState& unit) = 0;
+  /// Backward has reached the unit (called before it is unsharded; many times a backward).
+  virtual void entering_backward() = 0;
+  /// A number that is different in each backward.
+  virtual int64_t backward_number() const = 0;
+  virtual bool all_gradients_seen(const UnitState& unit) const = 0;
+};
+
+enum class AfterForward { reshard, keep };
+
+class UnitState : public std::enable_shared_from_this<UnitState> {
+ public:
+  UnitState(UnitObserver& observer, std::string name, size_t index, AfterForward after_forward)
+      : observer_(observer), name_(std::move(name)), index_(index), after_forward_(after_forward) {}
+
+  const std::string& name() const { return name_; }
+  size_t index() const { return index_; }
+  std::vector<ParamGroup*>& groups() { return groups_; }
+  const std::vector<ParamGroup*>& groups() const { return groups_; }
+
+  void begin_unshard();
+  void reshard();
+  /// Reshards if [Note: Reshard in backward] allows it.
+  void maybe_reshard();
+  /// Everything that backward has left open is closed.
+  void end_backward();
+
+ private:
+  friend class ForwardScope;
+  struct ForwardRecord;  // one forward with gradients: how many producers of its inputs have yet to start
+  void unshard();
+  void output_reached(ForwardRecord& record);
+  void producer_reached(ForwardRecord& record);
+
+  UnitObserver& observer_;
+  std::string name_;
+  size_t index_;
+  AfterForward after_forward_;
+  std::vector<ParamGroup*> groups_;
+  int active_ = 0;  // forwards whose backward has begun and whose producers have not all started
+};
+
+/// Around one forward of a unit: unshards at once; finish() with the outputs installs the hooks. Destroyed without
+/// finish() (an exception in forward), it only reshards. A null state does nothing at all.
+class ForwardScope {
+ public:
+  ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs);
+  ForwardScope(const ForwardScope&) = delete;
+  ForwardScope& operator=(const ForwardScope&) = delete;
+  ~ForwardScope();
+  void finish(const std::vector<at::Tensor>& outputs);
+
+ private:
+  UnitState* unit_;
+  std::vector<AutogradNode> producers_;
+};
+
+}  // namespace sherd
