@@ -9,6 +9,7 @@
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sherd/kernels/reduce.cpp"
+#include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
@@ -109,6 +110,23 @@ void tree_sum_loop(const float* const* sources, size_t count, size_t n, float* o
   }
 }
 
+// Stores past the caches: a destination of this size would not stay there, and need not be read before it is written.
+void copy_streaming(const float* HWY_RESTRICT from, size_t n, float* HWY_RESTRICT to) {
+  const hn::ScalableTag<float> d;
+  const size_t lanes = hn::Lanes(d);
+  const size_t behind = reinterpret_cast<uintptr_t>(to) / sizeof(float) % lanes;
+  size_t i = std::min(n, behind == 0 ? 0 : lanes - behind);
+  std::memcpy(to, from, i * sizeof(float));
+  for (; i + 2 * lanes <= n; i += 2 * lanes) {
+    const auto first = hn::LoadU(d, from + i);
+    const auto second = hn::LoadU(d, from + i + lanes);
+    hn::Stream(first, d, to + i);
+    hn::Stream(second, d, to + i + lanes);
+  }
+  hwy::FlushStream();  // before whoever publishes the copy
+  std::memcpy(to + i, from + i, (n - i) * sizeof(float));
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace sherd::kernels
 HWY_AFTER_NAMESPACE();
@@ -117,6 +135,10 @@ HWY_AFTER_NAMESPACE();
 namespace sherd::kernels {
 
 HWY_EXPORT(tree_sum_loop);
+HWY_EXPORT(copy_streaming);
+
+// From here on a copy streams: measured on 32 MiB of last-level cache, 0.7 of memcpy's time, below it is slower.
+constexpr int64_t kStreamFrom = int64_t{4} << 20;
 
 void tree_sum(std::span<const float* const> sources, int64_t n, float* out, Accumulate mode) {
   SHERD_CHECK(!sources.empty());
@@ -124,7 +146,11 @@ void tree_sum(std::span<const float* const> sources, int64_t n, float* out, Accu
 }
 
 void copy(const float* from, int64_t n, float* to) {
-  if (n > 0) std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+  if (n >= kStreamFrom) {
+    HWY_DYNAMIC_DISPATCH(copy_streaming)(from, static_cast<size_t>(n), to);
+  } else if (n > 0) {
+    std::memcpy(to, from, static_cast<size_t>(n) * sizeof(float));
+  }
 }
 
 void add(const float* from, int64_t n, float* into) { tree_sum({&from, 1}, n, into, Accumulate::add); }

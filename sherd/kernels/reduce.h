@@ -22,7 +22,7 @@ enum class Accumulate {
 /// Sums at least one source into `out`. `out` may be one of the sources, but not overlap one otherwise.
 void tree_sum(std::span<const float* const> sources, int64_t n, float* out, Accumulate mode);
 
-/// Copies between spans that do not overlap.
+/// Copies between spans that do not overlap; 16 MiB and more go past the caches.
 void copy(const float* from, int64_t n, float* to);
 
 /// into = into + from, for spans that are equal or do not overlap.

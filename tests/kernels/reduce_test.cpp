@@ -155,5 +155,19 @@ TEST(CopyAndAdd, MatchPlainLoops) {
   }
 }
 
+TEST(Copy, LargeSpansAtAnyAlignmentWriteNothingOutside) {
+  const int64_t n = (int64_t{4} << 20) + 37;
+  std::vector<float> from(static_cast<size_t>(n) + 16);
+  std::iota(from.begin(), from.end(), 1.0f);
+  for_each_target([&] {
+    for (const size_t offset : {0, 1, 7, 15}) {
+      std::vector<float> to(from.size() + 16, -1.0f), expected = to;
+      std::copy_n(from.begin() + 3, n, expected.begin() + static_cast<std::ptrdiff_t>(offset));
+      copy(from.data() + 3, n, to.data() + offset);
+      EXPECT_TRUE(to == expected) << offset;
+    }
+  });
+}
+
 }  // namespace
 }  // namespace sherd::kernels

@@ -1,0 +1,144 @@
+// Micro-benchmarks of the kernels on one thread, each beside its yardstick in the same loop: the two take turns, so
+// that a noisy machine hurts both, and medians are reported. Counters: ns per element for each side, and the ratio
+// sherd / yardstick. Sizes are chosen beyond the caches, except where said.
+//
+//   bench_kernels [--benchmark_filter=REGEX] [--benchmark_min_time=SECONDS]
+#include <ATen/Parallel.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/zeros_like.h>
+#include <benchmark/benchmark.h>
+
+#include <cmath>
+
+#include "sherd/kernels/adamw.h"
+#include "sherd/kernels/norm.h"
+#include "sherd/kernels/reduce.h"
+
+namespace {
+
+using sherd::kernels::Accumulate;
+using Clock = std::chrono::steady_clock;
+
+double median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+template <class Body>
+double seconds_of(const Body& body) {
+  const auto begin = Clock::now();
+  body();
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Alternates the two bodies, each over `n` elements; the benchmark's own time is that of ours.
+template <class Ours, class Yardstick>
+void interleave(benchmark::State& state, int64_t n, const Ours& ours, const Yardstick& yardstick) {
+  std::vector<double> our_times, their_times;
+  ours();
+  yardstick();
+  for (auto _ : state) {
+    their_times.push_back(seconds_of(yardstick));
+    our_times.push_back(seconds_of(ours));
+    state.SetIterationTime(our_times.back());
+  }
+  const double to_ns = 1e9 / static_cast<double>(n);
+  state.counters["sherd_ns"] = median(our_times) * to_ns;
+  state.counters["yardstick_ns"] = median(their_times) * to_ns;
+  state.counters["ratio"] = median(our_times) / median(their_times);
+}
+
+// Yardstick: torch's fused AdamW on tensors of the same size.
+void adamw(benchmark::State& state) {
+  const int64_t n = state.range(0);
+  const auto make = [n] { return std::array{at::randn({n}), at::randn({n}) * 0.01, at::zeros({n}), at::zeros({n})}; };
+  const auto ours = make(), theirs = make();
+  const at::Tensor step = at::zeros({}).fill_(10);
+  const sherd::kernels::AdamWScalars scalars{.lr = 1e-4,
+                                             .beta1 = 0.9,
+                                             .beta2 = 0.95,
+                                             .eps = 1e-8,
+                                             .weight_decay = 0.1,
+                                             .bias_correction1 = 1.0 - std::pow(0.9, 10),
+                                             .bias_correction2_sqrt = std::sqrt(1.0 - std::pow(0.95, 10)),
+                                             .gradient_scale = 1.0};
+  interleave(
+      state, n,
+      [&] {
+        sherd::kernels::adamw(scalars, n, ours[1].const_data_ptr<float>(), ours[0].mutable_data_ptr<float>(),
+                              ours[2].mutable_data_ptr<float>(), ours[3].mutable_data_ptr<float>());
+      },
+      [&] {
+        at::_fused_adamw_({theirs[0]}, {theirs[1]}, {theirs[2]}, {theirs[3]}, {}, {step}, 1e-4, 0.9, 0.95, 0.1, 1e-8,
+                          false, false);
+      });
+}
+
+// Yardstick: the first source copied, the others added one after another by torch.
+void tree_sum(benchmark::State& state) {
+  const int64_t count = state.range(0), n = state.range(1);
+  std::vector<at::Tensor> sources;
+  std::vector<const float*> pointers;
+  for (int64_t k = 0; k < count; ++k) {
+    sources.push_back(at::randn({n}));
+    pointers.push_back(sources.back().const_data_ptr<float>());
+  }
+  const at::Tensor out = at::zeros({n}), torch_out = at::zeros({n});
+  interleave(
+      state, n, [&] { sherd::kernels::tree_sum(pointers, n, out.mutable_data_ptr<float>(), Accumulate::overwrite); },
+      [&] {
+        torch_out.copy_(sources[0]);
+        for (int64_t k = 1; k < count; ++k) torch_out.add_(sources[static_cast<size_t>(k)]);
+      });
+}
+
+// Yardstick: torch's add_ on the same sizes.
+void add(benchmark::State& state) {
+  const int64_t n = state.range(0);
+  const at::Tensor x = at::randn({n}), out = at::zeros({n}), torch_out = at::zeros({n});
+  interleave(
+      state, n, [&] { sherd::kernels::add(x.const_data_ptr<float>(), n, out.mutable_data_ptr<float>()); },
+      [&] { torch_out.add_(x); });
+}
+
+// Yardstick: torch's copy_.
+void copy(benchmark::State& state) {
+  const int64_t n = state.range(0);
+  const at::Tensor x = at::randn({n}), out = at::zeros({n}), torch_out = at::zeros({n});
+  interleave(
+      state, n, [&] { sherd::kernels::copy(x.const_data_ptr<float>(), n, out.mutable_data_ptr<float>()); },
+      [&] { torch_out.copy_(x); });
+}
+
+// Yardstick: torch's vector norm, which sums in fp32.
+void sum_of_squares(benchmark::State& state) {
+  const int64_t n = state.range(0);
+  const at::Tensor x = at::randn({n});
+  double norm = 0;
+  interleave(
+      state, n, [&] { benchmark::DoNotOptimize(norm += sherd::kernels::sum_of_squares(x.const_data_ptr<float>(), n)); },
+      [&] { benchmark::DoNotOptimize(norm += at::linalg_vector_norm(x, 2).item<double>()); });
+}
+
+constexpr int64_t kMillion = 1 << 20;
+constexpr auto kUnit = benchmark::kMillisecond;
+
+BENCHMARK(adamw)->UseManualTime()->Unit(kUnit)->Arg(4096)->Arg(4 * kMillion)->Arg(16 * kMillion);
+BENCHMARK(tree_sum)->UseManualTime()->Unit(kUnit)->ArgsProduct({{1, 2, 3, 4, 8, 16, 64}, {4 * kMillion}});
+BENCHMARK(add)->UseManualTime()->Unit(kUnit)->Arg(256 * 1024)->Arg(16 * kMillion);
+BENCHMARK(copy)->UseManualTime()->Unit(kUnit)->Arg(256 * 1024)->Arg(4 * kMillion)->Arg(16 * kMillion);
+BENCHMARK(sum_of_squares)->UseManualTime()->Unit(kUnit)->Arg(4096)->Arg(16 * kMillion);
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  at::set_num_threads(1);
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  return 0;
+}
