@@ -1,0 +1,69 @@
+# Every target sets up what it needs: a fresh clone and one of these is enough.
+#
+#   make train    train a small model on the Python library's own source text, and let it write
+#   make test     build everything, check layers and sizes, run all tests
+#   make bench    the benchmarks
+#   make build    the command: build/sherd
+#   make lint     clang-format and clang-tidy on changed sources (LINT=all for all of them)
+#   make format   clang-format, in place
+#   make asan     the C++ tests under a sanitizer; also ubsan, tsan
+#   make clean    remove what was built (.venv stays)
+.PHONY: train test bench build format lint asan ubsan tsan clean setup
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+PYTHON = .venv/bin/python
+TRAIN_RANKS = 2
+RUN = runs/stdlib
+
+setup:
+	@scripts/setup.sh
+
+build/build.ninja: CMakePresets.json CMakeLists.txt cmake/SherdTorch.cmake cmake/SherdTargets.cmake | setup
+	@cmake --preset default
+
+build: setup build/build.ninja
+	@cmake --build build --target sherd_cli
+
+train: build
+	build/sherd train examples/train_stdlib.json --ranks $(TRAIN_RANKS) --set output=$(RUN) \
+	  --set "data.text=$$($(PYTHON) scripts/stdlib_sources.py)"
+	@echo
+	@echo "What the model writes after 'def ':"
+	@build/sherd sample $(RUN) --prompt "$$(printf '\ndef ')" --max-tokens 400
+	@echo
+	@echo "The run folder is $(RUN)/: config.json, metrics.jsonl, loss.svg and the weights in model/"
+
+test: setup build/build.ninja
+	@cmake --build build
+	@scripts/check_layers.py
+	@scripts/check_size.py
+	@$(PYTHON) -m pytest tests/python
+
+bench: setup
+	@cmake --preset bench
+	@cmake --build build
+	@benchmarks/run.sh
+
+# libtorch is not instrumented: leaks and races inside of it are suppressed, ours are not.
+asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1
+asan: export LSAN_OPTIONS = suppressions=$(CURDIR)/scripts/sanitizers/lsan.supp:print_suppressions=0
+ubsan: export UBSAN_OPTIONS = halt_on_error=1:print_stacktrace=1
+tsan: export TSAN_OPTIONS = halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/scripts/sanitizers/tsan.supp
+tsan: export OMP_NUM_THREADS = 1
+asan ubsan tsan: setup
+	@cmake --preset $@
+	@cmake --build --preset $@
+	@SHERD_BUILD=build-$@ $(PYTHON) -m pytest tests/python/test_cpp.py
+
+lint:
+	@scripts/setup.sh clang-format-14 clang-tidy-14
+	@cmake --preset lint >/dev/null
+	@scripts/lint.sh $(LINT)
+
+format:
+	@scripts/setup.sh clang-format-14
+	@git ls-files '*.h' '*.cpp' | xargs clang-format-14 -i
+
+clean:
+	rm -rf build build-asan build-ubsan build-tsan build-lint
