@@ -48,6 +48,7 @@ class SafetensorsFile {
   /// Throws ConfigError if the file is missing or not a safetensors file.
   explicit SafetensorsFile(const std::string& path);
 
+  const std::string& path() const { return file_.path(); }
   const SafetensorsHeader& header() const { return header_; }
 
   /// Writes rows of tensor `range.fqn` as fp32 to `out`, reading just those bytes. F32, F64, F16 and BF16.
@@ -71,7 +72,7 @@ class SafetensorsWriter {
   /// Opens what another process created. Throws ConfigError.
   static SafetensorsWriter open(const std::string& path);
 
-  SafetensorsWriter(SafetensorsWriter&&) = default;
+  SafetensorsWriter(SafetensorsWriter&& other) noexcept;
   SafetensorsWriter& operator=(SafetensorsWriter&&) = delete;
   ~SafetensorsWriter();
 

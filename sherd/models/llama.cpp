@@ -1,0 +1,118 @@
+#include "sherd/models/llama.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/embedding.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/outer.h>
+#include <ATen/ops/pow.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/stack.h>
+#include <fmt/ranges.h>
+
+#include "sherd/base/error.h"
+#include "sherd/models/chunked_loss.h"
+#include "sherd/models/deferred.h"
+#include "sherd/models/fused.h"
+
+namespace sherd {
+namespace {
+
+// In single precision and in transformers' order of operations, so that the angles are the same.
+at::Tensor rotary_table(const LlamaConfig& config) {
+  const auto even = at::arange(0, config.head_dim, 2, at::kFloat) / static_cast<double>(config.head_dim);
+  const auto frequency = at::pow(config.rope_theta, even).reciprocal();
+  const auto angle = at::outer(at::arange(config.context, at::kFloat), frequency);
+  return at::stack({angle.cos(), angle.sin()});
+}
+
+}  // namespace
+
+WeightModule::WeightModule(at::IntArrayRef sizes) : weight(register_parameter("weight", deferred_parameter(sizes))) {}
+
+LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config)
+    : heads_(config.heads), kv_heads_(config.kv_heads), head_dim_(config.head_dim) {
+  const auto projection = [&](const char* name, int64_t out, int64_t in) {
+    return register_module(name, std::make_shared<WeightModule>(at::IntArrayRef({out, in})));
+  };
+  q_proj_ = projection("q_proj", heads_ * head_dim_, config.dim);
+  k_proj_ = projection("k_proj", kv_heads_ * head_dim_, config.dim);
+  v_proj_ = projection("v_proj", kv_heads_ * head_dim_, config.dim);
+  o_proj_ = projection("o_proj", config.dim, heads_ * head_dim_);
+}
+
+at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const at::Tensor& rope) {
+  const int64_t batch = x.size(0), time = x.size(1);
+  const auto q = rotate_halves(at::linear(x, q_proj_->weight).view({batch, time, heads_, head_dim_}), rope);
+  const auto k = rotate_halves(at::linear(x, k_proj_->weight).view({batch, time, kv_heads_, head_dim_}), rope);
+  const auto v = at::linear(x, v_proj_->weight).view({batch, time, kv_heads_, head_dim_});
+  const auto y = at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), {}, 0.0,
+                                                  /*is_causal=*/true, {}, /*enable_gqa=*/heads_ != kv_heads_);
+  return at::linear(y.transpose(1, 2).reshape({batch, time, heads_ * head_dim_}), o_proj_->weight);
+}
+
+LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
+    : gate_proj_(
+          register_module("gate_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.ffn, config.dim})))),
+      up_proj_(register_module("up_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.ffn, config.dim})))),
+      down_proj_(
+          register_module("down_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.dim, config.ffn})))) {}
+
+at::Tensor LlamaMlpImpl::forward(const at::Tensor& x) {
+  return at::linear(silu_product(at::linear(x, gate_proj_->weight), at::linear(x, up_proj_->weight)),
+                    down_proj_->weight);
+}
+
+LlamaBlockImpl::LlamaBlockImpl(const LlamaConfig& config)
+    : norm_eps_(config.norm_eps),
+      input_layernorm_(
+          register_module("input_layernorm", std::make_shared<WeightModule>(at::IntArrayRef({config.dim})))),
+      post_attention_layernorm_(
+          register_module("post_attention_layernorm", std::make_shared<WeightModule>(at::IntArrayRef({config.dim})))),
+      self_attn_(register_module("self_attn", std::make_shared<LlamaAttentionImpl>(config))),
+      mlp_(register_module("mlp", std::make_shared<LlamaMlpImpl>(config))) {}
+
+at::Tensor LlamaBlockImpl::forward(const at::Tensor& x, const at::Tensor& rope) {
+  const auto attended = x + self_attn_->forward(rms_norm(x, input_layernorm_->weight, norm_eps_), rope);
+  return attended + mlp_->forward(rms_norm(attended, post_attention_layernorm_->weight, norm_eps_));
+}
+
+std::shared_ptr<LlamaBlockImpl> plain_llama_block(const LlamaConfig& config) {
+  return std::make_shared<LlamaBlockImpl>(config);
+}
+
+LlamaImpl::LlamaImpl(LlamaConfig config, const LlamaBlockFactory& make_block) : config_(std::move(config)) {
+  config_.validate();
+  auto model = register_module("model", std::make_shared<torch::nn::Module>());
+  embed_tokens_ = model->register_module("embed_tokens",
+                                         std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim})));
+  auto layers = model->register_module("layers", std::make_shared<torch::nn::Module>());
+  for (int64_t i = 0; i < config_.layers; ++i) {
+    blocks_.push_back(layers->register_module(std::to_string(i), make_block(config_)));
+  }
+  norm_ = model->register_module("norm", std::make_shared<WeightModule>(at::IntArrayRef({config_.dim})));
+  if (config_.head == OutputHead::untied) {
+    lm_head_ =
+        register_module("lm_head", std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim})));
+  }
+  rope_ = model->register_buffer("rope", rotary_table(config_));
+}
+
+const at::Tensor& LlamaImpl::head_weight() const { return lm_head_ ? lm_head_->weight : embed_tokens_->weight; }
+
+at::Tensor LlamaImpl::hidden(const at::Tensor& tokens) {
+  if (tokens.dim() != 2 || tokens.size(1) > config_.context)
+    config_error("model", "got tokens of shape [{}], expected [batch, time] with time at most {}, the model's context",
+                 fmt::join(tokens.sizes(), ", "), config_.context);
+  const auto rope = rope_.narrow(1, 0, tokens.size(1));
+  auto x = at::embedding(embed_tokens_->weight, tokens);
+  for (const auto& block : blocks_) x = block->forward(x, rope);
+  return rms_norm(x, norm_->weight, config_.norm_eps);
+}
+
+at::Tensor LlamaImpl::logits(const at::Tensor& tokens) { return at::linear(hidden(tokens), head_weight()); }
+
+at::Tensor LlamaImpl::loss(const at::Tensor& tokens, const at::Tensor& targets, double scale) {
+  return linear_cross_entropy(hidden(tokens).flatten(0, 1), head_weight(), targets.flatten(), scale);
+}
+
+}  // namespace sherd

@@ -1,0 +1,148 @@
+#include "sherd/models/chunked_loss.h"
+
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/randint.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/tensor.h>
+#include <c10/util/ThreadLocalDebugInfo.h>
+#include <gtest/gtest.h>
+
+#include "sherd/base/error.h"
+#include "tests/models/devices.h"
+
+namespace sherd {
+namespace {
+
+struct Sizes {
+  int64_t tokens, dim, vocab;
+};
+
+double relative(const at::Tensor& got, const at::Tensor& expected) {
+  return ((got.cpu().to(at::kDouble) - expected.cpu().to(at::kDouble)).norm() / expected.to(at::kDouble).norm().cpu())
+      .item<double>();
+}
+
+// Everything a comparison needs: values on a device, and the plain result in double.
+struct Case {
+  at::Tensor x, weight, targets;
+  at::Tensor plain_loss, plain_dx, plain_dweight;
+
+  Case(const Sizes& sizes, at::Device device, double scale) {
+    const auto options = at::TensorOptions().device(device);
+    x = at::randn({sizes.tokens, sizes.dim}, options).requires_grad_();
+    weight = at::randn({sizes.vocab, sizes.dim}, options).requires_grad_();
+    targets = at::randint(sizes.vocab, {sizes.tokens}, options.dtype(at::kLong));
+    targets.slice(0, 0, sizes.tokens, 3).fill_(kIgnoredTarget);
+    auto x64 = x.detach().to(at::kDouble).requires_grad_(), weight64 = weight.detach().to(at::kDouble).requires_grad_();
+    const auto logits = at::linear(x64, weight64);
+    plain_loss = scale * at::cross_entropy_loss(logits, targets, {}, at::Reduction::Sum, kIgnoredTarget);
+    plain_loss.backward();
+    plain_dx = x64.grad(), plain_dweight = weight64.grad();
+  }
+};
+
+// The largest and the current number of bytes allocated on this thread.
+struct Allocations : c10::MemoryReportingInfoBase {
+  int64_t largest = 0, current = 0, peak = 0;
+  void reportMemoryUsage(void*, int64_t size, size_t, size_t, c10::Device) override {
+    largest = std::max(largest, size);
+    current += size;
+    peak = std::max(peak, current);
+  }
+  bool memoryProfilingEnabled() const override { return true; }
+};
+
+TEST(LinearCrossEntropy, MatchesWholeLogits) {
+  for (const auto device : test_devices()) {
+    for (const auto& sizes : {Sizes{1, 3, 2}, Sizes{77, 24, 101}, Sizes{131, 16, 40000}, Sizes{130, 8, 32768}}) {
+      const Case plain(sizes, device, 0.37);
+      const auto loss = linear_cross_entropy(plain.x, plain.weight, plain.targets, 0.37);
+      EXPECT_EQ(loss.dim(), 0);
+      loss.backward();
+      if (sizes.tokens == 1) {  // the only target is ignored
+        EXPECT_EQ(loss.item<double>(), 0.0);
+        EXPECT_EQ(plain.x.grad().abs().sum().item<double>(), 0.0);
+        EXPECT_EQ(plain.weight.grad().abs().sum().item<double>(), 0.0);
+        continue;
+      }
+      EXPECT_LT(relative(loss, plain.plain_loss), 1e-6) << sizes.vocab;
+      EXPECT_LT(relative(plain.x.grad(), plain.plain_dx), 1e-6) << sizes.vocab;
+      EXPECT_LT(relative(plain.weight.grad(), plain.plain_dweight), 1e-6) << sizes.vocab;
+    }
+  }
+}
+
+TEST(LinearCrossEntropy, HasNoChunkBoundaryInItsValue) {
+  const int64_t vocab = 32768, chunk = loss_chunk_tokens(vocab);
+  for (const int64_t tokens : {chunk - 1, chunk, chunk + 1, 2 * chunk}) {
+    const Case plain({tokens, 5, vocab}, at::kCPU, 1.0);
+    const auto loss = linear_cross_entropy(plain.x, plain.weight, plain.targets, 1.0);
+    loss.backward();
+    EXPECT_LT(relative(loss, plain.plain_loss), 1e-6) << tokens;
+    EXPECT_LT(relative(plain.weight.grad(), plain.plain_dweight), 1e-6) << tokens;
+  }
+}
+
+TEST(LinearCrossEntropy, StaysFiniteForLargeLogits) {
+  const auto x = at::full({4, 1}, 1000.0F).requires_grad_();
+  const auto weight = at::tensor(std::vector<float>{1.0F, -1.0F, 0.5F}).view({3, 1});
+  const auto loss = linear_cross_entropy(x, weight, at::tensor(std::vector<int64_t>{0, 1, 2, kIgnoredTarget}), 1.0);
+  EXPECT_FLOAT_EQ(loss.item<float>(), 2500.0F);
+  loss.backward();
+  EXPECT_TRUE(x.grad().isfinite().all().item<bool>());
+}
+
+TEST(LinearCrossEntropy, ComputesOnlyTheGradientsAskedFor) {
+  Case plain({70, 6, 50}, at::kCPU, 2.0);
+  linear_cross_entropy(plain.x, plain.weight.detach(), plain.targets, 2.0).backward();
+  EXPECT_LT(relative(plain.x.grad(), plain.plain_dx), 1e-6);
+  EXPECT_FALSE(plain.weight.grad().defined());
+  linear_cross_entropy(plain.x.detach(), plain.weight, plain.targets, 2.0).backward();
+  EXPECT_LT(relative(plain.weight.grad(), plain.plain_dweight), 1e-6);
+
+  const at::NoGradGuard no_grad;
+  const auto loss = linear_cross_entropy(plain.x, plain.weight, plain.targets, 2.0);
+  EXPECT_FALSE(loss.requires_grad());
+  EXPECT_LT(relative(loss, plain.plain_loss), 1e-6);
+}
+
+TEST(LinearCrossEntropy, FollowsTheGradientOfItsResult) {
+  Case plain({70, 6, 50}, at::kCPU, 1.0);
+  (3.0 * linear_cross_entropy(plain.x, plain.weight, plain.targets, 1.0)).backward();
+  EXPECT_LT(relative(plain.x.grad(), 3.0 * plain.plain_dx), 1e-6);
+  EXPECT_LT(relative(plain.weight.grad(), 3.0 * plain.plain_dweight), 1e-6);
+}
+
+TEST(LinearCrossEntropy, NeverMakesWholeLogitsNorCopiesItsGradients) {
+  const Sizes sizes{513, 4, 32768};
+  Case plain(sizes, at::kCPU, 1.0);
+  const int64_t chunk_bytes = loss_chunk_tokens(sizes.vocab) * sizes.vocab * 4,
+                weight_bytes = sizes.vocab * sizes.dim * 4;
+  auto allocations = std::make_shared<Allocations>();
+  {
+    const c10::DebugInfoGuard guard(c10::DebugInfoKind::PROFILER_STATE, allocations);
+    linear_cross_entropy(plain.x, plain.weight, plain.targets, 1.0).backward();
+  }
+  EXPECT_GE(allocations->largest, chunk_bytes);  // the observer works
+  EXPECT_LE(allocations->largest, chunk_bytes + 64);
+  EXPECT_LT(allocations->peak, 2 * chunk_bytes + weight_bytes + (1 << 20));
+}
+
+TEST(LinearCrossEntropy, RefusesATargetOutsideTheVocabulary) {
+  const auto x = at::zeros({2, 3}), weight = at::zeros({5, 3});
+  for (const int64_t target : {int64_t{5}, int64_t{-1}}) {
+    try {
+      linear_cross_entropy(x, weight, at::tensor(std::vector<int64_t>{0, target}), 1.0);
+      FAIL();
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find(fmt::format("got target {}, expected 0 to 4", target)),
+                std::string::npos)
+          << error.what();
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sherd
