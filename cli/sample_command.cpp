@@ -57,7 +57,8 @@ std::vector<int64_t> first_tokens(const SampleOptions& options, int64_t vocab) {
   if (!options.prompt) {
     for (const int64_t token : options.tokens) {
       if (token < 0 || token >= vocab) {
-        config_error("--tokens", "got {}, expected tokens from 0 to {}: the model's vocabulary", token, vocab - 1);
+        config_error("--tokens", "got {}, expected tokens from 0 to {}; try those of the model's own tokenizer", token,
+                     vocab - 1);
       }
     }
     return options.tokens;
