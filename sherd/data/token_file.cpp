@@ -31,7 +31,7 @@ class TokenFile final : public TokenSource {
 
   void read(int64_t first, int64_t count, int64_t* out) const override {
     SHERD_CHECK(first >= 0 && count >= 0 && first <= size() - count);
-    std::array<Id, 4096> ids;
+    std::array<Id, 16384> ids;
     while (count > 0) {
       const int64_t piece = std::min<int64_t>(count, ids.size());
       file_.read(first * sizeof(Id), piece * sizeof(Id), ids.data());

@@ -44,6 +44,7 @@ std::shared_ptr<const TokenSource> open_token_file(const std::string& path, Toke
 
 /// The bytes of the files that find_files(patterns) lists, in that order, with nothing between two files.
 /// Opens each file once to learn its size; a file that cannot be read, or no bytes at all, is a ConfigError.
+/// Holds neither contents nor descriptors: a read opens the files that it touches.
 std::shared_ptr<const TokenSource> open_text(const std::vector<std::string>& patterns);
 
 /// An endless stream in which mostly t is followed by 5t + 7 (mod vocab), and one token in five is drawn at random.

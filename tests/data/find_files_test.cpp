@@ -81,10 +81,18 @@ TEST_F(FindFiles, NothingFoundIsAConfigError) {
 }
 
 TEST_F(FindFiles, AFolderThatCannotBeListedIsAConfigError) {
-  if (::geteuid() == 0) GTEST_SKIP() << "root may list everything";
-  std::filesystem::permissions(folder_ / "sub/deep", std::filesystem::perms::none);
+  using std::filesystem::perms;
+  constexpr uid_t kNobody = 65534;
+  const uid_t before = ::geteuid();
+  std::filesystem::permissions(folder_.path(), perms::all);
+  std::filesystem::permissions(folder_ / "sub/deep", perms::none);
+  if (before == 0) {
+    ASSERT_EQ(::seteuid(kNobody), 0);  // root may list everything
+  }
   expect_config_error([&] { find({""}); }, {"sub/deep", "listed"});
-  std::filesystem::permissions(folder_ / "sub/deep", std::filesystem::perms::owner_all);
+  expect_config_error([&] { find({"**/*.py"}); }, {"sub/deep", "listed"});
+  ASSERT_EQ(::seteuid(before), 0);
+  std::filesystem::permissions(folder_ / "sub/deep", perms::owner_all);
 }
 
 }  // namespace

@@ -79,7 +79,9 @@ TEST(Sampler, ShuffledTakesEachRowOfAnEpochOnce) {
       for (int64_t i = 1; i < epoch_rows; ++i) ASSERT_EQ(starts[i], starts[i - 1] + context);
       offsets.insert(starts.front());
     }
-    if (tokens >= 2 * context) EXPECT_EQ(offsets.size(), 5u) << "every first token turns up in 40 epochs";
+    if (tokens >= 2 * context) {
+      EXPECT_EQ(offsets.size(), 5u) << "every first token turns up in 40 epochs";
+    }
   }
 }
 

@@ -141,7 +141,9 @@ TEST(Synthetic, CanBeLearnedAndStaysInTheVocabulary) {
       if (i > 0 && t[i] == (5 * t[i - 1] + 7) % vocab) ++successors;
     }
     EXPECT_GT(successors, 0.78 * t.size());
-    if (vocab > 100) EXPECT_LT(successors, 0.83 * t.size());
+    if (vocab > 100) {
+      EXPECT_LT(successors, 0.83 * t.size());
+    }
   }
   expect_config_error([] { synthetic_source(0, 0); }, {"vocabulary of 0"});
 }
