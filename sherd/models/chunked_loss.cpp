@@ -102,7 +102,9 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 }  // namespace
 
 int64_t loss_chunk_tokens(int64_t vocab) {
-  constexpr int64_t kLogits = int64_t{2} << 20, kLeast = 64;
+  // Measured at vocabularies of 8192 and 32000: 8 MiB of logits, but enough tokens for the products to be efficient
+  // (64 tokens cost 10 to 17 % more than 256, 128 cost 3 to 5 %).
+  constexpr int64_t kLogits = int64_t{2} << 20, kLeast = 128;
   return std::max(kLeast, kLogits / vocab);
 }
 

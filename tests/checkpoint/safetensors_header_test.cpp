@@ -17,7 +17,7 @@ std::string file_of(const std::string& header, size_t data_bytes) {
 
 constexpr const char* kGood =
     R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},)"
-    R"("b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]},"c":{"dtype":"I64","shape":[0,5],"data_offsets":[26,26]}}  )";
+    R"("b":{"dtype":"BF16","shape":[],"data_offsets":[24,26]},"c":{"dtype":"F64","shape":[0,5],"data_offsets":[26,26]}}  )";
 
 TEST(SafetensorsHeader, ReadsAGoodOne) {
   const TemporaryFolder folder;
@@ -103,14 +103,14 @@ TEST(SafetensorsHeader, FlippedBytesGiveOnlyConfigErrors) {
   std::mt19937 random(20260101);
   const auto below = [&](size_t bound) { return std::uniform_int_distribution<size_t>(0, bound - 1)(random); };
   int accepted = 0, refused = 0;
-  for (int round = 0; round < 6000; ++round) {
+  for (int round = 0; round < 3000; ++round) {
     std::string bytes = good;
     for (size_t flips = 1 + below(3); flips > 0; --flips) bytes[below(bytes.size())] = static_cast<char>(below(256));
     if (below(4) == 0) bytes.resize(below(bytes.size()));
     write_bytes(folder / "f", bytes);
     ++(accepts(folder / "f") ? accepted : refused);
   }
-  EXPECT_GT(accepted, 100);
+  EXPECT_GT(accepted, 50);
   EXPECT_GT(refused, 1000);
 }
 

@@ -28,6 +28,7 @@ class TemporaryFolder {
 };
 
 inline void write_bytes(const std::string& path, const std::string& bytes) {
+  std::filesystem::remove(path);  // truncating a file makes ext4 flush it
   std::ofstream(path, std::ios::binary) << bytes;
 }
 
