@@ -52,7 +52,7 @@ std::shared_ptr<const TokenSource> open_text(const std::vector<std::string>& pat
 std::shared_ptr<const TokenSource> synthetic_source(int64_t vocab, uint64_t seed);
 
 /// Raises ConfigError for text given to a model whose vocabulary is not 256, and for the first token >= vocab, with
-/// its position. Reads the whole stream if vocab_bound() does not settle it (about 1 GB/s).
+/// its position. Reads the whole stream if vocab_bound() does not settle it (about 0.6 GB/s from the page cache).
 void check_vocab(const TokenSource& source, int64_t vocab);
 
 }  // namespace sherd
