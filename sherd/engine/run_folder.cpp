@@ -158,7 +158,7 @@ void RunFolder::write_loss_curve(std::string_view svg) {
 }
 
 std::string RunFolder::begin_model() {
-  const std::string partial = model_path() + ".partial";
+  std::string partial = unfinished_model_path(path_);
   std::error_code error;
   fs::remove_all(partial, error);
   if (::mkdir(partial.c_str(), 0777) != 0) fault_errno(kWhere, partial);
@@ -166,7 +166,7 @@ std::string RunFolder::begin_model() {
 }
 
 void RunFolder::finish_model() {
-  const std::string partial = model_path() + ".partial";
+  const std::string partial = unfinished_model_path(path_);
   std::error_code error;
   if (fs::exists(fs::symlink_status(model_path(), error))) {
     // Exchanging the two leaves no moment without a model; where the file system cannot, the old one goes first.

@@ -31,6 +31,8 @@ class RunFolder {
   /// Writes loss.svg. Throws FaultError.
   void write_loss_curve(std::string_view svg);
 
+  /// Where begin_model() makes its folder, for the other ranks of a run.
+  static std::string unfinished_model_path(const std::string& path) { return path + "/model.partial"; }
   /// An empty folder to save the final weights into. Throws FaultError.
   std::string begin_model();
 
