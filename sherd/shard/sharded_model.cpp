@@ -14,9 +14,9 @@ std::vector<NamedShape> shapes_of(const std::vector<FoundParameter>& parameters)
   return shapes;
 }
 
-AfterForward after_forward(ReshardAfterForward option, bool is_root) {
-  if (option == ReshardAfterForward::all) return AfterForward::reshard;
-  return option == ReshardAfterForward::units && !is_root ? AfterForward::reshard : AfterForward::keep;
+AfterForward after_forward(ReshardPolicy option, bool is_root) {
+  if (option == ReshardPolicy::all) return AfterForward::reshard;
+  return option == ReshardPolicy::units && !is_root ? AfterForward::reshard : AfterForward::keep;
 }
 
 // The reverse of the module tree, units with children (whose backward ends last) at the end.

@@ -18,7 +18,7 @@
 namespace sherd {
 
 /// When a unit gives up its whole parameters between forward and backward (strategies that spread parameters).
-enum class ReshardAfterForward {
+enum class ReshardPolicy {
   units,  // every unit but the root, which needs them again at once
   never,  // kept until backward: one gather less, more memory
   all,    // the root too
@@ -26,7 +26,7 @@ enum class ReshardAfterForward {
 
 struct ShardOptions {
   Strategy strategy;
-  ReshardAfterForward reshard_after_forward = ReshardAfterForward::units;
+  ReshardPolicy reshard_after_forward = ReshardPolicy::units;
   Summing summing = Summing::apart;
   at::Device device = at::kCPU;
 };

@@ -1,0 +1,115 @@
+// The engine: a model, sharded by a strategy over a transport, and its optimizer. A training step is
+//
+//   for each micro-batch:
+//     at::Tensor loss = engine.forward([&] { return model->loss(...); });
+//     engine.backward(loss);
+//   StepReport report = engine.step(lr_scale);
+//
+// Gradients are summed over ranks and micro-batches, never averaged: scale the loss by 1 / (targets of the whole global
+// batch). All ranks make the same calls in the same order. One engine belongs to one thread.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/nn/module.h>
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "sherd/base/parameter_source.h"
+#include "sherd/comm/transport.h"
+#include "sherd/memory/buffer.h"
+#include "sherd/memory/ledger.h"
+#include "sherd/optim/optim_groups.h"
+#include "sherd/shard/sharded_model.h"
+#include "sherd/shard/tensors_in.h"
+
+namespace sherd {
+
+struct EngineOptions {
+  std::string strategy = "zero3";  // ddp, zero1, zero2, zero3 (fsdp)
+  ReshardPolicy reshard_after_forward = ReshardPolicy::units;
+  Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
+  std::optional<double> clip = 1.0;  // largest global gradient norm
+  Hyperparameters optimizer;         // AdamW
+  std::vector<OptimGroup> optimizer_groups = {};
+  at::Device device = at::kCPU;
+
+  /// Throws ConfigError.
+  void validate() const;
+};
+
+/// What a step did, the same on all ranks.
+struct StepReport {
+  double grad_norm = 0;        // global, before clipping
+  std::vector<double> shared;  // every rank's extra values, rank by rank
+};
+
+/// This rank's rows of one parameter: a writable view, 1-D [rows.count * row_elements].
+struct ShardView {
+  std::string fqn;
+  std::vector<int64_t> sizes;  // of the whole parameter
+  Rows rows;
+  int64_t row_elements = 1;
+  at::Tensor values;
+};
+
+class Engine {
+ public:
+  /// Takes the model over and fills its parameters from `source`, rows by rows. Collective. Throws ConfigError.
+  Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transport> transport, EngineOptions options,
+         const ParameterSource& source);
+  ~Engine();
+
+  /// Runs the whole model: `run` calls it and returns tensors. The root's parameters are there meanwhile.
+  template <class Run>
+  auto forward(Run&& run) {
+    ForwardScope scope(&model_->root_unit(), {});
+    auto result = run();
+    scope.finish(tensors_in(result));
+    return result;
+  }
+
+  /// loss.backward(), and the reduction of what it made. After an exception this step's gradients are dropped on this
+  /// rank, parameters and optimizer are untouched, and training can go on (if all ranks do the same).
+  void backward(const at::Tensor& loss);
+  /// Whether the following backwards reduce their gradients or hold them for a later one.
+  void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }
+
+  /// Clips, updates this rank's rows and publishes them. `shared_values` travel along (as many on every rank).
+  StepReport step(double lr_scale = 1.0, std::span<const double> shared_values = {});
+
+  /// This rank's rows of all parameters, in the order of the module tree.
+  std::vector<ShardView> shards();
+  /// The sum of all reduced gradients' rows that this rank owns, laid out as shards(); valid until the next backward.
+  std::vector<ShardView> gradient_shards();
+  /// Names under which parameters appear again in the module tree (tied), with the name they are stored under.
+  std::vector<std::pair<std::string, std::string>> aliases() const;
+
+  Ledger& ledger() { return ledger_; }
+  Transport& transport() { return *transport_; }
+  ShardedModel& sharded_model() { return *model_; }
+  int64_t steps() const { return steps_; }
+
+ private:
+  struct Moments {
+    Buffer m, v;
+  };
+  double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
+  void update_group(size_t g, double lr_scale, double gradient_scale);
+  ShardView view_of(size_t g, size_t p, int owner, at::Tensor values) const;
+
+  std::shared_ptr<torch::nn::Module> module_;
+  std::shared_ptr<Transport> transport_;
+  EngineOptions options_;
+  OptimGroups optim_groups_;
+  Ledger ledger_;
+  std::unique_ptr<ShardedModel> model_;
+  std::vector<Moments> moments_;                             // by group; empty for frozen ones
+  std::vector<std::vector<const Hyperparameters*>> hyper_;   // by group and parameter
+  int64_t steps_ = 0;
+};
+
+}  // namespace sherd

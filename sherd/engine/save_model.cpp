@@ -1,0 +1,29 @@
+#include "sherd/engine/save_model.h"
+
+#include <optional>
+
+#include "sherd/checkpoint/hugging_face.h"
+
+namespace sherd {
+
+void save_weights(Engine& engine, const std::string& folder) {
+  const std::vector<ShardView> shards = engine.shards();
+  std::optional<SafetensorsWriter> writer;
+  if (engine.transport().rank() == 0) {
+    std::vector<TensorShape> shapes;
+    for (const auto& shard : shards) shapes.push_back({shard.fqn, shard.sizes});
+    writer.emplace(create_hugging_face_weights(folder, shapes));
+  }
+  barrier(engine.transport());
+  if (!writer) writer.emplace(SafetensorsWriter::open(hugging_face_weights(folder)));
+  for (const auto& shard : shards) {
+    if (shard.rows.count == 0) continue;
+    const at::Tensor values = shard.values.cpu();
+    writer->write_rows(shard.fqn, shard.rows.first, shard.rows.count, values.const_data_ptr<float>());
+  }
+  writer->sync();
+  barrier(engine.transport());
+  if (engine.transport().rank() == 0) writer->commit();
+}
+
+}  // namespace sherd

@@ -1,0 +1,211 @@
+#include "sherd/engine/training.h"
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "sherd/base/bytes.h"
+#include "sherd/base/error.h"
+#include "sherd/checkpoint/hugging_face.h"
+#include "sherd/comm/connect.h"
+#include "sherd/data/batch.h"
+#include "sherd/engine/loss_curve.h"
+#include "sherd/engine/run_folder.h"
+#include "sherd/engine/save_model.h"
+#include "sherd/engine/training_setup.h"
+#include "sherd/memory/process_memory.h"
+
+namespace sherd {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// The forwards that each rank runs on its share of `rows`: as many on every rank, so that all take part in every
+/// collective; a rank that has run out of rows computes one again with weight 0.
+struct MicroBatch {
+  RowSplit rows;
+  bool counts = true;
+};
+
+std::vector<MicroBatch> micro_batches(int64_t rows, int64_t micro, int rank, int world) {
+  const RowSplit mine = split_rows(rows, rank, world);
+  const int64_t most = split_rows(rows, 0, world).count;
+  const int64_t size = micro > 0 ? std::min(micro, most) : most;
+  std::vector<MicroBatch> batches;
+  for (int64_t first = 0; first < most; first += size) {
+    const int64_t count = std::min(size, mine.count - first);
+    if (count > 0) {
+      batches.push_back({{mine.first + first, count}, true});
+    } else {
+      batches.push_back({{0, 1}, false});
+    }
+  }
+  return batches;
+}
+
+class Training {
+ public:
+  Training(const TrainConfig& config, const TrainingHooks& hooks, const World& world)
+      : config_(config), hooks_(hooks), setup_(prepare_training(config, world.size)), world_(world) {
+    if (world.rank == 0) folder_.emplace(config.output, to_json(config));
+    transport_ = connect(world, config.transport);
+  }
+
+  TrainingResult run() {
+    try {
+      return train();
+    } catch (const std::exception& error) {
+      transport_->abort(error.what());
+      throw;
+    }
+  }
+
+ private:
+  TrainingResult train() {
+    const bool one_round =
+        config_.batch.reduce == ReducePoint::last ||
+        (config_.batch.accumulate == 1 && micro_batches(config_.batch.rows, config_.batch.micro, 0, world_.size).size() == 1);
+    setup_.engine.summing = one_round ? Summing::in_place : Summing::apart;
+    model_ = unit_llama(setup_.model);
+    engine_.emplace(model_, transport_, setup_.engine, setup_.source);
+    say(fmt::format("{} parameters, strategy {}, {} rank{}, transport {}", setup_.model.parameters(), config_.strategy,
+                    world_.size, world_.size == 1 ? "" : "s", transport_->name()));
+
+    TrainingResult result;
+    result.folder = config_.output;
+    for (int64_t step = 0; step < config_.steps && result.end == TrainingResult::End::finished; ++step) {
+      StepMetrics metrics;
+      if (one_step(step, metrics)) result.end = TrainingResult::End::stopped;
+      if (config_.eval_every > 0 && (metrics.step % config_.eval_every == 0 || metrics.step == config_.steps))
+        metrics.validation_loss = evaluate();
+      record(metrics);
+      result.steps = metrics.step;
+      result.final_loss = metrics.loss;
+    }
+    finish();
+    return result;
+  }
+
+  /// True when any rank wants to stop.
+  bool one_step(int64_t step, StepMetrics& metrics) {
+    const auto start = Clock::now();
+    const int64_t context = setup_.train->options().context;
+    metrics.step = step + 1;
+    metrics.tokens = config_.batch.rows * config_.batch.accumulate * context;
+    const double lr_scale = learning_rate_scale(setup_.schedule, step);
+    metrics.lr = config_.optimizer.lr * lr_scale;
+
+    const auto micros = micro_batches(config_.batch.rows, config_.batch.micro, world_.rank, world_.size);
+    double loss = 0;
+    for (int64_t a = 0; a < config_.batch.accumulate; ++a) {
+      for (size_t i = 0; i < micros.size(); ++i) {
+        const bool last = a + 1 == config_.batch.accumulate && i + 1 == micros.size();
+        const bool reduce = last || config_.batch.reduce == ReducePoint::every;
+        engine_->set_gradients(reduce ? Gradients::reduce : Gradients::hold);
+        const Batch batch = read_batch(*setup_.data.train, *setup_.train, step, a, micros[i].rows);
+        const double scale = micros[i].counts ? 1.0 / static_cast<double>(metrics.tokens) : 0.0;
+        const at::Tensor value = engine_->forward([&] { return model_->loss(batch.tokens, batch.targets, scale); });
+        engine_->backward(value);
+        loss += value.item<double>();
+      }
+    }
+    const bool stop = hooks_.stop_requested && hooks_.stop_requested();
+    const double shared[] = {loss, stop ? 1.0 : 0.0, memory()};
+    const StepReport report = engine_->step(lr_scale, shared);
+    metrics.grad_norm = report.grad_norm;
+    bool any_stop = false;
+    double memory_bytes = 0;
+    for (size_t r = 0; r < static_cast<size_t>(world_.size); ++r) {
+      metrics.loss += report.shared[3 * r];
+      any_stop = any_stop || report.shared[3 * r + 1] > 0;
+      memory_bytes += report.shared[3 * r + 2];
+    }
+    metrics.memory_mib = memory_bytes / (1 << 20);
+    metrics.step_s = seconds_since(start);
+    metrics.tokens_per_s = static_cast<double>(metrics.tokens) / metrics.step_s;
+    return any_stop;
+  }
+
+  double evaluate() {
+    const at::NoGradGuard no_grad;
+    double loss = 0;
+    const double scale = 1.0 / static_cast<double>(config_.eval_rows * setup_.validation->options().context);
+    for (const auto& micro : micro_batches(config_.eval_rows, config_.batch.micro, world_.rank, world_.size)) {
+      const Batch batch = read_batch(*setup_.data.validation, *setup_.validation, 0, 0, micro.rows);
+      loss += engine_->forward([&] { return model_->loss(batch.tokens, batch.targets, micro.counts ? scale : 0.0); })
+                  .item<double>();
+    }
+    double sum = 0;
+    for (const double part : transport_->exchange({&loss, 1})) sum += part;
+    return sum;
+  }
+
+  /// This process's proportional memory: read for the first steps, then at most once in two seconds.
+  double memory() {
+    if (memory_reads_ < 3 || seconds_since(memory_read_) > 2) {
+      memory_bytes_ = static_cast<double>(proportional_memory());
+      memory_read_ = Clock::now();
+      ++memory_reads_;
+    }
+    return memory_bytes_;
+  }
+
+  void record(const StepMetrics& metrics) {
+    if (world_.rank != 0) return;
+    nlohmann::ordered_json line = {{"step", metrics.step},       {"loss", metrics.loss},
+                                   {"grad_norm", metrics.grad_norm}, {"lr", metrics.lr},
+                                   {"tokens_per_s", metrics.tokens_per_s}, {"step_s", metrics.step_s},
+                                   {"memory_mib", metrics.memory_mib}};
+    if (metrics.validation_loss) line["validation_loss"] = *metrics.validation_loss;
+    for (int k = 0; k < kMemoryKinds; ++k) {
+      const auto kind = static_cast<MemoryKind>(k);
+      line["rank0_mib"][std::string(name_of(kind))] = static_cast<double>(engine_->ledger().total(kind)) / (1 << 20);
+    }
+    folder_->append(line);
+    train_curve_.push_back({metrics.step, metrics.loss});
+    if (metrics.validation_loss) validation_curve_.push_back({metrics.step, *metrics.validation_loss});
+    if (hooks_.on_step) hooks_.on_step(metrics);
+  }
+
+  void finish() {
+    if (folder_) {
+      write_hugging_face_config(folder_->begin_model(), setup_.model.to_hugging_face());
+      folder_->write_loss_curve(loss_curve_svg(train_curve_, validation_curve_, config_.output));
+    }
+    barrier(*transport_);
+    save_weights(*engine_, RunFolder::unfinished_model_path(config_.output));
+    if (folder_) folder_->finish_model();
+    barrier(*transport_);
+  }
+
+  void say(const std::string& text) const {
+    if (world_.rank == 0 && hooks_.on_message) hooks_.on_message(text);
+  }
+
+  TrainConfig config_;
+  TrainingHooks hooks_;
+  TrainingSetup setup_;
+  World world_;
+  std::optional<RunFolder> folder_;
+  std::shared_ptr<Transport> transport_;
+  std::shared_ptr<LlamaImpl> model_;
+  std::optional<Engine> engine_;
+  std::vector<CurvePoint> train_curve_, validation_curve_;
+  double memory_bytes_ = 0;
+  int memory_reads_ = 0;
+  Clock::time_point memory_read_;
+};
+
+}  // namespace
+
+void validate_training(const TrainConfig& config, int world) {
+  prepare_training(config, world);
+  RunFolder::check(config.output);
+}
+
+TrainingResult run_training(const TrainConfig& config, const TrainingHooks& hooks) {
+  const auto timeout = std::chrono::milliseconds(static_cast<int64_t>(config.timeout_s * 1000));
+  return Training(config, hooks, join_world(timeout)).run();
+}
+
+}  // namespace sherd

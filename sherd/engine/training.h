@@ -1,0 +1,49 @@
+// The main job: a configuration in, a trained model in a run folder out.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "sherd/config/train_config.h"
+
+namespace sherd {
+
+/// What one step measured; one line of metrics.jsonl.
+struct StepMetrics {
+  int64_t step = 0;  // counts from 1
+  double loss = 0;   // mean over the global batch's targets
+  double grad_norm = 0;  // before clipping
+  double lr = 0;
+  double tokens_per_s = 0;
+  double step_s = 0;
+  double memory_mib = 0;  // proportional, all ranks
+  int64_t tokens = 0;     // of this step, all ranks
+  std::optional<double> validation_loss;
+};
+
+/// on_step and on_message are called on rank 0 only; stop_requested is asked on every rank once a step.
+struct TrainingHooks {
+  std::function<void(const StepMetrics&)> on_step;
+  std::function<void(std::string_view)> on_message;
+  std::function<bool()> stop_requested;
+};
+
+struct TrainingResult {
+  enum class End { finished, stopped };
+  int64_t steps = 0;
+  double final_loss = 0;
+  std::string folder;
+  End end = End::finished;
+};
+
+/// Everything that can be found wrong before any rank starts. Throws ConfigError.
+void validate_training(const TrainConfig& config, int world);
+
+/// Trains as the rank that the environment says (torchrun's variables), or alone. Throws ConfigError before any work is
+/// done; FaultError in mid-run, after telling the other ranks.
+TrainingResult run_training(const TrainConfig& config, const TrainingHooks& hooks);
+
+}  // namespace sherd

@@ -1,0 +1,134 @@
+#include "sherd/engine/training_setup.h"
+
+#include "sherd/base/error.h"
+#include "sherd/checkpoint/hugging_face.h"
+#include "sherd/comm/connect.h"
+#include "sherd/comm/mesh.h"
+#include "sherd/models/initializer.h"
+#include "sherd/shard/discover.h"
+#include "sherd/shard/unit.h"
+
+namespace sherd {
+namespace {
+
+LlamaConfig preset_with_overrides(const ModelConfig& config) {
+  LlamaConfig model = LlamaConfig::preset(config.preset);
+  const bool new_heads = config.dim || config.heads;
+  const auto set = [](int64_t& field, const std::optional<int64_t>& value) { field = value.value_or(field); };
+  set(model.dim, config.dim);
+  set(model.layers, config.layers);
+  set(model.heads, config.heads);
+  // A new number of heads without its own kv_heads means as many of each.
+  set(model.kv_heads, config.kv_heads ? config.kv_heads : config.heads);
+  set(model.ffn, config.ffn);
+  set(model.vocab, config.vocab);
+  set(model.context, config.context);
+  model.rope_theta = config.rope_theta.value_or(model.rope_theta);
+  if (config.embeddings) model.head = *config.embeddings == Embeddings::tied ? OutputHead::tied : OutputHead::untied;
+  if (new_heads && model.heads > 0) model.head_dim = model.dim / model.heads;
+  model.validate();
+  return model;
+}
+
+std::vector<TensorShape> expected_tensors(const LlamaConfig& config) {
+  std::vector<TensorShape> shapes;
+  const auto model = unit_llama(config);
+  for (const auto& unit : discover_units(*model))
+    for (const auto& parameter : unit.parameters) shapes.push_back({parameter.fqn, parameter.tensor.sizes().vec()});
+  return shapes;
+}
+
+std::shared_ptr<const TokenSource> open_source(const TrainConfig& config, int64_t vocab) {
+  switch (config.data.source) {
+    case DataConfig::Source::tokens:
+      return open_token_file(config.data.tokens, parse_token_type(config.data.token_type));
+    case DataConfig::Source::text:
+      return open_text(config.data.text);
+    case DataConfig::Source::synthetic:
+      return synthetic_source(vocab, static_cast<uint64_t>(config.seed));
+  }
+  SHERD_CHECK(false);
+}
+
+EngineOptions engine_options(const TrainConfig& config) {
+  EngineOptions options;
+  options.strategy = config.strategy;
+  options.clip = config.clip;
+  switch (config.reshard_after_forward) {
+    case ReshardAfterForward::automatic: options.reshard_after_forward = ReshardPolicy::units; break;
+    case ReshardAfterForward::always: options.reshard_after_forward = ReshardPolicy::all; break;
+    case ReshardAfterForward::never: options.reshard_after_forward = ReshardPolicy::never; break;
+  }
+  const auto& o = config.optimizer;
+  options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
+  if (!o.no_decay.empty()) {
+    OptimGroup group{o.no_decay, options.optimizer};
+    group.values.weight_decay = 0;
+    options.optimizer_groups.push_back(std::move(group));
+  }
+  options.device = at::Device(config.device);
+  return options;
+}
+
+ScheduleOptions schedule_options(const TrainConfig& config) {
+  ScheduleOptions schedule;
+  if (config.schedule.type == "linear") schedule.kind = ScheduleOptions::Kind::linear;
+  if (config.schedule.type == "cosine") schedule.kind = ScheduleOptions::Kind::cosine;
+  schedule.warmup = config.schedule.warmup;
+  schedule.steps = config.steps;
+  schedule.final_ratio = config.schedule.final_ratio;
+  schedule.validate();
+  return schedule;
+}
+
+}  // namespace
+
+std::shared_ptr<LlamaImpl> unit_llama(const LlamaConfig& config) {
+  return std::make_shared<LlamaImpl>(config, [](const LlamaConfig& block) -> std::shared_ptr<LlamaBlockImpl> {
+    return std::make_shared<UnitModule<LlamaBlockImpl>>(block);
+  });
+}
+
+TrainingSetup prepare_training(const TrainConfig& config, int world) {
+  TrainingSetup setup;
+  find_strategy(config.strategy);
+  validate_transport(config.transport);
+  const Mesh mesh = Mesh::over(world, 0, static_cast<int>(config.replicate), static_cast<int>(config.shard));
+  if (mesh.replicate != 1)
+    config_error("mesh.replicate", "got {}, expected 1: the strategies here shard over all ranks; try replicate 1", mesh.replicate);
+  if (config.device != "cpu") config_error("device", "got '{}', expected cpu: the main job computes on the CPU; try cpu", config.device);
+
+  if (!config.model.path.empty()) {
+    const HuggingFaceFolder folder(config.model.path);
+    setup.model = LlamaConfig::from_hugging_face(folder.config(), config.model.path + "/config.json");
+    folder.check_shapes(expected_tensors(setup.model));
+    setup.source = folder.source();
+  } else {
+    setup.model = preset_with_overrides(config.model);
+    setup.source = seeded_normal(static_cast<uint64_t>(config.seed));
+  }
+
+  const int64_t context = config.data.context > 0 ? config.data.context : setup.model.context;
+  if (context > setup.model.context)
+    config_error("data.context", "got {}, expected at most the model's context of {}; try {}", context, setup.model.context,
+                 setup.model.context);
+  const auto source = open_source(config, setup.model.vocab);
+  check_vocab(*source, setup.model.vocab);
+  if (config.data.validation > 0 && config.data.source == DataConfig::Source::synthetic)
+    config_error("data.validation", "got {} with synthetic data, which has no end; try 0", config.data.validation);
+  if (config.eval_every > 0 && config.data.validation == 0)
+    config_error("eval_every", "got {} without validation data; try \"data\": {{\"validation\": 0.05}}, or eval_every 0", config.eval_every);
+  setup.data = split_source(source, config.data.validation, context);
+  const Order order = config.data.order == DataOrder::shuffled ? Order::shuffled : Order::sequential;
+  setup.train.emplace(setup.data.train->size(), SamplerOptions{context, config.batch.rows, config.batch.accumulate, order,
+                                                               static_cast<uint64_t>(config.seed)});
+  if (setup.data.validation)
+    setup.validation.emplace(setup.data.validation->size(),
+                             SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});
+  setup.schedule = schedule_options(config);
+  setup.engine = engine_options(config);
+  setup.engine.validate();
+  return setup;
+}
+
+}  // namespace sherd

@@ -1,0 +1,33 @@
+// From a configuration to the things that a training needs, all checked. Costs no memory for weights.
+#pragma once
+
+#include <memory>
+#include <optional>
+
+#include "sherd/base/parameter_source.h"
+#include "sherd/config/train_config.h"
+#include "sherd/data/sampler.h"
+#include "sherd/data/split.h"
+#include "sherd/engine/engine.h"
+#include "sherd/models/llama.h"
+#include "sherd/optim/schedule.h"
+
+namespace sherd {
+
+struct TrainingSetup {
+  LlamaConfig model;
+  ParameterSource source;
+  Split data;
+  std::optional<Sampler> train;
+  std::optional<Sampler> validation;
+  EngineOptions engine;
+  ScheduleOptions schedule;
+};
+
+/// Throws ConfigError.
+TrainingSetup prepare_training(const TrainConfig& config, int world);
+
+/// A Llama whose blocks are units.
+std::shared_ptr<LlamaImpl> unit_llama(const LlamaConfig& config);
+
+}  // namespace sherd
