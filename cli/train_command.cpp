@@ -82,7 +82,7 @@ int run_train_command(const TrainOptions& options, char** argv) {
   if (launched_by_environment()) {
     const int rank = environment_number("RANK"), world = environment_number("WORLD_SIZE");
     if (options.ranks && *options.ranks != world) {
-      config_error("--ranks", "got {}, but the environment says WORLD_SIZE={}; try without --ranks under torchrun",
+      config_error("--ranks", "got {}, expected WORLD_SIZE={} of the environment; try without --ranks under torchrun",
                    *options.ranks, world);
     }
     if (rank == 0) validate_training(config, world);

@@ -24,7 +24,7 @@ def expect_mistake(result: subprocess.CompletedProcess, *said: str):
     assert len(lines) == 1, result.stderr
     for text in said:
         assert text in lines[0], lines[0]
-    assert "expected" in lines[0] and "try" in lines[0], lines[0]
+    assert "; try " in lines[0], "what to do about it: " + lines[0]
     assert "[rank" not in result.stderr, "found before any rank starts"
 
 
