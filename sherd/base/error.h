@@ -45,5 +45,4 @@ namespace detail {
 }  // namespace sherd
 
 /// Ends with std::logic_error when an invariant of sherd does not hold.
-#define SHERD_CHECK(condition) \
-  ((condition) ? void(0) : ::sherd::detail::check_failed(#condition, __FILE__, __LINE__))
+#define SHERD_CHECK(condition) ((condition) ? void(0) : ::sherd::detail::check_failed(#condition, __FILE__, __LINE__))

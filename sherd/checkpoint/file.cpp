@@ -21,7 +21,7 @@ int open_or_throw(const std::string& path, int flags, std::string_view purpose) 
   do {
     descriptor = ::open(path.c_str(), flags | O_CLOEXEC, 0644);
   } while (descriptor < 0 && errno == EINTR);
-  if (descriptor < 0) config_error(path, "cannot be {}: {}", purpose, std::strerror(errno));
+  if (descriptor < 0) config_error(path, "cannot be {}: {}; try another path", purpose, std::strerror(errno));
   return descriptor;
 }
 
@@ -34,7 +34,8 @@ File File::open_for_reading(const std::string& path) {
   File file(path, open_or_throw(path, O_RDONLY, "read"));
   struct stat status {};
   if (::fstat(file.descriptor_, &status) != 0) fault_errno(path, "fstat");
-  if (!S_ISREG(status.st_mode)) config_error(path, "got something that is not a file, expected a file");
+  if (!S_ISREG(status.st_mode))
+    config_error(path, "got something that is not a file, expected a file; try another path");
   return file;
 }
 

@@ -21,14 +21,17 @@ json read_json(const std::string& path) {
   try {
     return json::parse(read_text(path));
   } catch (const json::exception& error) {
-    config_error(path, "got a file that is not JSON ({})", error.what());
+    config_error(path, "got a file that is not JSON ({}), expected JSON; try downloading it again", error.what());
   }
 }
 
 void add_file(Files& files, const std::string& path) {
   const auto file = std::make_shared<const SafetensorsFile>(path);
   for (const auto& [name, tensor] : file->header().tensors) {
-    if (!files.emplace(name, file).second) config_error(path, "got tensor \"{}\", which is in another shard too", name);
+    if (!files.emplace(name, file).second)
+      config_error(
+          path, "got tensor \"{}\", which is in another shard too, expected it once; try downloading the model again",
+          name);
   }
 }
 
@@ -36,26 +39,32 @@ void add_file(Files& files, const std::string& path) {
 Files open_shards(const fs::path& folder, const std::string& index_path) {
   const json index = read_json(index_path);
   if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
-    config_error(index_path, "got no \"weight_map\", expected the index of a sharded model");
+    config_error(index_path, "got no \"weight_map\", expected the index of a sharded model; try downloading it again");
   std::map<std::string, std::string> shard_of;
   std::set<std::string> shards;
   for (const auto& [name, shard] : index["weight_map"].items()) {
     if (!shard.is_string() || fs::path(shard.get<std::string>()).filename() != shard.get<std::string>())
-      config_error(index_path, "tensor \"{}\": got {}, expected the name of a file in the folder", name, shard.dump());
+      config_error(index_path,
+                   "tensor \"{}\": got {}, expected the name of a file in the folder; try downloading it again", name,
+                   shard.dump());
     shard_of[name] = shard.get<std::string>();
     shards.insert(shard_of[name]);
   }
   Files files;
   for (const auto& shard : shards) {
     if (!fs::exists(folder / shard))
-      config_error(index_path, "got a model without its shard \"{}\", expected all of {} shards; download it again",
+      config_error(index_path,
+                   "got a model without its shard \"{}\", expected all of {} shards; try downloading the model again",
                    shard, shards.size());
     add_file(files, (folder / shard).string());
   }
   for (const auto& [name, shard] : shard_of) {
     const auto found = files.find(name);
     if (found == files.end() || found->second->path() != (folder / shard).string())
-      config_error(index_path, "tensor \"{}\": got no such tensor in \"{}\", where the index puts it", name, shard);
+      config_error(
+          index_path,
+          "tensor \"{}\": got no such tensor in \"{}\", where the index puts it; try downloading the model again", name,
+          shard);
   }
   return files;
 }
@@ -76,8 +85,11 @@ std::string listed(const std::vector<std::string>& names) {
 HuggingFaceFolder::HuggingFaceFolder(const std::string& path) : path_(path) {
   const fs::path folder(path);
   if (!fs::is_directory(folder))
-    config_error(path, "got no such folder, expected a Hugging Face model (config.json, model.safetensors)");
-  if (!fs::exists(folder / "config.json")) config_error(path, "got a folder without config.json, expected a model");
+    config_error(
+        path, "got no such folder, expected a Hugging Face model (config.json, model.safetensors); try another path");
+  if (!fs::exists(folder / "config.json"))
+    config_error(path,
+                 "got a folder without config.json, expected a model; try the folder that save_pretrained() wrote");
   config_ = read_json((folder / "config.json").string());
   const auto single = folder / "model.safetensors", index = folder / "model.safetensors.index.json";
   if (fs::exists(single)) {
@@ -120,7 +132,10 @@ void HuggingFaceFolder::check_shapes(const std::vector<TensorShape>& expected) c
   if (!missing.empty()) text += "; missing: " + listed(missing);
   if (!unexpected.empty()) text += "; unexpected: " + listed(unexpected);
   if (!reshaped.empty()) text += "; of another shape: " + listed(reshaped);
-  config_error(path_, "got weights that are not those of the model in config.json{}", text);
+  config_error(
+      path_,
+      "got weights that are not those of the model in config.json{}; try the config.json that belongs to the weights",
+      text);
 }
 
 ParameterSource HuggingFaceFolder::source() const {
@@ -138,7 +153,7 @@ std::string hugging_face_weights(const std::string& folder) {
 void write_hugging_face_config(const std::string& folder, const json& config) {
   std::error_code error;
   fs::create_directories(folder, error);
-  if (error) config_error(folder, "cannot be created: {}", error.message());
+  if (error) config_error(folder, "cannot be created: {}; try another folder", error.message());
   write_text((fs::path(folder) / "config.json").string(), config.dump(2) + "\n");
 }
 

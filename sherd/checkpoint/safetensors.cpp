@@ -18,7 +18,8 @@ static_assert(std::endian::native == std::endian::little, "safetensors data is l
 
 const StoredTensor& find(const SafetensorsHeader& header, const std::string& name, const std::string& path) {
   const auto found = header.tensors.find(name);
-  if (found == header.tensors.end()) config_error(path, "got no tensor \"{}\" in the file", name);
+  if (found == header.tensors.end())
+    config_error(path, "got no tensor \"{}\" in the file; try the weights that belong to the model", name);
   return found->second;
 }
 
@@ -90,7 +91,9 @@ void SafetensorsFile::read_rows(const RowRange& range, float* out) const {
   } else if (tensor.dtype == "F16") {
     read_converted<c10::Half>(file_, start + first * 2, count, out);
   } else {
-    config_error(file_.path(), "tensor \"{}\": got dtype {}, expected F32, F64, F16 or BF16", range.fqn, tensor.dtype);
+    config_error(file_.path(),
+                 "tensor \"{}\": got dtype {}, expected F32, F64, F16 or BF16; try saving the model as one of these",
+                 range.fqn, tensor.dtype);
   }
 }
 

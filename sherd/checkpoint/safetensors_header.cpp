@@ -10,6 +10,12 @@
 namespace sherd {
 namespace {
 
+/// The file is not what it says it is.
+template <class... Args>
+[[noreturn]] void spoilt(const std::string& path, fmt::format_string<Args...> format, Args&&... args) {
+  config_error(path, "{}; try copying or downloading the file again", fmt::format(format, std::forward<Args>(args)...));
+}
+
 using nlohmann::json;
 
 constexpr uint64_t kLargestHeader = 100'000'000;
@@ -26,30 +32,29 @@ uint64_t element_bytes(const std::string& dtype) {
 json parse(const std::string& text, const std::string& path) {
   std::set<std::string> names;
   const auto check = [&](int depth, json::parse_event_t event, json& value) {
-    if (depth > kDeepest) config_error(path, "got a header nested deeper than a list of tensors, expected safetensors");
+    if (depth > kDeepest) spoilt(path, "got a header nested deeper than a list of tensors, expected safetensors");
     if (event == json::parse_event_t::key && depth == 1 && !names.insert(value.get<std::string>()).second)
-      config_error(path, "got tensor \"{}\" twice in the header", value.get<std::string>());
+      spoilt(path, "got tensor \"{}\" twice in the header", value.get<std::string>());
     return true;
   };
   try {
     return json::parse(text, check);
   } catch (const json::exception& error) {
-    config_error(path, "got a header that is not JSON ({}), expected a safetensors file", error.what());
+    spoilt(path, "got a header that is not JSON ({}), expected a safetensors file", error.what());
   }
 }
 
 uint64_t read_unsigned(const json& value, const std::string& path, const std::string& name, std::string_view what) {
   if (!value.is_number_unsigned() || value.get<uint64_t>() > static_cast<uint64_t>(std::numeric_limits<int64_t>::max()))
-    config_error(path, "tensor \"{}\": got {} {}, expected a size", name, what, value.dump());
+    spoilt(path, "tensor \"{}\": got {} {}, expected a size", name, what, value.dump());
   return value.get<uint64_t>();
 }
 
 std::map<std::string, std::string> read_metadata(const json& value, const std::string& path) {
   std::map<std::string, std::string> metadata;
-  if (!value.is_object()) config_error(path, "got \"__metadata__\" as {}, expected texts by name", value.type_name());
+  if (!value.is_object()) spoilt(path, "got \"__metadata__\" as {}, expected texts by name", value.type_name());
   for (const auto& [key, text] : value.items()) {
-    if (!text.is_string())
-      config_error(path, "got \"__metadata__\": \"{}\" as {}, expected a text", key, text.type_name());
+    if (!text.is_string()) spoilt(path, "got \"__metadata__\": \"{}\" as {}, expected a text", key, text.type_name());
     metadata[key] = text.get<std::string>();
   }
   return metadata;
@@ -57,7 +62,7 @@ std::map<std::string, std::string> read_metadata(const json& value, const std::s
 
 StoredTensor read_tensor(const json& value, const std::string& path, const std::string& name) {
   const auto expect = [&](bool good, std::string_view what) {
-    if (!good) config_error(path, "tensor \"{}\": got no {} in its entry", name, what);
+    if (!good) spoilt(path, "tensor \"{}\": got no {} in its entry", name, what);
   };
   expect(value.is_object(), "\"dtype\", \"shape\" and \"data_offsets\"");
   expect(value.contains("dtype") && value["dtype"].is_string(), "text \"dtype\"");
@@ -66,19 +71,18 @@ StoredTensor read_tensor(const json& value, const std::string& path, const std::
          "pair \"data_offsets\"");
   StoredTensor tensor{.dtype = value["dtype"].get<std::string>(), .shape = {}};
   uint64_t bytes = element_bytes(tensor.dtype);
-  if (bytes == 0)
-    config_error(path, "tensor \"{}\": got dtype {}, expected one of safetensors", name, value["dtype"].dump());
+  if (bytes == 0) spoilt(path, "tensor \"{}\": got dtype {}, expected one of safetensors", name, value["dtype"].dump());
   for (const auto& size : value["shape"]) {
     const uint64_t extent = read_unsigned(size, path, name, "dimension");
     tensor.shape.push_back(static_cast<int64_t>(extent));
     if (__builtin_mul_overflow(bytes, extent, &bytes))
-      config_error(path, "tensor \"{}\": got shape {}, expected one that fits in memory", name, value["shape"].dump());
+      spoilt(path, "tensor \"{}\": got shape {}, expected one that fits in memory", name, value["shape"].dump());
   }
   tensor.begin = read_unsigned(value["data_offsets"][0], path, name, "offset");
   tensor.end = read_unsigned(value["data_offsets"][1], path, name, "offset");
   if (tensor.end < tensor.begin || tensor.end - tensor.begin != bytes)
-    config_error(path, "tensor \"{}\": got data_offsets {}, expected {} bytes for {} of shape {}", name,
-                 value["data_offsets"].dump(), bytes, tensor.dtype, value["shape"].dump());
+    spoilt(path, "tensor \"{}\": got data_offsets {}, expected {} bytes for {} of shape {}", name,
+           value["data_offsets"].dump(), bytes, tensor.dtype, value["shape"].dump());
   return tensor;
 }
 
@@ -92,15 +96,14 @@ void check_tiling(const SafetensorsHeader& header, uint64_t data_bytes, const st
   uint64_t at = 0;
   for (const auto* item : order) {
     if (item->second.begin != at)
-      config_error(path, "tensor \"{}\": got data from byte {}, expected it from byte {}, where the one before ends",
-                   item->first, item->second.begin, at);
+      spoilt(path, "tensor \"{}\": got data from byte {}, expected it from byte {}, where the one before ends",
+             item->first, item->second.begin, at);
     at = item->second.end;
     if (at > data_bytes)
-      config_error(path, "tensor \"{}\": got data up to byte {}, expected at most {}; the file is cut off", item->first,
-                   at, data_bytes);
+      spoilt(path, "tensor \"{}\": got data up to byte {}, expected at most {}; the file is cut off", item->first, at,
+             data_bytes);
   }
-  if (at != data_bytes)
-    config_error(path, "got {} bytes of data, expected {}, where the last tensor ends", data_bytes, at);
+  if (at != data_bytes) spoilt(path, "got {} bytes of data, expected {}, where the last tensor ends", data_bytes, at);
 }
 
 }  // namespace
@@ -108,18 +111,16 @@ void check_tiling(const SafetensorsHeader& header, uint64_t data_bytes, const st
 SafetensorsHeader read_safetensors_header(const File& file) {
   const std::string& path = file.path();
   const uint64_t size = file.size();
-  if (size < 8) config_error(path, "got a file of {} bytes, expected a safetensors file", size);
+  if (size < 8) spoilt(path, "got a file of {} bytes, expected a safetensors file", size);
   uint64_t length = 0;
   file.read(&length, 8, 0);
   if (length > kLargestHeader)
-    config_error(path, "got a header of {} bytes, expected at most {}; this is no safetensors file", length,
-                 kLargestHeader);
+    spoilt(path, "got a header of {} bytes, expected at most {}; this is no safetensors file", length, kLargestHeader);
   if (length > size - 8)
-    config_error(path, "got a header of {} bytes in a file of {}, expected a longer file; it is cut off", length, size);
+    spoilt(path, "got a header of {} bytes in a file of {}, expected a longer file; it is cut off", length, size);
   std::string text(length, '\0');
   file.read(text.data(), length, 8);
-  if (!text.starts_with('{'))
-    config_error(path, "got a header that does not begin with {{, expected a safetensors file");
+  if (!text.starts_with('{')) spoilt(path, "got a header that does not begin with {{, expected a safetensors file");
 
   const json object = parse(text, path);
   SafetensorsHeader header;

@@ -105,7 +105,8 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& world) {
     int64_t bytes = 0;
     UniqueFd fd = receive_fd(to_root.get(), bytes);
     sockets[0] = std::move(to_root);
-    return std::shared_ptr<HostSegment>(new HostSegment(world, std::move(sockets), SharedMemory::adopt(std::move(fd), bytes)));
+    return std::shared_ptr<HostSegment>(
+        new HostSegment(world, std::move(sockets), SharedMemory::adopt(std::move(fd), bytes)));
   }
   SharedMemory control = SharedMemory::create(sizeof(Control));
   for (int i = 1; i < world.size; ++i) {
@@ -169,8 +170,9 @@ void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::st
     if (ready()) return;
     check_peers(what);
     if (std::chrono::steady_clock::now() > deadline) {
-      const std::string cause = fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow",
-                                            rank(), timeout_.count() / 1000, peer, what);
+      const std::string cause =
+          fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow", rank(),
+                      timeout_.count() / 1000, peer, what);
       abort(cause);
       fault(kWhere, "{}", cause);
     }
@@ -207,7 +209,8 @@ std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) 
   result.reserve(values.size() * static_cast<size_t>(size()));
   for (int r = 0; r < size(); ++r) {
     const auto& line = control_->ranks[r];
-    wait_for(r, [&] { return line.exchanged.load(std::memory_order_acquire) >= turn; }, "an exchange");
+    wait_for(
+        r, [&] { return line.exchanged.load(std::memory_order_acquire) >= turn; }, "an exchange");
     result.insert(result.end(), boxes[r], boxes[r] + values.size());
   }
   return result;

@@ -6,8 +6,8 @@
 //   reduced      for how many rounds it has summed its own rows of all ranks' gradients
 // A reader waits until a counter has reached what it needs (acquire); a writer advances its own (release) and wakes.
 // Parameters are overwritten only after an exchange() that follows every rank's backward; a slot only after all ranks
-// have reduced the round that it held. Waits spin a few microseconds, then sleep on a futex in slices of 100 ms, between
-// which they look for an abort, a dead peer and the time-out.
+// have reduced the round that it held. Waits spin a few microseconds, then sleep on a futex in slices of 100 ms,
+// between which they look for an abort, a dead peer and the time-out.
 #pragma once
 
 #include <atomic>

@@ -8,9 +8,11 @@ Mesh Mesh::over(int world, int rank, int replicate_size, int shard_size) {
   if (replicate_size < 1) config_error("mesh.replicate", "got {}, expected at least 1; try 1", replicate_size);
   if (shard_size < 0) config_error("mesh.shard", "got {}, expected at least 1, or 0 for all ranks; try 0", shard_size);
   if (shard_size == 0 && world % replicate_size == 0) shard_size = world / replicate_size;
-  if (replicate_size * shard_size != world)
-    config_error("mesh", "got replicate {} x shard {} with {} ranks, expected a product of {}; try --ranks {} or shard 0",
-                 replicate_size, shard_size, world, world, replicate_size * (shard_size > 0 ? shard_size : 1));
+  const int64_t ranks = int64_t{replicate_size} * std::max(shard_size, 1);
+  if (shard_size == 0 || ranks != world)
+    config_error("mesh",
+                 "got replicate {} x shard {} with {} ranks, expected a product of {}; try --ranks {}",
+                 replicate_size, shard_size, world, world, ranks);
   return {replicate_size, shard_size, rank};
 }
 

@@ -4,17 +4,21 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cerrno>
+
 namespace sherd {
 
 PeerWatch::PeerWatch(const std::vector<pid_t>& pids) {
   for (size_t rank = 0; rank < pids.size(); ++rank) {
     if (pids[rank] == 0 || pids[rank] == getpid()) continue;
     UniqueFd fd(static_cast<int>(syscall(SYS_pidfd_open, pids[rank], 0)));
+    if (!fd && errno == ESRCH && !gone_) gone_ = static_cast<int>(rank);
     if (fd) watched_.push_back({static_cast<int>(rank), std::move(fd)});
   }
 }
 
 std::optional<int> PeerWatch::dead_rank() const {
+  if (gone_) return gone_;
   std::vector<pollfd> polled;
   for (const auto& peer : watched_) polled.push_back({peer.pidfd.get(), POLLIN, 0});
   if (polled.empty() || poll(polled.data(), polled.size(), 0) <= 0) return std::nullopt;

@@ -16,7 +16,7 @@ class PeerWatch {
   /// pids[r] is rank r's process, or 0 where it is unknown; this process itself (ranks as threads) is never watched.
   explicit PeerWatch(const std::vector<pid_t>& pids);
 
-  /// The lowest rank whose process has ended. One poll system call.
+  /// A rank whose process has ended. One poll system call.
   std::optional<int> dead_rank() const;
 
  private:
@@ -25,6 +25,7 @@ class PeerWatch {
     UniqueFd pidfd;
   };
   std::vector<Watched> watched_;
+  std::optional<int> gone_;  // ended before it could be watched
 };
 
 }  // namespace sherd

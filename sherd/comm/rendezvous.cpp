@@ -17,7 +17,8 @@ int integer_from_environment(const char* name, int low, int high) {
   int value = 0;
   const auto [end, error] = std::from_chars(view.data(), view.data() + view.size(), value);
   if (error != std::errc() || end != view.data() + view.size() || value < low || value > high)
-    config_error("rendezvous", "got {}={}, expected an integer from {} to {}; try torchrun or --ranks", name, view, low, high);
+    config_error("rendezvous", "got {}={}, expected an integer from {} to {}; try torchrun or --ranks", name, view, low,
+                 high);
   return value;
 }
 
@@ -36,7 +37,8 @@ World join_world(std::chrono::milliseconds timeout) {
   constexpr int kMaxRanks = 1 << 20;
   world.size = integer_from_environment("WORLD_SIZE", 1, kMaxRanks);
   world.rank = integer_from_environment("RANK", 0, world.size - 1);
-  world.local_rank = std::getenv("LOCAL_RANK") != nullptr ? integer_from_environment("LOCAL_RANK", 0, kMaxRanks) : world.rank;
+  world.local_rank =
+      std::getenv("LOCAL_RANK") != nullptr ? integer_from_environment("LOCAL_RANK", 0, kMaxRanks) : world.rank;
   if (world.size == 1) return world;
 
   c10d::TCPStoreOptions options;

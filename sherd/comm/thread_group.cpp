@@ -12,7 +12,8 @@ namespace sherd {
 // Collective number k of rank r is the k-th entry of r's list: a pointer to what r offers, and how many peers have
 // taken it. Nothing is copied before all have offered; an offer may be reused once all have taken it.
 struct ThreadGroup::Shared {
-  explicit Shared(int ranks, std::chrono::milliseconds time) : size(ranks), timeout(time), offers(static_cast<size_t>(ranks)) {}
+  explicit Shared(int ranks, std::chrono::milliseconds time)
+      : size(ranks), timeout(time), offers(static_cast<size_t>(ranks)) {}
 
   struct Offer {
     const void* data = nullptr;
@@ -42,7 +43,8 @@ struct ThreadGroup::Shared {
   const void* take(int rank, uint64_t number, const char* what) {
     std::unique_lock lock(mutex);
     auto& list = offers[static_cast<size_t>(rank)];
-    wait(lock, [&] { return list.contains(number); }, what);
+    wait(
+        lock, [&] { return list.contains(number); }, what);
     return list[number].data;
   }
 
@@ -55,21 +57,24 @@ struct ThreadGroup::Shared {
   void withdraw(int rank, uint64_t number, const char* what) {
     std::unique_lock lock(mutex);
     auto& list = offers[static_cast<size_t>(rank)];
-    wait(lock, [&] { return list[number].taken == size; }, what);
+    wait(
+        lock, [&] { return list[number].taken == size; }, what);
     list.erase(number);
   }
 };
 
 class ThreadGroup::ThreadTransport : public Transport {
  public:
-  ThreadTransport(std::shared_ptr<Shared> shared, int rank) : Transport(rank, shared->size), shared_(std::move(shared)) {}
+  ThreadTransport(std::shared_ptr<Shared> shared, int rank)
+      : Transport(rank, shared->size), shared_(std::move(shared)) {}
 
   std::string_view name() const override { return "threads"; }
 
   std::vector<double> exchange(std::span<const double> values) override {
     std::vector<double> result(values.size() * static_cast<size_t>(size()));
     collect(values.data(), "an exchange", [&](int r, const void* data) {
-      std::copy_n(static_cast<const double*>(data), values.size(), result.begin() + r * static_cast<int64_t>(values.size()));
+      std::copy_n(static_cast<const double*>(data), values.size(),
+                  result.begin() + r * static_cast<int64_t>(values.size()));
     })();
     return result;
   }
@@ -86,10 +91,11 @@ class ThreadGroup::ThreadTransport : public Transport {
     const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
     bytes_sent_ += piece * (size() - 1);
     const int me = rank();
-    return Pending(collect(send.const_data_ptr(), "an all-to-all", [send, received, piece, me](int r, const void* data) {
-      std::memcpy(static_cast<char*>(received.mutable_data_ptr()) + r * piece,
-                  static_cast<const char*>(data) + me * piece, static_cast<size_t>(piece));
-    }));
+    return Pending(
+        collect(send.const_data_ptr(), "an all-to-all", [send, received, piece, me](int r, const void* data) {
+          std::memcpy(static_cast<char*>(received.mutable_data_ptr()) + r * piece,
+                      static_cast<const char*>(data) + me * piece, static_cast<size_t>(piece));
+        }));
   }
 
   void abort(std::string_view cause) noexcept override {
@@ -116,7 +122,8 @@ class ThreadGroup::ThreadTransport : public Transport {
   uint64_t next_ = 0;
 };
 
-ThreadGroup::ThreadGroup(int size, std::chrono::milliseconds timeout) : shared_(std::make_shared<Shared>(size, timeout)) {}
+ThreadGroup::ThreadGroup(int size, std::chrono::milliseconds timeout)
+    : shared_(std::make_shared<Shared>(size, timeout)) {}
 ThreadGroup::~ThreadGroup() = default;
 std::unique_ptr<Transport> ThreadGroup::transport(int rank) { return std::make_unique<ThreadTransport>(shared_, rank); }
 

@@ -72,7 +72,8 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
       if (model_->groups()[g]->trainable()) update_group(g, lr_scale, gradient_scale);
     model_->publish();
   } catch (const std::exception& error) {
-    fault("step", "the update of step {} failed half-way: {}; try to go on from the last checkpoint", steps_, error.what());
+    fault("step", "the update of step {} failed half-way: {}; try to go on from the last checkpoint", steps_,
+          error.what());
   }
   return report;
 }

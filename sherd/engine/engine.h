@@ -107,8 +107,8 @@ class Engine {
   OptimGroups optim_groups_;
   Ledger ledger_;
   std::unique_ptr<ShardedModel> model_;
-  std::vector<Moments> moments_;                             // by group; empty for frozen ones
-  std::vector<std::vector<const Hyperparameters*>> hyper_;   // by group and parameter
+  std::vector<Moments> moments_;                            // by group; empty for frozen ones
+  std::vector<std::vector<const Hyperparameters*>> hyper_;  // by group and parameter
   int64_t steps_ = 0;
 };
 

@@ -62,9 +62,9 @@ class Training {
 
  private:
   TrainingResult train() {
-    const bool one_round =
-        config_.batch.reduce == ReducePoint::last ||
-        (config_.batch.accumulate == 1 && micro_batches(config_.batch.rows, config_.batch.micro, 0, world_.size).size() == 1);
+    const bool one_round = config_.batch.reduce == ReducePoint::last ||
+                           (config_.batch.accumulate == 1 &&
+                            micro_batches(config_.batch.rows, config_.batch.micro, 0, world_.size).size() == 1);
     setup_.engine.summing = one_round ? Summing::in_place : Summing::apart;
     model_ = unit_llama(setup_.model);
     engine_.emplace(model_, transport_, setup_.engine, setup_.source);
@@ -152,9 +152,12 @@ class Training {
 
   void record(const StepMetrics& metrics) {
     if (world_.rank != 0) return;
-    nlohmann::ordered_json line = {{"step", metrics.step},       {"loss", metrics.loss},
-                                   {"grad_norm", metrics.grad_norm}, {"lr", metrics.lr},
-                                   {"tokens_per_s", metrics.tokens_per_s}, {"step_s", metrics.step_s},
+    nlohmann::ordered_json line = {{"step", metrics.step},
+                                   {"loss", metrics.loss},
+                                   {"grad_norm", metrics.grad_norm},
+                                   {"lr", metrics.lr},
+                                   {"tokens_per_s", metrics.tokens_per_s},
+                                   {"step_s", metrics.step_s},
                                    {"memory_mib", metrics.memory_mib}};
     if (metrics.validation_loss) line["validation_loss"] = *metrics.validation_loss;
     for (int k = 0; k < kMemoryKinds; ++k) {

@@ -13,8 +13,8 @@ namespace sherd {
 
 /// What one step measured; one line of metrics.jsonl.
 struct StepMetrics {
-  int64_t step = 0;  // counts from 1
-  double loss = 0;   // mean over the global batch's targets
+  int64_t step = 0;      // counts from 1
+  double loss = 0;       // mean over the global batch's targets
   double grad_norm = 0;  // before clipping
   double lr = 0;
   double tokens_per_s = 0;

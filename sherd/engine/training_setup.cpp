@@ -55,9 +55,15 @@ EngineOptions engine_options(const TrainConfig& config) {
   options.strategy = config.strategy;
   options.clip = config.clip;
   switch (config.reshard_after_forward) {
-    case ReshardAfterForward::automatic: options.reshard_after_forward = ReshardPolicy::units; break;
-    case ReshardAfterForward::always: options.reshard_after_forward = ReshardPolicy::all; break;
-    case ReshardAfterForward::never: options.reshard_after_forward = ReshardPolicy::never; break;
+    case ReshardAfterForward::automatic:
+      options.reshard_after_forward = ReshardPolicy::units;
+      break;
+    case ReshardAfterForward::always:
+      options.reshard_after_forward = ReshardPolicy::all;
+      break;
+    case ReshardAfterForward::never:
+      options.reshard_after_forward = ReshardPolicy::never;
+      break;
   }
   const auto& o = config.optimizer;
   options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
@@ -95,8 +101,10 @@ TrainingSetup prepare_training(const TrainConfig& config, int world) {
   validate_transport(config.transport);
   const Mesh mesh = Mesh::over(world, 0, static_cast<int>(config.replicate), static_cast<int>(config.shard));
   if (mesh.replicate != 1)
-    config_error("mesh.replicate", "got {}, expected 1: the strategies here shard over all ranks; try replicate 1", mesh.replicate);
-  if (config.device != "cpu") config_error("device", "got '{}', expected cpu: the main job computes on the CPU; try cpu", config.device);
+    config_error("mesh.replicate", "got {}, expected 1: the strategies here shard over all ranks; try replicate 1",
+                 mesh.replicate);
+  if (config.device != "cpu")
+    config_error("device", "got '{}', expected cpu: the main job computes on the CPU; try cpu", config.device);
 
   if (!config.model.path.empty()) {
     const HuggingFaceFolder folder(config.model.path);
@@ -110,18 +118,20 @@ TrainingSetup prepare_training(const TrainConfig& config, int world) {
 
   const int64_t context = config.data.context > 0 ? config.data.context : setup.model.context;
   if (context > setup.model.context)
-    config_error("data.context", "got {}, expected at most the model's context of {}; try {}", context, setup.model.context,
-                 setup.model.context);
+    config_error("data.context", "got {}, expected at most the model's context of {}; try {}", context,
+                 setup.model.context, setup.model.context);
   const auto source = open_source(config, setup.model.vocab);
   check_vocab(*source, setup.model.vocab);
   if (config.data.validation > 0 && config.data.source == DataConfig::Source::synthetic)
     config_error("data.validation", "got {} with synthetic data, which has no end; try 0", config.data.validation);
   if (config.eval_every > 0 && config.data.validation == 0)
-    config_error("eval_every", "got {} without validation data; try \"data\": {{\"validation\": 0.05}}, or eval_every 0", config.eval_every);
+    config_error("eval_every",
+                 "got {} without validation data; try \"data\": {{\"validation\": 0.05}}, or eval_every 0",
+                 config.eval_every);
   setup.data = split_source(source, config.data.validation, context);
   const Order order = config.data.order == DataOrder::shuffled ? Order::shuffled : Order::sequential;
-  setup.train.emplace(setup.data.train->size(), SamplerOptions{context, config.batch.rows, config.batch.accumulate, order,
-                                                               static_cast<uint64_t>(config.seed)});
+  setup.train.emplace(setup.data.train->size(), SamplerOptions{context, config.batch.rows, config.batch.accumulate,
+                                                               order, static_cast<uint64_t>(config.seed)});
   if (setup.data.validation)
     setup.validation.emplace(setup.data.validation->size(),
                              SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});

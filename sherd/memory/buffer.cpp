@@ -15,7 +15,8 @@ at::Tensor map_cpu(int64_t elements) {
   const int64_t slack = bytes >= kHugePage ? kHugePage : 0;
   const int64_t mapped = round_up(bytes + slack, 4096);
   void* base = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (base == MAP_FAILED) fault("memory", "cannot map {}; try a smaller model, micro-batch or more ranks", format_bytes(mapped));
+  if (base == MAP_FAILED)
+    fault("memory", "cannot map {}; try a smaller model, micro-batch or more ranks", format_bytes(mapped));
   auto address = reinterpret_cast<uintptr_t>(base);
   if (slack > 0) {
     address = static_cast<uintptr_t>(round_up(static_cast<int64_t>(address), kHugePage));

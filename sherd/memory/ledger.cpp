@@ -22,13 +22,15 @@ struct Booking::State {
 
 std::string_view name_of(MemoryKind kind) {
   constexpr std::array<std::string_view, kMemoryKinds> names = {"parameters", "gradients", "master",
-                                                                 "moments",    "unsharded", "communication"};
+                                                                "moments",    "unsharded", "communication"};
   return names[static_cast<size_t>(kind)];
 }
 
 Booking& Booking::operator=(Booking&& other) noexcept {
-  std::swap(ledger_, other.ledger_);
-  std::swap(entry_, other.entry_);
+  // What was booked here ends now, as the buffer does that is assigned to, not with `other`.
+  Booking taken(std::move(other));
+  std::swap(ledger_, taken.ledger_);
+  std::swap(entry_, taken.entry_);
   return *this;
 }
 

@@ -12,7 +12,9 @@ struct Use {
   size_t unit;
 };
 
-std::string joined(const std::string& prefix, const std::string& name) { return prefix.empty() ? name : prefix + "." + name; }
+std::string joined(const std::string& prefix, const std::string& name) {
+  return prefix.empty() ? name : prefix + "." + name;
+}
 
 size_t lowest_common(const std::vector<FoundUnit>& units, size_t a, size_t b) {
   // Units are listed parents first: the larger index is never an ancestor of the smaller.
@@ -32,7 +34,8 @@ class Walk {
   std::vector<Use> uses;  // one a tensor, in the order of first sight
 
   void visit(torch::nn::Module& module, const std::string& name, size_t unit) {
-    for (const auto& item : module.named_parameters(/*recurse=*/false)) use(joined(name, item.key()), item.value(), unit);
+    for (const auto& item : module.named_parameters(/*recurse=*/false))
+      use(joined(name, item.key()), item.value(), unit);
     for (const auto& child : module.named_children()) {
       const std::string child_name = joined(name, child.key());
       size_t child_unit = unit;
@@ -71,7 +74,9 @@ std::vector<FoundUnit> discover_units(torch::nn::Module& root) {
       config_error("shard", "got parameter '{}' of type {}, expected float32; try model.to(torch::kFloat32)",
                    use.parameter.fqn, c10::toString(tensor.scalar_type()));
     if (!tensor.is_contiguous() || tensor.storage_offset() != 0)
-      config_error("shard", "got parameter '{}' that is a view or not contiguous, expected a tensor of its own; try .contiguous().clone()",
+      config_error("shard",
+                   "got parameter '{}' that is a view or not contiguous, expected a tensor of its own; try "
+                   ".contiguous().clone()",
                    use.parameter.fqn);
     walk.units[use.unit].parameters.push_back(std::move(use.parameter));
   }
@@ -81,7 +86,8 @@ std::vector<FoundUnit> discover_units(torch::nn::Module& root) {
 std::vector<std::pair<std::string, std::string>> parameter_aliases(torch::nn::Module& root) {
   std::unordered_map<const c10::TensorImpl*, std::string> first;
   std::vector<std::pair<std::string, std::string>> aliases;
-  const std::function<void(torch::nn::Module&, const std::string&)> visit = [&](torch::nn::Module& module, const std::string& name) {
+  const std::function<void(torch::nn::Module&, const std::string&)> visit = [&](torch::nn::Module& module,
+                                                                                const std::string& name) {
     for (const auto& item : module.named_parameters(/*recurse=*/false)) {
       const std::string fqn = joined(name, item.key());
       aliases.emplace_back(fqn, first.try_emplace(item.value().unsafeGetTensorImpl(), fqn).first->second);

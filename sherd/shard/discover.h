@@ -17,16 +17,16 @@ struct FoundParameter {
 };
 
 struct FoundUnit {
-  std::string name;         // in the module tree; "" for the root
-  UnitBase* unit = nullptr; // null for the root, which need not be a unit
-  size_t parent = 0;        // index of the enclosing unit; the root is its own
+  std::string name;          // in the module tree; "" for the root
+  UnitBase* unit = nullptr;  // null for the root, which need not be a unit
+  size_t parent = 0;         // index of the enclosing unit; the root is its own
   int children = 0;
   std::vector<FoundParameter> parameters;
 };
 
-/// The units of `root` in the order of the module tree, the root first. A parameter belongs to the innermost unit around
-/// it, a tied one to the lowest unit that contains all its uses. Throws ConfigError for a parameter that cannot be
-/// sharded (not fp32, not contiguous).
+/// The units of `root` in the order of the module tree, the root first. A parameter belongs to the innermost unit
+/// around it, a tied one to the lowest unit that contains all its uses. Throws ConfigError for a parameter that cannot
+/// be sharded (not fp32, not contiguous).
 std::vector<FoundUnit> discover_units(torch::nn::Module& root);
 
 /// All names of all parameters with the name each is stored under: {"lm_head.weight" -> "model.embed_tokens.weight"}.

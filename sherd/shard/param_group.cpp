@@ -4,8 +4,13 @@
 
 namespace sherd {
 
-ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters, Spread spread)
-    : store_(store), index_(index), layout_(plan.layout), trainable_(plan.trainable), spread_(spread),
+ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters,
+                       Spread spread)
+    : store_(store),
+      index_(index),
+      layout_(plan.layout),
+      trainable_(plan.trainable),
+      spread_(spread),
       parameters_(std::move(parameters)) {
   arm();
 }

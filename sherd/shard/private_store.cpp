@@ -37,7 +37,8 @@ PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
     if (!plan_.groups[g].trainable) continue;
     const bool dedicated = plan_.groups[g].slot == SlotKind::dedicated || replicates_optimizer();
     if (dedicated) {
-      const MemoryKind kind = plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
+      const MemoryKind kind =
+          plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
       group.dedicated = make_buffer(ledger, kind, where.unit, where.shard_elements * transport_.size(), plan_.device);
     }
     const bool in_place = dedicated && plan_.summing == Summing::in_place;
@@ -46,9 +47,8 @@ PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
     } else if (in_place) {
       group.gradient = group.dedicated.tensor.narrow(0, transport_.rank() * where.shard_elements, where.shard_elements);
     } else {
-      group.gradient_buffer =
-          make_buffer(ledger, MemoryKind::gradients, where.unit,
-                      where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device);
+      group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, where.unit,
+                                          where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device);
       group.gradient = group.gradient_buffer.tensor;
     }
   }
@@ -162,8 +162,7 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   Group& group = groups_[g];
   SHERD_CHECK(group.outstanding);
   const int64_t piece = layout(g).shard_elements;
-  const at::Tensor mine =
-      group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
+  const at::Tensor mine = group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
   if (transport_.size() == 1) {
     const at::Tensor slot = slot_tensor(g);
     canonical_sum({&slot, 1}, mine, round);

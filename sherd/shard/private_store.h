@@ -30,7 +30,8 @@ class PrivateStore : public Store {
   enum class Whole { stale, in_flight, ready };
 
   struct Group {
-    // Parameters. Strategy zero3: `shard` stays, `loan` is the whole buffer while unsharded. Else: `whole_buffer` stays.
+    // Parameters. Strategy zero3: `shard` stays, `loan` is the whole buffer while unsharded. Else: `whole_buffer`
+    // stays.
     Whole whole = Whole::stale;
     Buffer shard, whole_buffer;
     BufferPool::Loan loan, send, received;

@@ -5,7 +5,11 @@
 namespace sherd {
 
 Reducer::Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size_t> order, Spread gradients)
-    : store_(store), groups_(std::move(groups)), order_(std::move(order)), spread_(gradients), entries_(groups_.size()) {
+    : store_(store),
+      groups_(std::move(groups)),
+      order_(std::move(order)),
+      spread_(gradients),
+      entries_(groups_.size()) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     entries_[g].deposited.assign(groups_[g]->parameters().size(), 0);
     entries_[g].seen.assign(groups_[g]->parameters().size(), 0);

@@ -1,11 +1,11 @@
 // Brings gradients from autograd into the store, group by group, in one order on all ranks.
 //
-// [Note: Rounds] A backward that reduces is one round of every trainable group. As a parameter's gradient is complete, it
-// is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed order
-// (the reverse of the units' order in the model, units with children last): gradients of a later group wait in .grad for
-// their turn. At the end of backward what has no gradient counts as zero. A gradient that comes after its group was
-// contributed (re-entrant recompute of a unit that is used twice) makes one more round at the end.
-// Strategies that hold whole gradients contribute everything at the end of backward.
+// [Note: Rounds] A backward that reduces is one round of every trainable group. As a parameter's gradient is complete,
+// it is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed
+// order (the reverse of the units' order in the model, units with children last): gradients of a later group wait in
+// .grad for their turn. At the end of backward what has no gradient counts as zero. A gradient that comes after its
+// group was contributed (re-entrant recompute of a unit that is used twice) makes one more round at the end. Strategies
+// that hold whole gradients contribute everything at the end of backward.
 #pragma once
 
 #include <deque>
@@ -64,8 +64,8 @@ class Reducer {
   Spread spread_;
   Gradients gradients_ = Gradients::reduce;
   std::vector<Entry> entries_;
-  size_t next_ = 0;              // position in order_ of the next group to contribute
-  std::deque<size_t> pending_;   // contributed, not yet reduced, oldest first
+  size_t next_ = 0;             // position in order_ of the next group to contribute
+  std::deque<size_t> pending_;  // contributed, not yet reduced, oldest first
 };
 
 }  // namespace sherd

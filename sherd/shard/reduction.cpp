@@ -32,7 +32,8 @@ void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, R
 void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major) {
   for (int r = 0; r < layout.ranks; ++r) {
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const int64_t used = layout.parameters[p].shard_offset + layout.rows(p, r).count * layout.parameters[p].row_elements;
+      const int64_t used =
+          layout.parameters[p].shard_offset + layout.rows(p, r).count * layout.parameters[p].row_elements;
       const int64_t end =
           p + 1 < layout.parameters.size() ? layout.parameters[p + 1].shard_offset : layout.shard_elements;
       if (used < end) rank_major.narrow(0, r * layout.shard_elements + used, end - used).zero_();

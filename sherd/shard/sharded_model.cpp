@@ -30,7 +30,8 @@ std::vector<size_t> reduction_order(const StorePlan& plan) {
 
 }  // namespace
 
-ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger, ShardOptions options)
+ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger,
+                           ShardOptions options)
     : root_(std::move(root)), transport_(transport) {
   StorePlan plan{options.strategy, options.summing, options.device, {}};
   std::vector<std::vector<at::Tensor>> tensors;
@@ -43,7 +44,8 @@ ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& t
 
   std::vector<ParamGroup*> pointers;
   for (size_t g = 0; g < plan.groups.size(); ++g) {
-    groups_.push_back(std::make_unique<ParamGroup>(*store_, g, plan.groups[g], std::move(tensors[g]), options.strategy.parameters));
+    groups_.push_back(
+        std::make_unique<ParamGroup>(*store_, g, plan.groups[g], std::move(tensors[g]), options.strategy.parameters));
     pointers.push_back(groups_.back().get());
     units_[unit_of_group_[g]]->groups().push_back(pointers.back());
   }
@@ -62,7 +64,8 @@ ShardedModel::~ShardedModel() = default;
 void ShardedModel::make_units(ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors) {
   const std::vector<FoundUnit> found = discover_units(*root_);
   for (size_t u = 0; u < found.size(); ++u) {
-    units_.push_back(std::make_shared<UnitState>(*this, found[u].name, u, after_forward(options.reshard_after_forward, u == 0)));
+    units_.push_back(
+        std::make_shared<UnitState>(*this, found[u].name, u, after_forward(options.reshard_after_forward, u == 0)));
     if (found[u].unit != nullptr && u != 0) found[u].unit->attach(units_.back());
     for (const bool trainable : {true, false}) {
       std::vector<FoundParameter> members;

@@ -33,8 +33,8 @@ struct ShardOptions {
 
 class ShardedModel : public UnitObserver {
  public:
-  /// Takes over the parameters of `root` (their values are lost: fill() gives new ones). Collective. `root`, `transport`
-  /// and `ledger` outlive it. Throws ConfigError for parameters that cannot be sharded.
+  /// Takes over the parameters of `root` (their values are lost: fill() gives new ones). Collective. `root`,
+  /// `transport` and `ledger` outlive it. Throws ConfigError for parameters that cannot be sharded.
   ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger, ShardOptions options);
   ~ShardedModel() override;
 
@@ -79,7 +79,7 @@ class ShardedModel : public UnitObserver {
   Gradients gradients_ = Gradients::reduce;
   bool in_backward_ = false;
   int64_t backward_number_ = 0;
-  std::vector<size_t> forward_order_;       // units as they ran in the last whole forward: drives prefetch in forward
+  std::vector<size_t> forward_order_;      // units as they ran in the last whole forward: drives prefetch in forward
   std::vector<size_t> forward_order_now_;  // in the one under way: drives prefetch in its backward
 };
 

@@ -20,7 +20,8 @@ at::Tensor tensor_over(std::byte* data, int64_t elements) {
 
 SharedStore::SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan)
     : host_(host), plan_(std::move(plan)), owned_{host.rank()}, groups_(plan_.groups.size()) {
-  epoch_memory_ = host_.share(static_cast<int64_t>(sizeof(GroupEpochs) * std::max<size_t>(1, groups_.size())) * host_.size(), 0);
+  epoch_memory_ =
+      host_.share(static_cast<int64_t>(sizeof(GroupEpochs) * std::max<size_t>(1, groups_.size())) * host_.size(), 0);
   epoch_mapping_ = epoch_memory_.map_writable(0, epoch_memory_.bytes());
   make_parameters(ledger);
   make_gradients(ledger);
@@ -28,8 +29,8 @@ SharedStore::SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan)
 }
 
 GroupEpochs& SharedStore::epochs(size_t g, int rank) const {
-  return reinterpret_cast<GroupEpochs*>(epoch_mapping_.data())[g * static_cast<size_t>(host_.size()) +
-                                                               static_cast<size_t>(rank)];
+  return reinterpret_cast<GroupEpochs*>(
+      epoch_mapping_.data())[g * static_cast<size_t>(host_.size()) + static_cast<size_t>(rank)];
 }
 
 void SharedStore::make_parameters(Ledger& ledger) {
@@ -69,7 +70,8 @@ void SharedStore::make_gradients(Ledger& ledger) {
     }
     groups_[g].dedicated_offset = elements;
     elements += slot;
-    const MemoryKind kind = plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
+    const MemoryKind kind =
+        plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
     groups_[g].bookings.push_back(ledger.book(kind, layout.unit, layout.shard_elements * host_.size() * kFloat));
   }
   for (int64_t& offset : ring_offset_) {
@@ -102,7 +104,8 @@ at::Tensor SharedStore::unshard(size_t g) {
   const uint64_t version = groups_[g].published;
   for (int r = 0; r < host_.size(); ++r) {
     const auto& line = epochs(g, r);
-    host_.wait_for(r, [&] { return line.published.load(std::memory_order_acquire) >= version; }, "updated parameters");
+    host_.wait_for(
+        r, [&] { return line.published.load(std::memory_order_acquire) >= version; }, "updated parameters");
   }
   return groups_[g].whole;
 }
@@ -129,7 +132,8 @@ void SharedStore::wait_until_reduced(size_t g) {
   const uint64_t round = groups_[g].contributed;
   for (int r = 0; r < host_.size(); ++r) {
     const auto& line = epochs(g, r);
-    host_.wait_for(r, [&] { return line.reduced.load(std::memory_order_acquire) >= round; }, "a gradient slot");
+    host_.wait_for(
+        r, [&] { return line.reduced.load(std::memory_order_acquire) >= round; }, "a gradient slot");
   }
 }
 

@@ -28,13 +28,13 @@ class SharedStore : public Store {
 
  private:
   struct Group {
-    int64_t whole_offset = 0;           // in the parameter segment, in elements
-    std::vector<Mapping> own_rows;      // one a parameter
-    at::Tensor whole;                   // over the read-only mapping
-    int64_t dedicated_offset = -1;      // in a gradient segment, in elements; -1: ring
-    int64_t slot_offset = 0;            // of the round under way
+    int64_t whole_offset = 0;       // in the parameter segment, in elements
+    std::vector<Mapping> own_rows;  // one a parameter
+    at::Tensor whole;               // over the read-only mapping
+    int64_t dedicated_offset = -1;  // in a gradient segment, in elements; -1: ring
+    int64_t slot_offset = 0;        // of the round under way
     uint64_t contributed = 0, reduced = 0, published = 0;
-    Buffer gradient_buffer;             // where it is summed apart
+    Buffer gradient_buffer;  // where it is summed apart
     at::Tensor gradient;
     std::vector<Booking> bookings;
   };

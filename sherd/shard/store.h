@@ -43,7 +43,7 @@ struct StorePlan {
   std::vector<GroupPlan> groups;
 };
 
-enum class Round { first, later };          // of a step: overwrite the reduced gradient, or add to it
+enum class Round { first, later };         // of a step: overwrite the reduced gradient, or add to it
 enum class Patience { now_or_not, wait };  // reduce only if nothing has to be waited for, or wait
 
 class Store {
@@ -67,7 +67,8 @@ class Store {
   // Gradients, in rounds: open_slot, fill, contribute, reduce.
   /// The group whose round this rank has to reduce before g can have a slot; -1 when none.
   virtual int64_t slot_blocked_by(size_t g) const = 0;
-  /// A slot for g's gradients: rank-major [ranks * shard_elements], the padding zero. Waits for peers to be done with it.
+  /// A slot for g's gradients: rank-major [ranks * shard_elements], the padding zero. Waits for peers to be done with
+  /// it.
   virtual at::Tensor open_slot(size_t g) = 0;
   /// Hands the filled slot over.
   virtual void contribute(size_t g) = 0;

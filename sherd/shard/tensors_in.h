@@ -1,5 +1,6 @@
 // Finds the tensors in the arguments and results of a user's forward: in optionals, vectors, arrays, tuples, pairs and
-// maps of them, to any depth. A type of your own takes part through a function beside it, found by its arguments' types:
+// maps of them, to any depth. A type of your own takes part through a function beside it, found by its arguments'
+// types:
 //
 //   template <class F> void for_each_tensor(const MyType& value, F&& call) { call(value.hidden); }
 //
@@ -27,12 +28,13 @@ struct AnyCall {
 };
 
 template <class T>
-concept HasTensorsOfItsOwn = requires(const T& value) { for_each_tensor(value, AnyCall{}); };
+concept HasTensorsOfItsOwn = requires(const T& value) {
+  for_each_tensor(value, AnyCall{});
+};
 
 template <class T>
 concept HoldsNoTensor = std::is_arithmetic_v<T> || std::is_enum_v<T> || std::is_same_v<T, std::string> ||
-                        std::is_same_v<T, c10::Scalar> || std::is_same_v<T, std::nullopt_t> ||
-                        std::is_same_v<T, std::monostate>;
+    std::is_same_v<T, c10::Scalar> || std::is_same_v<T, std::nullopt_t> || std::is_same_v<T, std::monostate>;
 
 template <class T, template <class...> class Template>
 inline constexpr bool is_a = false;
@@ -62,8 +64,9 @@ void visit_tensors(const T& value, F&& call) {
   } else if constexpr (is_a<T, std::map> || is_a<T, std::unordered_map>) {
     for (const auto& [key, item] : value) visit_tensors(item, call);
   } else {
-    static_assert(HoldsNoTensor<T> || kUnknownType<T>,
-                  "sherd does not know where the tensors in this type are; write for_each_tensor(const T&, F&&) beside it");
+    static_assert(
+        HoldsNoTensor<T> || kUnknownType<T>,
+        "sherd does not know where the tensors in this type are; write for_each_tensor(const T&, F&&) beside it");
   }
 }
 

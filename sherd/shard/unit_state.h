@@ -1,9 +1,9 @@
 // What a unit does around its forward and backward: unshard before, reshard after.
 //
-// [Note: Reshard in backward] A unit's parameters are needed until (1) all its gradients are there and (2) the producers of
-// its inputs have started, for every forward whose backward has begun: only then has nothing of the unit's own graph
-// still to run. Whatever is missed (no inputs with gradients, parts of the graph not run) is made up at the end of
-// backward. A forward inside backward (recompute) never reshards.
+// [Note: Reshard in backward] A unit's parameters are needed until (1) all its gradients are there and (2) the
+// producers of its inputs have started, for every forward whose backward has begun: only then has nothing of the unit's
+// own graph still to run. Whatever is missed (no inputs with gradients, parts of the graph not run) is made up at the
+// end of backward. A forward inside backward (recompute) never reshards.
 #pragma once
 
 #include <memory>
