@@ -59,6 +59,13 @@ UniqueFd connect_abstract(const std::string& name) {
   return socket_fd;
 }
 
+// Every user of the machine can read the names of abstract sockets and connect: only our own user gets the segment.
+bool of_this_user(int socket) {
+  ucred peer = {};
+  socklen_t length = sizeof(peer);
+  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == geteuid();
+}
+
 std::string random_name() {
   std::random_device random;
   return fmt::format("sherd-{:08x}{:08x}{:08x}", random(), random(), random());
@@ -109,8 +116,9 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& world) {
         new HostSegment(world, std::move(sockets), SharedMemory::adopt(std::move(fd), bytes)));
   }
   SharedMemory control = SharedMemory::create(sizeof(Control));
-  for (int i = 1; i < world.size; ++i) {
+  for (int connected = 1; connected < world.size; ++connected) {
     UniqueFd peer(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    while (peer && !of_this_user(peer.get())) peer = UniqueFd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!peer) fault_errno(kWhere, "cannot accept a peer");
     set_timeout(peer.get(), world.timeout);
     int64_t r = 0;
@@ -144,9 +152,9 @@ void HostSegment::notify() {
   if (line.waiters.load(std::memory_order_seq_cst) > 0) futex(&line.event, FUTEX_WAKE, INT32_MAX, nullptr);
 }
 
-void HostSegment::check_peers(std::string_view what) {
+void HostSegment::check_peers(std::optional<int> dead, std::string_view what) {
   if (control_->aborted.load(std::memory_order_acquire) == 2) throw FaultError(control_->cause);
-  if (const auto dead = watch_.dead_rank()) {
+  if (dead) {
     const std::string cause = fmt::format("rank {} died; rank {} was waiting for {}", *dead, rank(), what);
     abort(cause);
     fault(kWhere, "{}", cause);
@@ -168,11 +176,13 @@ void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::st
     futex(&line.event, FUTEX_WAIT, event, &slice);
     line.waiters.fetch_sub(1, std::memory_order_seq_cst);
     if (ready()) return;
-    check_peers(what);
+    const auto dead = watch_.dead_rank();
+    if (dead && ready()) return;  // It ended after its part was done, and what we wait for came before that.
+    check_peers(dead, what);
     if (std::chrono::steady_clock::now() > deadline) {
       const std::string cause =
           fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow", rank(),
-                      timeout_.count() / 1000, peer, what);
+                      static_cast<double>(timeout_.count()) / 1000, peer, what);
       abort(cause);
       fault(kWhere, "{}", cause);
     }

@@ -13,6 +13,7 @@
 #include <atomic>
 #include <chrono>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -53,7 +54,7 @@ class HostSegment : public Transport {
  private:
   struct Control;
   HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control);
-  void check_peers(std::string_view what);
+  void check_peers(std::optional<int> dead, std::string_view what);
   std::vector<double> exchange_chunk(std::span<const double> values);
 
   std::chrono::milliseconds timeout_;

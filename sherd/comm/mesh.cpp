@@ -10,9 +10,8 @@ Mesh Mesh::over(int world, int rank, int replicate_size, int shard_size) {
   if (shard_size == 0 && world % replicate_size == 0) shard_size = world / replicate_size;
   const int64_t ranks = int64_t{replicate_size} * std::max(shard_size, 1);
   if (shard_size == 0 || ranks != world)
-    config_error("mesh",
-                 "got replicate {} x shard {} with {} ranks, expected a product of {}; try --ranks {}",
-                 replicate_size, shard_size, world, world, ranks);
+    config_error("mesh", "got replicate {} x shard {} with {} ranks, expected a product of {}; try --ranks {}{}",
+                 replicate_size, shard_size, world, world, ranks, world % replicate_size == 0 ? " or shard 0" : "");
   return {replicate_size, shard_size, rank};
 }
 

@@ -27,11 +27,12 @@ struct ThreadGroup::Shared {
   std::vector<std::map<uint64_t, Offer>> offers;
   std::optional<std::string> aborted;
 
+  // False when the time is over.
   template <class Condition>
-  void wait(std::unique_lock<std::mutex>& lock, Condition condition, const char* what) {
-    if (!changed.wait_for(lock, timeout, [&] { return aborted || condition(); }))
-      fault("threads", "waited {} ms for {}", timeout.count(), what);
+  bool wait(std::unique_lock<std::mutex>& lock, Condition condition) {
+    const bool came = changed.wait_for(lock, timeout, [&] { return aborted || condition(); });
     if (aborted) throw FaultError(*aborted);
+    return came;
   }
 
   void offer(int rank, uint64_t number, const void* data) {
@@ -43,8 +44,8 @@ struct ThreadGroup::Shared {
   const void* take(int rank, uint64_t number, const char* what) {
     std::unique_lock lock(mutex);
     auto& list = offers[static_cast<size_t>(rank)];
-    wait(
-        lock, [&] { return list.contains(number); }, what);
+    if (!wait(lock, [&] { return list.contains(number); }))
+      fault("threads", "waited {} ms for rank {}: {}", timeout.count(), rank, what);
     return list[number].data;
   }
 
@@ -57,8 +58,8 @@ struct ThreadGroup::Shared {
   void withdraw(int rank, uint64_t number, const char* what) {
     std::unique_lock lock(mutex);
     auto& list = offers[static_cast<size_t>(rank)];
-    wait(
-        lock, [&] { return list[number].taken == size; }, what);
+    if (!wait(lock, [&] { return list[number].taken == size; }))
+      fault("threads", "rank {} waited {} ms until all had taken its part: {}", rank, timeout.count(), what);
     list.erase(number);
   }
 };

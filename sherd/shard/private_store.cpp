@@ -9,6 +9,7 @@ namespace sherd {
 namespace {
 
 constexpr size_t kRingSlots = 2;
+constexpr int64_t kFloat = sizeof(float);
 
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
@@ -36,12 +37,15 @@ PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
     }
     if (!plan_.groups[g].trainable) continue;
     const bool dedicated = plan_.groups[g].slot == SlotKind::dedicated || replicates_optimizer();
-    if (dedicated) {
-      const MemoryKind kind =
-          plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
-      group.dedicated = make_buffer(ledger, kind, where.unit, where.shard_elements * transport_.size(), plan_.device);
-    }
     const bool in_place = dedicated && plan_.summing == Summing::in_place;
+    if (dedicated) {
+      // The slot is communication, but for what stays in it as gradients until the step: all of it, or our own rows.
+      const int64_t all = where.shard_elements * transport_.size();
+      int64_t kept = in_place ? where.shard_elements : 0;
+      if (plan_.strategy.gradients == Spread::whole) kept = all;
+      group.dedicated = {allocate(all, plan_.device), ledger.book(MemoryKind::gradients, where.unit, kept * kFloat)};
+      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * kFloat);
+    }
     if (in_place && replicates_optimizer()) {
       group.gradient = group.dedicated.tensor;
     } else if (in_place) {

@@ -38,6 +38,7 @@ class PrivateStore : public Store {
     Pending gather;
     // Gradients.
     Buffer dedicated, gradient_buffer;
+    Booking dedicated_rest;  // of the dedicated slot's bytes, those that are not gradients
     BufferPool::Loan slot, exchanged;
     Pending exchange;
     bool outstanding = false;  // contributed, not yet reduced

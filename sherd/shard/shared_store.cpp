@@ -70,9 +70,12 @@ void SharedStore::make_gradients(Ledger& ledger) {
     }
     groups_[g].dedicated_offset = elements;
     elements += slot;
-    const MemoryKind kind =
-        plan_.strategy.gradients == Spread::whole ? MemoryKind::gradients : MemoryKind::communication;
-    groups_[g].bookings.push_back(ledger.book(kind, layout.unit, layout.shard_elements * host_.size() * kFloat));
+    // The slot is communication, but for what stays in it as gradients until the step: all of it, or our own rows.
+    const int64_t all = layout.shard_elements * host_.size() * kFloat;
+    int64_t kept = plan_.summing == Summing::in_place ? layout.shard_elements * kFloat : 0;
+    if (plan_.strategy.gradients == Spread::whole) kept = all;
+    groups_[g].bookings.push_back(ledger.book(MemoryKind::gradients, layout.unit, kept));
+    groups_[g].bookings.push_back(ledger.book(MemoryKind::communication, layout.unit, all - kept));
   }
   for (int64_t& offset : ring_offset_) {
     offset = elements;
