@@ -40,10 +40,14 @@ test: setup build/build.ninja
 	@scripts/check_size.py
 	@$(PYTHON) -m pytest tests/python
 
+# The kernels beside torch's, then sherd beside its peers, about 10 minutes in all;
+# BENCH="--engines all --models small,base --rounds 5" for more.
 bench: setup
 	@cmake --preset bench
-	@cmake --build build
-	@benchmarks/run.sh
+	@cmake --build build --target sherd_cli bench_kernels
+	@benchmarks/peers/setup.sh
+	@build/bench_kernels --benchmark_min_time=0.05
+	@$(PYTHON) benchmarks/compare.py $(BENCH)
 
 # libtorch is not instrumented: leaks and races inside of it are suppressed, ours are not.
 asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1
