@@ -4,40 +4,30 @@ tests/golden/tiny holds what PyTorch got: losses and gradient norms of 20 steps 
 transport exists in one process only: tests/engine/llama_training_test.cpp holds it to the same reference.)
 """
 import json
-import pathlib
 import subprocess
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-TINY = pathlib.Path(__file__).resolve().parent.parent / "golden" / "tiny"
+from conftest import GOLDEN, TINY_CONFIG
+
 STRATEGIES = ["ddp", "zero1", "zero2", "zero3"]
 
 
-def config(folder, **changes):
-    result = {
-        "model": {"path": str(TINY)},
-        "data": {"tokens": str(TINY / "tokens.bin"), "context": 64, "order": "sequential"},
-        "batch": {"rows": 4, "micro": "auto", "accumulate": 1},
-        "optimizer": {"type": "adamw", "lr": 1e-3, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1,
-                      "no_decay": []},
-        "schedule": {"type": "constant"},
-        "clip": 1.0, "strategy": "zero3", "steps": 20, "seed": 0, "output": str(folder / "run"),
-    }
-    result.update(changes)
-    path = folder / "config.json"
-    path.write_text(json.dumps(result))
-    return path
-
-
-def train(sherd, folder, *options, **changes):
+@pytest.fixture
+def train(sherd, write_config):
     """Runs the command; returns its metrics and final weights."""
-    path = config(folder, **changes)
-    done = subprocess.run([sherd, "train", str(path), *options], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], load_file(folder / "run" / "model" / "model.safetensors")
+
+    def run(*options, **changes):
+        file = write_config({"steps": 20, **changes})
+        done = subprocess.run([sherd, "train", str(file), *options], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        folder = file.parent / "run"
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines], load_file(folder / "model" / "model.safetensors")
+
+    return run
 
 
 def bits(result):
@@ -47,13 +37,13 @@ def bits(result):
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_every_strategy_and_transport_gives_the_reference_and_the_same_bits(sherd, tmp_path, ranks):
-    reference = json.loads((TINY / "losses.json").read_text())
-    expected = load_file(TINY / "final.safetensors")
+def test_every_strategy_and_transport_gives_the_reference_and_the_same_bits(train, ranks):
+    reference = json.loads((GOLDEN / "losses.json").read_text())
+    expected = load_file(GOLDEN / "final.safetensors")
     first = None
     for transport in ["host", "gloo"] if ranks > 1 else ["auto"]:
         for strategy in STRATEGIES:
-            result = train(sherd, tmp_path, "--ranks", str(ranks), "--transport", transport, "--strategy", strategy)
+            result = train("--ranks", str(ranks), "--transport", transport, "--strategy", strategy)
             metrics, weights = result
             np.testing.assert_allclose([line["loss"] for line in metrics], reference["losses"], rtol=2e-6)
             np.testing.assert_allclose([line["grad_norm"] for line in metrics], reference["gradient_norms"], rtol=2e-6)
@@ -65,30 +55,30 @@ def test_every_strategy_and_transport_gives_the_reference_and_the_same_bits(sher
 
 
 @pytest.mark.parametrize("reduce", ["every", "last"])
-def test_accumulation_gives_the_same_bits_everywhere(sherd, tmp_path, reduce):
+def test_accumulation_gives_the_same_bits_everywhere(train, reduce):
     batch = {"rows": 4, "micro": 1, "accumulate": 2, "reduce": reduce}
     first = None
     for transport in ["host", "gloo"]:
         for strategy in STRATEGIES:
-            result = train(sherd, tmp_path, "--ranks", "3", "--transport", transport, "--strategy", strategy,
+            result = train("--ranks", "3", "--transport", transport, "--strategy", strategy,
                            batch=batch, steps=5)
             first = first or bits(result)
             assert bits(result) == first, f"{strategy} over {transport}"
 
 
-def test_metrics_have_what_other_tools_rely_on(sherd, tmp_path):
-    metrics, _ = train(sherd, tmp_path, "--ranks", "2", steps=3)
+def test_metrics_have_what_other_tools_rely_on(train):
+    metrics, _ = train("--ranks", "2", steps=3)
     assert [line["step"] for line in metrics] == [1, 2, 3]
     for line in metrics:
         for key in ["loss", "grad_norm", "lr", "tokens_per_s", "step_s", "memory_mib"]:
             assert line[key] > 0
 
 
-def test_validation_loss_is_the_same_for_every_number_of_ranks(sherd, tmp_path):
-    data = {"tokens": str(TINY / "tokens.bin"), "context": 64, "order": "sequential", "validation": 0.2}
+def test_validation_loss_is_the_same_for_every_number_of_ranks(train):
+    data = {**TINY_CONFIG["data"], "validation": 0.2}
     seen = []
     for ranks in [1, 3]:
-        metrics, _ = train(sherd, tmp_path, "--ranks", str(ranks), data=data, steps=2, eval_every=2, eval_rows=4)
+        metrics, _ = train("--ranks", str(ranks), data=data, steps=2, eval_every=2, eval_rows=4)
         seen.append(metrics[1]["validation_loss"])
         assert "validation_loss" not in metrics[0]
     assert seen[0] == pytest.approx(seen[1], rel=2e-6)
