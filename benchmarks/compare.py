@@ -141,14 +141,16 @@ def compare(model: str, args) -> dict:
             engine, fsdp2_forms = fastest_form(engine, work, args, checks)
         engines.append(engine)
     rounds = {engine: [] for engine in engines}
-    losses = {}
+    losses, others = {}, 0.0
     for number in range(1, args.rounds + 1):
         for engine in engines:
             result = run(engine, work)
             checks.add(engine, result)
             rounds[engine].append(result.median_s(args.warmup))
             losses[engine] = result.losses
-            say(f"{model}, round {number} of {args.rounds}: {engine.label} {rounds[engine][-1]:.3f} s")
+            others = max(others, result.others)
+            say(f"{model}, round {number} of {args.rounds}: {engine.label} {rounds[engine][-1]:.3f} s "
+                f"(other processes: {result.others:.2f} cores)")
     rows = []
     for engine in engines:
         peak = run(engine, work, sample_memory=True).peak_mib
@@ -156,7 +158,8 @@ def compare(model: str, args) -> dict:
         rows.append({"engine": engine.label, "ranks": engine.ranks, "threads": len(engine.cpus) // engine.ranks,
                      "step_s": statistics.median(rounds[engine]), "rounds_s": rounds[engine], "memory_mib": peak,
                      "losses": losses[engine]})
-    return {"model": model, "tokens_per_step": args.rows * work.context, "fsdp2_forms_s": fsdp2_forms, "engines": rows}
+    return {"model": model, "tokens_per_step": args.rows * work.context, "fsdp2_forms_s": fsdp2_forms,
+            "others_cores": others, "engines": rows}
 
 
 def table(result: dict) -> str:
@@ -172,9 +175,10 @@ def table(result: dict) -> str:
                     f"| {min(row['rounds_s']):.3f}-{max(row['rounds_s']):.3f} | {ratio(row, fsdp2, 'step_s')} "
                     f"| {ratio(row, single, 'step_s')} | {row['memory_mib']:.0f} | {ratio(row, fsdp2, 'memory_mib')} "
                     f"| {row['losses'][-1]:.6f} |")
+    text += ["", f"Other processes took at most {result['others_cores']:.2f} cores in any run."]
     if result["fsdp2_forms_s"]:
         forms = ", ".join(f"{label} {seconds:.3f}" for label, seconds in result["fsdp2_forms_s"].items())
-        text += ["", f"FSDP2 is in the fastest of its forms (one run each, s): {forms}."]
+        text += [f"FSDP2 is in the fastest of its forms (one run each, s): {forms}."]
     return "\n".join(text)
 
 

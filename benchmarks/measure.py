@@ -1,7 +1,9 @@
 """Runs one engine once: its losses and step times, or the memory of its ranks while they train."""
 import dataclasses
 import json
+import os
 import pathlib
+import resource
 import socket
 import statistics
 import subprocess
@@ -23,6 +25,7 @@ class Run:
     losses: list[float]
     step_s: list[float]
     peak_mib: float  # most proportional memory of all ranks after the first step; 0 when not asked for
+    others: float  # cores that other processes kept busy meanwhile
 
     def median_s(self, warmup: int) -> float:
         return statistics.median(self.step_s[warmup:])
@@ -34,6 +37,7 @@ def run(engine: Engine, work: Workload, sample_memory=False) -> Run:
         folder = pathlib.Path(temporary)
         log, metrics = folder / "log", engine.metrics(folder)
         started = []
+        wall, busy = time.monotonic(), _busy_s()
         try:
             with log.open("wb") as output:
                 for process in engine.processes(work, folder, _free_port()):
@@ -47,10 +51,11 @@ def run(engine: Engine, work: Workload, sample_memory=False) -> Run:
                 process.terminate()  # sherd's launcher ends its ranks
             for process in started:
                 process.wait()
+        others = max(0.0, (_busy_s() - busy) / (time.monotonic() - wall))
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     if len(lines) != work.steps:
         raise RunFailed(f"{engine.label} wrote {len(lines)} steps, expected {work.steps}")
-    return Run([line["loss"] for line in lines], [line["step_s"] for line in lines], peak)
+    return Run([line["loss"] for line in lines], [line["step_s"] for line in lines], peak, others)
 
 
 def _wait(engine, work, started, metrics, sample_memory) -> float:
@@ -89,6 +94,13 @@ def proportional_mib(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         pass
     return 0.0
+
+
+def _busy_s() -> float:
+    """CPU time of this machine that went neither to our ended children nor to nobody."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, pathlib.Path("/proc/stat").read_text().split()[1:9])
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK") - ours.ru_utime - ours.ru_stime
 
 
 def _count_lines(file: pathlib.Path) -> int:
