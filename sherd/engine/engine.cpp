@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "sherd/base/error.h"
-#include "sherd/base/log.h"
 #include "sherd/optim/adamw.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/reduction.h"
@@ -26,23 +25,16 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
   const ShardOptions shard_options{find_strategy(options_.strategy), options_.reshard_after_forward, options_.summing,
                                    options_.device};
   model_ = std::make_unique<ShardedModel>(module_, *transport_, ledger_, shard_options);
-  std::vector<std::string> names;
   for (const auto& group : model_->groups()) {
     const auto& layout = group->layout();
     auto& hyper = hyper_.emplace_back();
-    for (const auto& parameter : layout.parameters) {
-      hyper.push_back(&optim_groups_.find(parameter.fqn));
-      names.push_back(parameter.fqn);
-    }
+    for (const auto& parameter : layout.parameters) hyper.push_back(&optim_groups_.find(parameter.fqn));
     auto& moments = moments_.emplace_back();
     if (!group->trainable()) continue;
     const int64_t elements = layout.shard_elements * static_cast<int64_t>(model_->store().owned().size());
     moments.m = make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device);
     moments.v = make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device);
   }
-  if (transport_->rank() == 0)
-    for (const auto& pattern : optim_groups_.unused_patterns(names))
-      log("warning: the optimizer pattern '{}' matches no parameter", pattern);
   model_->fill(source);
 }
 

@@ -33,7 +33,7 @@ struct EngineOptions {
   ReshardPolicy reshard_after_forward = ReshardPolicy::units;
   Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
   std::optional<double> clip = 1.0;  // largest global gradient norm
-  Hyperparameters optimizer = {};  // AdamW
+  Hyperparameters optimizer = {};    // AdamW
   std::vector<OptimGroup> optimizer_groups = {};
   at::Device device = at::kCPU;
 

@@ -71,6 +71,8 @@ class Training {
     say(fmt::format("{} parameters, strategy {}, {} rank{}, transport {}", setup_.model.parameters(), config_.strategy,
                     world_.size, world_.size == 1 ? "" : "s", transport_->name()));
 
+    for (const auto& warning : setup_.warnings) say(warning);
+
     TrainingResult result;
     result.folder = config_.output;
     for (int64_t step = 0; step < config_.steps && result.end == TrainingResult::End::finished; ++step) {

@@ -138,6 +138,14 @@ TrainingSetup prepare_training(const TrainConfig& config, int world) {
   setup.schedule = schedule_options(config);
   setup.engine = engine_options(config);
   setup.engine.validate();
+  // The default patterns fit many models and need not all match; a user's own pattern that matches nothing is a slip.
+  if (config.optimizer.no_decay != OptimizerConfig().no_decay) {
+    std::vector<std::string> names;
+    for (const auto& tensor : expected_tensors(setup.model)) names.push_back(tensor.name);
+    const OptimGroups groups(setup.engine.optimizer, setup.engine.optimizer_groups);
+    for (const auto& pattern : groups.unused_patterns(names))
+      setup.warnings.push_back(fmt::format("warning: optimizer.no_decay: '{}' matches no parameter", pattern));
+  }
   return setup;
 }
 

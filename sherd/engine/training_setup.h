@@ -22,6 +22,7 @@ struct TrainingSetup {
   std::optional<Sampler> validation;
   EngineOptions engine;
   ScheduleOptions schedule;
+  std::vector<std::string> warnings;  // what is allowed, but perhaps not meant
 };
 
 /// Throws ConfigError.
