@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shlex
 import statistics
 import subprocess
@@ -40,6 +41,7 @@ def arguments():
     p.add_argument("--steps", type=int, default=8, help="of a run, with the warm-up")
     p.add_argument("--warmup", type=int, default=2, help="steps that are not timed")
     p.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
+    p.add_argument("--document", type=pathlib.Path, help="also put the tables between this file's two compare: comments")
     args = p.parse_args()
     if args.steps <= args.warmup:
         p.error(f"got {args.steps} steps with a warm-up of {args.warmup}; expected more steps than warm-up")
@@ -182,6 +184,12 @@ def table(result: dict) -> str:
     return "\n".join(text)
 
 
+def put_into(document: pathlib.Path, text: str):
+    begin, end = re.findall(r"^<!-- compare: .*-->$", document.read_text(), re.M)
+    before, rest = document.read_text().split(begin)
+    document.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
+
+
 def main():
     args = arguments()
     parse_engines(args.engines, args.ranks)  # mistakes first
@@ -200,9 +208,12 @@ def main():
     args.results.mkdir(parents=True, exist_ok=True)
     file = args.results / f"{record['date']}-{machine.slug(here)}.json"
     file.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{here['cpu']}, {here['cores']} cores, {', '.join(here['vector'])}, {here['memory_gib']} GiB; "
-          f"commit {record['commit']}; `{record['command']}`\n")
-    print("\n\n".join(map(table, record["results"])))
+    text = (f"{record['date']}, {here['cpu']}, {here['cores']} cores, {', '.join(here['vector'])}, "
+            f"{here['memory_gib']} GiB; commit {record['commit']}; `{record['command']}`\n\n"
+            + "\n\n".join(map(table, record["results"])))
+    print(text)
+    if args.document:
+        put_into(args.document, text)
     say(f"\nwritten: {file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}")
     return 0
 

@@ -31,7 +31,8 @@ def slug(machine: dict) -> str:
 
 def commit() -> str:
     """With a + when sources differ from it."""
-    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "sherd", "cli", "benchmarks", "cmake")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "sherd", "cli", "benchmarks", "cmake",
+                   ":!benchmarks/results")
     return _git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 
