@@ -37,10 +37,11 @@ C10dTransport::C10dTransport(const World& world, c10::intrusive_ptr<c10d::Backen
   watch_ = PeerWatch(pids);
 }
 
-void C10dTransport::failed(const char* what, const std::exception& error) const {
+void C10dTransport::failed(const char* what, const std::exception& error) {
   // A broken connection shows a moment before the process is gone, and an abort a moment before its cause.
   for (int tries = 0; tries < 10; ++tries) {
-    if (const auto dead = watch_.dead_rank()) fault(name_, "rank {} died during {}", *dead, what);
+    // Who ends because of an error has left its cause before: where there is none, the dead rank is the cause itself.
+    const auto dead = watch_.dead_rank();
     try {
       if (world_.store->check({kAbortKey})) {
         const auto cause = world_.store->get(kAbortKey);
@@ -49,6 +50,11 @@ void C10dTransport::failed(const char* what, const std::exception& error) const 
     } catch (const FaultError&) {
       throw;
     } catch (const std::exception&) {  // The store went with its server: nothing more to learn there.
+    }
+    if (dead) {
+      const std::string cause = fmt::format("rank {} died during {}", *dead, what);
+      abort(cause);
+      fault(name_, "{}", cause);
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(50));
   }
@@ -109,8 +115,9 @@ Pending C10dTransport::all_to_all(const at::Tensor& send, const at::Tensor& rece
 
 void C10dTransport::abort(std::string_view cause) noexcept {
   try {
-    world_.store->set(kAbortKey, fmt::format("[{}] rank {} gave up: {}", name_, rank(), cause));
-  } catch (...) {  // Nobody left to tell.
+    const std::string text = fmt::format("[{}] rank {} gave up: {}", name_, rank(), cause);
+    world_.store->compareSet(kAbortKey, std::string(), text);  // The first cause stays.
+  } catch (...) {                                                         // Nobody left to tell.
   }
 }
 

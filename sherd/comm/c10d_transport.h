@@ -25,7 +25,7 @@ class C10dTransport : public Transport {
 
  private:
   Pending pending(c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> held, const char* what);
-  [[noreturn]] void failed(const char* what, const std::exception& error) const;
+  [[noreturn]] void failed(const char* what, const std::exception& error);
 
   World world_;
   c10::intrusive_ptr<c10d::Backend> backend_;
