@@ -81,22 +81,19 @@ class ThreadGroup::ThreadTransport : public Transport {
   }
 
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override {
-    const auto bytes = static_cast<int64_t>(shard.nbytes());
-    bytes_sent_ += bytes * (size() - 1);
-    return Pending(collect(shard.const_data_ptr(), "an all-gather", [shard, whole, bytes](int r, const void* data) {
-      std::memcpy(static_cast<char*>(whole.mutable_data_ptr()) + r * bytes, data, static_cast<size_t>(bytes));
-    }));
+    const int64_t count = shard.numel();
+    bytes_sent_ += static_cast<int64_t>(shard.nbytes()) * (size() - 1);
+    return exchange_tensor(shard, "an all-gather", [whole, count](int r, const at::Tensor& theirs) {
+      whole.narrow(0, r * count, count).copy_(theirs);
+    });
   }
 
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override {
-    const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
-    bytes_sent_ += piece * (size() - 1);
-    const int me = rank();
-    return Pending(
-        collect(send.const_data_ptr(), "an all-to-all", [send, received, piece, me](int r, const void* data) {
-          std::memcpy(static_cast<char*>(received.mutable_data_ptr()) + r * piece,
-                      static_cast<const char*>(data) + me * piece, static_cast<size_t>(piece));
-        }));
+    const int64_t piece = send.numel() / size();
+    bytes_sent_ += static_cast<int64_t>(send.nbytes()) / size() * (size() - 1);
+    return exchange_tensor(send, "an all-to-all", [received, piece, me = rank()](int r, const at::Tensor& theirs) {
+      received.narrow(0, r * piece, piece).copy_(theirs.narrow(0, me * piece, piece));
+    });
   }
 
   void abort(std::string_view cause) noexcept override {
@@ -106,6 +103,14 @@ class ThreadGroup::ThreadTransport : public Transport {
   }
 
  private:
+  Pending exchange_tensor(const at::Tensor& mine, const char* what, std::function<void(int, const at::Tensor&)> take) {
+    // The tensor object outlives the offer: the last call withdraws it.
+    const auto held = std::make_shared<at::Tensor>(mine);
+    return Pending([held, finish = collect(held.get(), what, [take](int r, const void* theirs) {
+                            take(r, *static_cast<const at::Tensor*>(theirs));
+                          })] { finish(); });
+  }
+
   // Offers `data` now; the returned function takes every rank's offer of the same number and waits until all took ours.
   std::function<void()> collect(const void* data, const char* what, std::function<void(int, const void*)> take) {
     const uint64_t number = next_++;

@@ -35,11 +35,11 @@ std::vector<Case> cases() {
   return all;
 }
 
-at::Tensor input_of(int rank) {
+at::Tensor input_of(int rank, at::Device device = at::kCPU) {
   at::Tensor x = at::empty({5, 6});
   float* data = x.mutable_data_ptr<float>();
   for (int64_t i = 0; i < x.numel(); ++i) data[i] = std::sin(static_cast<float>(i * (rank + 2)));
-  return x;
+  return x.to(device);
 }
 
 /// What a scenario needs of either side.
@@ -56,13 +56,14 @@ using Sharded = ModelImpl<UnitModule<Block>>;
 
 /// Gradients of the plain model, each rank's input apart, summed in the canonical order.
 template <class Block, class Scenario>
-Values reference_gradients(const Values& start, int ranks, Scenario scenario) {
+Values reference_gradients(const Values& start, int ranks, at::Device device, Scenario scenario) {
   std::vector<Values> each;
   for (int r = 0; r < ranks; ++r) {
     ModelImpl<Block> model;
     load(model, start);
+    model.to(device);
     Plain plain;
-    scenario(plain, model, input_of(r));
+    scenario(plain, model, input_of(r, device));
     Values gradients;
     for (const auto& item : model.named_parameters())
       gradients[item.key()] = item.value().grad().defined() ? item.value().grad() : at::zeros_like(item.value());
@@ -94,15 +95,21 @@ void expect_gradients(Engine& engine, const Values& expected) {
 
 template <class Block, class Scenario>
 void compare(const Case& c, Scenario scenario) {
-  ModelImpl<Block> original;
-  const Values start = values_of(original);
-  const Values expected = reference_gradients<Block>(start, c.ranks, scenario);
-  run_ranks(c.ranks, c.kind, [&](std::shared_ptr<Transport> transport) {
-    auto model = std::make_shared<Sharded<Block>>();
-    Engine engine(model, transport, options_of(c), source_of(start));
-    scenario(engine, *model, input_of(transport->rank()));
-    expect_gradients(engine, expected);
-  });
+  for (const at::Device device : test_devices()) {
+    if (c.kind == Kind::host && c.ranks > 1 && !device.is_cpu()) continue;
+    ModelImpl<Block> original;
+    const Values start = values_of(original);
+    const Values expected = reference_gradients<Block>(start, c.ranks, device, scenario);
+    run_ranks(c.ranks, c.kind, [&](std::shared_ptr<Transport> transport) {
+      auto model = std::make_shared<Sharded<Block>>();
+      model->to(device);
+      EngineOptions options = options_of(c);
+      options.device = device;
+      Engine engine(model, transport, options, source_of(start));
+      scenario(engine, *model, input_of(transport->rank(), device));
+      expect_gradients(engine, expected);
+    });
+  }
 }
 
 class Traps : public ::testing::TestWithParam<Case> {};
