@@ -76,7 +76,7 @@ void visit_tensors(const T& value, F&& call) {
 template <class... T>
 std::vector<at::Tensor> tensors_in(const T&... values) {
   std::vector<at::Tensor> found;
-  const auto add = [&](const at::Tensor& tensor) { found.push_back(tensor); };
+  [[maybe_unused]] const auto add = [&](const at::Tensor& tensor) { found.push_back(tensor); };
   (detail::visit_tensors(values, add), ...);
   return found;
 }

@@ -1,0 +1,343 @@
+// The reducer over real stores: gradients are put into .grad by hand, in any order.
+#include "sherd/shard/reducer.h"
+
+#include <random>
+
+#include "tests/shard/toy_groups.h"
+
+namespace sherd::testing {
+namespace {
+
+using Order = std::vector<size_t>;
+
+/// A store that writes down in which order groups are contributed.
+class Recorder : public Store {
+ public:
+  explicit Recorder(std::unique_ptr<Store> inner) : inner_(std::move(inner)) {}
+  void begin_unshard(size_t g) override { inner_->begin_unshard(g); }
+  at::Tensor unshard(size_t g) override { return inner_->unshard(g); }
+  void reshard(size_t g) override { inner_->reshard(g); }
+  const std::vector<int>& owned() const override { return inner_->owned(); }
+  at::Tensor rows(size_t g, size_t p, int owner) override { return inner_->rows(g, p, owner); }
+  void publish(size_t g) override { inner_->publish(g); }
+  int64_t slot_blocked_by(size_t g) const override { return inner_->slot_blocked_by(g); }
+  at::Tensor open_slot(size_t g) override { return inner_->open_slot(g); }
+  void contribute(size_t g) override {
+    contributed.push_back(g);
+    inner_->contribute(g);
+  }
+  bool reduce(size_t g, Round round, Patience patience) override {
+    const bool done = inner_->reduce(g, round, patience);
+    if (done) reduced.push_back(g);
+    return done;
+  }
+  at::Tensor gradient(size_t g) override { return inner_->gradient(g); }
+
+  Order contributed, reduced;
+
+ private:
+  std::unique_ptr<Store> inner_;
+};
+
+/// Four groups and the reducer of one rank.
+class Rank {
+ public:
+  Rank(Transport& transport, const Strategy& strategy, SlotKind slot)
+      : transport_(transport),
+        plan(toy_plan(strategy, transport.size(), slot)),
+        store(make_store(transport, ledger_, plan)) {
+    std::vector<ParamGroup*> pointers;
+    for (size_t g = 0; g < 4; ++g) {
+      std::vector<at::Tensor> tensors;
+      for (const auto& p : plan.groups[g].layout.parameters) tensors.push_back(at::zeros(p.sizes).requires_grad_());
+      groups_.push_back(std::make_unique<ParamGroup>(store, g, plan.groups[g], tensors, strategy.parameters));
+      pointers.push_back(groups_.back().get());
+    }
+    reducer.emplace(store, pointers, Order{3, 2, 1, 0}, strategy.gradients);
+  }
+
+  /// What autograd does: adds a gradient of `round` to .grad, then tells.
+  bool give(size_t g, size_t p, int round) {
+    const GroupLayout& layout = plan.groups[g].layout;
+    const auto& sizes = layout.parameters[p].sizes;
+    at::Tensor gradient = toy_gradient(layout, p, transport_.rank(), round).view(sizes);
+    if (sizes.size() == 2) gradient = gradient.t().contiguous().t();  // autograd's gradients need not be contiguous
+    at::Tensor& held = grad(g, p);
+    held = held.defined() ? held + gradient : gradient;
+    return reducer->accumulated(g, p);
+  }
+  void give_all(size_t g, int round) {
+    for (size_t p = plan.groups[g].layout.parameters.size(); p-- > 0;) give(g, p, round);
+  }
+  void whole_round(int round) {
+    reducer->begin(Gradients::reduce);
+    for (const size_t g : {3u, 2u, 1u, 0u}) give_all(g, round);
+    reducer->finish();
+  }
+
+  at::Tensor& grad(size_t g, size_t p) { return groups_[g]->parameters()[p].mutable_grad(); }
+  bool no_grads() {
+    for (size_t g = 0; g < 4; ++g)
+      for (size_t p = 0; p < groups_[g]->parameters().size(); ++p)
+        if (grad(g, p).defined()) return false;
+    return true;
+  }
+  /// The reduced gradients are the sums of rounds [first, last).
+  void expect_sums(int first, int last) {
+    for (size_t g = 0; g < 4; ++g) expect_toy_sum(store, plan.groups[g].layout, g, first, last);
+  }
+  bool late() const { return transport_.size() > 1 && transport_.rank() == transport_.size() - 1; }
+
+ private:
+  Transport& transport_;
+  Ledger ledger_;
+
+ public:
+  StorePlan plan;
+  Recorder store;
+  std::optional<Reducer> reducer;
+
+ private:
+  std::vector<std::unique_ptr<ParamGroup>> groups_;
+};
+
+class Reducers : public ::testing::TestWithParam<RankCase> {
+ protected:
+  void for_each(const std::vector<std::string>& strategies, const std::function<void(Rank&, int)>& body) {
+    run_ranks(GetParam().ranks, GetParam().kind, [&](Transport& transport) {
+      for (const auto& strategy : strategies) {
+        for (const SlotKind slot : {SlotKind::ring, SlotKind::dedicated}) {
+          SCOPED_TRACE(fmt::format("{} rank {}", strategy, transport.rank()));
+          Rank rank(transport, find_strategy(strategy), slot);
+          body(rank, transport.rank());
+          barrier(transport);
+        }
+      }
+    });
+  }
+  void with_sharded_gradients(const std::function<void(Rank&, int)>& body) { for_each({"zero2", "zero3"}, body); }
+  void with_all(const std::function<void(Rank&, int)>& body) { for_each({"ddp", "zero1", "zero2", "zero3"}, body); }
+};
+INSTANTIATE_TEST_SUITE_P(All, Reducers, ::testing::ValuesIn(rank_cases()), rank_case_name);
+
+TEST_P(Reducers, ContributeInOneOrderHoweverGradientsCome) {
+  with_all([](Rank& rank, int index) {
+    std::mt19937 random(static_cast<uint32_t>(index));
+    for (int round = 0; round < 6; ++round) {
+      std::vector<std::pair<size_t, size_t>> parameters;
+      for (size_t g = 0; g < 4; ++g)
+        for (size_t p = 0; p < rank.plan.groups[g].layout.parameters.size(); ++p) parameters.emplace_back(g, p);
+      std::shuffle(parameters.begin(), parameters.end(), random);
+      rank.store.contributed.clear();
+      rank.store.reduced.clear();
+      rank.reducer->begin(Gradients::reduce);
+      for (const auto& [g, p] : parameters) rank.give(g, p, round);
+      rank.reducer->finish();
+      EXPECT_EQ(rank.store.contributed, (Order{3, 2, 1, 0}));
+      EXPECT_EQ(rank.store.reduced, (Order{3, 2, 1, 0}));
+      EXPECT_TRUE(rank.no_grads());
+      const int first = round / 2 * 2;  // two rounds a window
+      rank.expect_sums(first, round + 1);
+      if (round % 2 == 1) rank.reducer->start_window();
+    }
+  });
+}
+
+TEST_P(Reducers, ALaterGroupWaitsInGradForItsTurn) {
+  with_sharded_gradients([](Rank& rank, int) {
+    rank.reducer->begin(Gradients::reduce);
+    rank.give_all(2, 0);
+    rank.give_all(0, 0);
+    EXPECT_TRUE(rank.store.contributed.empty());
+    EXPECT_TRUE(rank.grad(2, 0).defined());
+    rank.give(3, 1, 0);
+    EXPECT_FALSE(rank.grad(3, 1).defined()) << "the next group's gradients are copied at once";
+    EXPECT_TRUE(rank.store.contributed.empty());
+    rank.give(3, 0, 0);
+    EXPECT_EQ(rank.store.contributed, (Order{3, 2}));
+    EXPECT_FALSE(rank.grad(2, 0).defined());
+    EXPECT_TRUE(rank.grad(0, 0).defined());
+    rank.give_all(1, 0);
+    EXPECT_EQ(rank.store.contributed, (Order{3, 2, 1, 0}));
+    rank.reducer->finish();
+    rank.expect_sums(0, 1);
+  });
+}
+
+TEST_P(Reducers, WholeGradientsAreContributedAtTheEnd) {
+  for_each({"ddp", "zero1"}, [](Rank& rank, int) {
+    rank.reducer->begin(Gradients::reduce);
+    for (const size_t g : {3u, 2u, 1u, 0u}) rank.give_all(g, 0);
+    EXPECT_TRUE(rank.no_grads()) << "copied as they come";
+    EXPECT_TRUE(rank.store.contributed.empty());
+    rank.reducer->finish();
+    EXPECT_EQ(rank.store.contributed, (Order{3, 2, 1, 0}));
+    rank.expect_sums(0, 1);
+  });
+}
+
+TEST_P(Reducers, TellWhichGradientWasTheLastOfItsGroup) {
+  with_all([](Rank& rank, int) {
+    for (int round = 0; round < 2; ++round) {
+      rank.reducer->begin(round == 0 ? Gradients::hold : Gradients::reduce);
+      EXPECT_FALSE(rank.reducer->complete(1));
+      EXPECT_FALSE(rank.give(1, 2, round));
+      EXPECT_FALSE(rank.give(1, 2, round));  // the same again does not count
+      EXPECT_FALSE(rank.give(1, 0, round));
+      EXPECT_FALSE(rank.reducer->complete(1));
+      EXPECT_TRUE(rank.give(1, 1, round));
+      EXPECT_TRUE(rank.reducer->complete(1));
+      EXPECT_FALSE(rank.reducer->complete(0));
+      EXPECT_FALSE(rank.give(1, 1, round));
+      EXPECT_TRUE(rank.reducer->complete(1));
+      rank.reducer->finish();
+    }
+  });
+}
+
+TEST_P(Reducers, MissingGradientsAreZero) {
+  with_all([](Rank& rank, int index) {
+    rank.whole_round(0);  // leaves gradients in the slots
+    rank.whole_round(1);
+    rank.reducer->start_window();
+    // Rank 0 has none at all; the others miss b.scale and all of group 2.
+    rank.reducer->begin(Gradients::reduce);
+    if (index != 0) {
+      rank.give_all(0, 2);
+      rank.give(1, 1, 2);
+      rank.give(1, 2, 2);
+      rank.give_all(3, 2);
+    }
+    rank.reducer->finish();
+    for (size_t g = 0; g < 4; ++g) {
+      const GroupLayout& layout = rank.plan.groups[g].layout;
+      std::vector<at::Tensor> expected;
+      for (size_t p = 0; p < layout.parameters.size(); ++p) {
+        std::vector<at::Tensor> sources;
+        for (int r = 0; r < layout.ranks; ++r) {
+          const bool given = r != 0 && g != 2 && !(g == 1 && p == 0);
+          const at::Tensor gradient = toy_gradient(layout, p, r, 2);
+          sources.push_back(given ? gradient : at::zeros_like(gradient));
+        }
+        expected.push_back(tree(sources));
+      }
+      expect_gradient(rank.store, layout, g, expected);
+    }
+  });
+}
+
+// Each rank adds up its own before the ranks are summed.
+TEST_P(Reducers, TwoGradientsBeforeTheContributionAreOneRound) {
+  with_all([](Rank& rank, int) {
+    rank.reducer->begin(Gradients::reduce);
+    rank.give(0, 0, 0);  // waits in .grad, or is in the slot
+    rank.give(0, 0, 1);
+    rank.give(3, 0, 0);  // is in the slot
+    rank.give(3, 0, 1);
+    rank.give(3, 1, 0);
+    rank.give_all(2, 0);
+    rank.give_all(1, 0);
+    rank.give(0, 1, 0);
+    rank.reducer->finish();
+    EXPECT_EQ(rank.store.contributed, (Order{3, 2, 1, 0}));
+    for (const size_t g : {0u, 3u}) {
+      const GroupLayout& layout = rank.plan.groups[g].layout;
+      std::vector<at::Tensor> both;
+      for (int r = 0; r < layout.ranks; ++r)
+        both.push_back(toy_gradient(layout, 0, r, 0) + toy_gradient(layout, 0, r, 1));
+      expect_gradient(rank.store, layout, g, {tree(both), toy_sum(layout, 1, 0, 1)});
+    }
+  });
+}
+
+TEST_P(Reducers, ALateGradientMakesOneMoreRound) {
+  with_sharded_gradients([](Rank& rank, int) {
+    for (const size_t late : {3u, 1u, 0u}) {
+      rank.store.contributed.clear();
+      rank.reducer->begin(Gradients::reduce);
+      for (const size_t g : {3u, 2u, 1u}) rank.give_all(g, 0);
+      if (rank.late()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+      rank.give_all(0, 0);
+      rank.give_all(late, 1);
+      EXPECT_TRUE(rank.grad(late, 0).defined()) << "it waits for the end";
+      rank.reducer->finish();
+      EXPECT_TRUE(rank.no_grads());
+      EXPECT_EQ(rank.store.contributed, (Order{3, 2, 1, 0, late}));
+      for (size_t g = 0; g < 4; ++g) expect_toy_sum(rank.store, rank.plan.groups[g].layout, g, 0, g == late ? 2 : 1);
+      rank.reducer->start_window();
+    }
+  });
+}
+
+TEST_P(Reducers, HeldGradientsGoWithTheNextRound) {
+  with_all([](Rank& rank, int) {
+    rank.reducer->begin(Gradients::hold);
+    for (size_t g = 0; g < 4; ++g) rank.give_all(g, 0);
+    rank.reducer->finish();
+    EXPECT_TRUE(rank.store.contributed.empty());
+    EXPECT_TRUE(rank.grad(0, 0).defined());
+    rank.reducer->begin(Gradients::reduce);
+    for (const size_t g : {1u, 3u}) rank.give_all(g, 1);  // 0 and 2 have only what was held
+    rank.reducer->finish();
+    EXPECT_EQ(rank.store.contributed, (Order{3, 2, 1, 0}));
+    EXPECT_TRUE(rank.no_grads());
+    for (size_t g = 0; g < 4; ++g) {
+      const GroupLayout& layout = rank.plan.groups[g].layout;
+      std::vector<at::Tensor> expected;
+      for (size_t p = 0; p < layout.parameters.size(); ++p) {
+        std::vector<at::Tensor> sources;
+        for (int r = 0; r < layout.ranks; ++r) {
+          const at::Tensor held = toy_gradient(layout, p, r, 0);
+          sources.push_back(g % 2 == 1 ? held + toy_gradient(layout, p, r, 1) : held);
+        }
+        expected.push_back(tree(sources));
+      }
+      expect_gradient(rank.store, layout, g, expected);
+    }
+  });
+}
+
+TEST_P(Reducers, AbandonDropsTheRoundAndTheWindow) {
+  with_all([](Rank& rank, int) {
+    rank.whole_round(0);
+    // In the middle of a backward: group 3 contributed (where gradients are spread), half of 2 in its slot, 0 waiting.
+    for (int times = 0; times < 3; ++times) {
+      rank.reducer->begin(Gradients::reduce);
+      rank.give_all(3, 1);
+      rank.give(2, 0, 1);
+      rank.give_all(0, 1);
+      rank.reducer->abandon();
+      EXPECT_TRUE(rank.no_grads());
+    }
+    rank.whole_round(2);
+    rank.expect_sums(2, 3);
+    rank.whole_round(3);
+    rank.expect_sums(2, 4);
+    rank.reducer->abandon();  // between backwards
+    rank.whole_round(4);
+    rank.expect_sums(4, 5);
+  });
+}
+
+TEST(Reducer, RefusesAGradientOfAnotherType) {
+  run_ranks(1, Kind::threads, [](Transport& transport) {
+    Rank rank(transport, find_strategy("zero2"), SlotKind::ring);
+    rank.reducer->begin(Gradients::reduce);
+    rank.grad(3, 1) = at::zeros({5}, at::kDouble);
+    try {
+      rank.reducer->accumulated(3, 1);
+      ADD_FAILURE() << "took a gradient of doubles";
+    } catch (const c10::Error& error) {
+      const std::string text = error.what();
+      EXPECT_NE(text.find("[shard] got a Strided Double gradient for 'd.bias', expected dense float32"),
+                std::string::npos)
+          << text;
+    }
+    rank.reducer->abandon();
+    rank.whole_round(0);
+    rank.expect_sums(0, 1);
+  });
+}
+
+}  // namespace
+}  // namespace sherd::testing

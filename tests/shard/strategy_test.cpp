@@ -1,0 +1,39 @@
+#include "sherd/shard/strategy.h"
+
+#include <gtest/gtest.h>
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+namespace {
+
+TEST(Strategy, EachSpreadsOneKindOfStateMore) {
+  const auto row = [](std::string_view name) {
+    const Strategy& s = find_strategy(name);
+    EXPECT_EQ(s.name, name);
+    return std::array{s.parameters, s.gradients, s.optimizer};
+  };
+  constexpr Spread whole = Spread::whole, sharded = Spread::sharded;
+  EXPECT_EQ(row("ddp"), (std::array{whole, whole, whole}));
+  EXPECT_EQ(row("zero1"), (std::array{whole, whole, sharded}));
+  EXPECT_EQ(row("zero2"), (std::array{whole, sharded, sharded}));
+  EXPECT_EQ(row("zero3"), (std::array{sharded, sharded, sharded}));
+  EXPECT_EQ(strategies().size(), 4u);
+}
+
+TEST(Strategy, FsdpIsZero3) { EXPECT_EQ(&find_strategy("fsdp"), &find_strategy("zero3")); }
+
+TEST(Strategy, UnknownNameSaysWhichThereAre) {
+  for (const char* name : {"zero4", "", "DDP", "zero3 "}) {
+    try {
+      find_strategy(name);
+      ADD_FAILURE() << "found '" << name << "'";
+    } catch (const ConfigError& error) {
+      EXPECT_EQ(std::string(error.what()),
+                fmt::format("[strategy] got '{}', expected ddp, zero1, zero2, zero3 or fsdp; try zero3", name));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sherd
