@@ -17,6 +17,7 @@ import pathlib
 import random
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -192,6 +193,7 @@ def put_into(document: pathlib.Path, text: str):
 
 def main():
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run ends its processes
     parse_engines(args.engines, args.ranks)  # mistakes first
     load = os.getloadavg()[0]
     if load > QUIET_LOAD:
