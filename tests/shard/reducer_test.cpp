@@ -319,6 +319,21 @@ TEST_P(Reducers, AbandonDropsTheRoundAndTheWindow) {
   });
 }
 
+TEST(Reducer, ReducesWhatIsThereWhileBackwardGoesOn) {
+  run_ranks(3, Kind::host, [](Transport& transport) {
+    Rank rank(transport, find_strategy("zero2"), SlotKind::dedicated);
+    rank.reducer->begin(Gradients::reduce);
+    rank.give_all(3, 0);
+    barrier(transport);
+    rank.give_all(2, 0);
+    ASSERT_FALSE(rank.store.reduced.empty());
+    EXPECT_EQ(rank.store.reduced.front(), 3u);
+    rank.reducer->finish();
+    EXPECT_EQ(rank.store.reduced, (Order{3, 2, 1, 0}));
+    barrier(transport);
+  });
+}
+
 TEST(Reducer, RefusesAGradientOfAnotherType) {
   run_ranks(1, Kind::threads, [](Transport& transport) {
     Rank rank(transport, find_strategy("zero2"), SlotKind::ring);

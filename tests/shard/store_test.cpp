@@ -333,13 +333,12 @@ TEST(SharedStore, ReducesAtOnceOnlyWhatIsThere) {
       store->open_slot(0).fill_(1);
       store->contribute(0);
     };
-    if (transport.rank() == 1) contribute();
-    barrier(transport);
     if (transport.rank() == 1) {
-      EXPECT_FALSE(store->reduce(0, Round::first, Patience::now_or_not));
-    } else {
       contribute();
+      EXPECT_FALSE(store->reduce(0, Round::first, Patience::now_or_not));
     }
+    barrier(transport);
+    if (transport.rank() != 1) contribute();
     barrier(transport);
     EXPECT_TRUE(store->reduce(0, Round::first, Patience::now_or_not));
     EXPECT_TRUE(at::equal(store->gradient(0), at::full_like(store->gradient(0), 3)));
