@@ -23,7 +23,7 @@ build/build.ninja: CMakePresets.json CMakeLists.txt cmake/SherdTorch.cmake cmake
 	@cmake --preset default
 
 build: setup build/build.ninja
-	@cmake --build build --target sherd_cli
+	@cmake --build build --target sherd_cli example_shard_your_own
 
 train: build
 	build/sherd train examples/train_stdlib.json --ranks $(TRAIN_RANKS) --set output=$(RUN) \

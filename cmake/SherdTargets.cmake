@@ -31,6 +31,14 @@ function(sherd_use_torch target)
   target_precompile_headers(${target} REUSE_FROM sherd_pch)
 endfunction()
 
+# Compiles the sources of a target several at a time: each compiler run reads the torch headers once. Names in anonymous
+# namespaces must then differ within a folder.
+function(sherd_unite target)
+  if(SHERD_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 7)
+  endif()
+endfunction()
+
 function(sherd_link_layers target)
   foreach(dep IN LISTS ARGN)
     if(TARGET sherd_${dep})
@@ -58,4 +66,5 @@ endfunction()
 function(sherd_layer name)
   sherd_add_layer(${name} ${ARGN})
   sherd_use_torch(sherd_${name})
+  sherd_unite(sherd_${name})
 endfunction()

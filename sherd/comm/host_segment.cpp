@@ -73,15 +73,15 @@ std::string random_name() {
 
 std::string text_of(const std::vector<uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 
-struct alignas(64) RankLine {
-  std::atomic<uint32_t> event;    // moves whenever the rank has advanced something
-  std::atomic<uint32_t> waiters;  // how many sleep on `event`
-  std::atomic<uint64_t> exchanged;
-};
-
 }  // namespace
 
 struct HostSegment::Control {
+  struct alignas(64) RankLine {
+    std::atomic<uint32_t> event;    // moves whenever the rank has advanced something
+    std::atomic<uint32_t> waiters;  // how many sleep on `event`
+    std::atomic<uint64_t> exchanged;
+  };
+
   alignas(64) std::atomic<uint32_t> aborted;  // 0: no; 1: being written; 2: cause is there
   char cause[1020];
   RankLine ranks[kMaxRanks];
@@ -147,7 +147,7 @@ HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, Shar
 HostSegment::~HostSegment() = default;
 
 void HostSegment::notify() {
-  RankLine& line = control_->ranks[rank()];
+  Control::RankLine& line = control_->ranks[rank()];
   line.event.fetch_add(1, std::memory_order_seq_cst);
   if (line.waiters.load(std::memory_order_seq_cst) > 0) futex(&line.event, FUTEX_WAKE, INT32_MAX, nullptr);
 }
@@ -166,7 +166,7 @@ void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::st
     if (ready()) return;
     _mm_pause();
   }
-  RankLine& line = control_->ranks[peer];
+  Control::RankLine& line = control_->ranks[peer];
   const auto deadline = std::chrono::steady_clock::now() + timeout_;
   const timespec slice = {0, 100'000'000};
   while (true) {

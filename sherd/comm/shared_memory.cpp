@@ -14,7 +14,7 @@
 namespace sherd {
 namespace {
 
-constexpr const char* kWhere = "shared memory";
+constexpr const char* kSharedMemory = "shared memory";
 constexpr int64_t kPage = 4096;
 
 }  // namespace
@@ -35,9 +35,9 @@ SharedMemory SharedMemory::create(int64_t bytes) {
   SharedMemory memory;
   memory.bytes_ = round_up(std::max<int64_t>(bytes, 1), kPage);
   memory.fd_ = UniqueFd(memfd_create("sherd", MFD_CLOEXEC | MFD_ALLOW_SEALING));
-  if (!memory.fd_) fault_errno(kWhere, "memfd_create failed");
+  if (!memory.fd_) fault_errno(kSharedMemory, "memfd_create failed");
   if (ftruncate(memory.fd(), memory.bytes_) != 0)
-    fault_errno(kWhere, fmt::format("cannot make a segment of {}", format_bytes(memory.bytes_)));
+    fault_errno(kSharedMemory, fmt::format("cannot make a segment of {}", format_bytes(memory.bytes_)));
   // A peer that shrinks the segment would end us with SIGBUS. Where sealing is not allowed, we trust the peers.
   fcntl(memory.fd(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
   return memory;
@@ -48,16 +48,16 @@ SharedMemory SharedMemory::adopt(UniqueFd fd, int64_t bytes) {
   memory.fd_ = std::move(fd);
   memory.bytes_ = round_up(std::max<int64_t>(bytes, 1), kPage);
   struct stat status = {};
-  if (fstat(memory.fd(), &status) != 0) fault_errno(kWhere, "cannot ask a received segment for its size");
+  if (fstat(memory.fd(), &status) != 0) fault_errno(kSharedMemory, "cannot ask a received segment for its size");
   if (status.st_size < memory.bytes_)
-    fault(kWhere, "got a segment of {}, expected {}", format_bytes(status.st_size), format_bytes(memory.bytes_));
+    fault(kSharedMemory, "got a segment of {}, expected {}", format_bytes(status.st_size), format_bytes(memory.bytes_));
   return memory;
 }
 
 Mapping SharedMemory::map_read_only() const {
   Mapping mapping;
   void* base = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ, MAP_SHARED, fd(), 0);
-  if (base == MAP_FAILED) fault_errno(kWhere, fmt::format("cannot map {}", format_bytes(bytes_)));
+  if (base == MAP_FAILED) fault_errno(kSharedMemory, fmt::format("cannot map {}", format_bytes(bytes_)));
   mapping.base_ = base;
   mapping.mapped_ = mapping.bytes_ = bytes_;
   mapping.data_ = static_cast<std::byte*>(base);
@@ -70,7 +70,7 @@ Mapping SharedMemory::map_writable(int64_t offset, int64_t bytes) const {
   const int64_t first = offset / kPage * kPage;
   mapping.mapped_ = round_up(offset + bytes, kPage) - first;
   void* base = mmap(nullptr, static_cast<size_t>(mapping.mapped_), PROT_READ | PROT_WRITE, MAP_SHARED, fd(), first);
-  if (base == MAP_FAILED) fault_errno(kWhere, fmt::format("cannot map {} for writing", format_bytes(mapping.mapped_)));
+  if (base == MAP_FAILED) fault_errno(kSharedMemory, fmt::format("cannot map {} for writing", format_bytes(mapping.mapped_)));
   mapping.base_ = base;
   mapping.data_ = static_cast<std::byte*>(base) + (offset - first);
   mapping.bytes_ = bytes;
@@ -91,7 +91,7 @@ void send_fd(int socket, int fd, int64_t number) {
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
   if (sendmsg(socket, &message, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof(number)))
-    fault_errno(kWhere, "cannot send a descriptor to a peer");
+    fault_errno(kSharedMemory, "cannot send a descriptor to a peer");
 }
 
 UniqueFd receive_fd(int socket, int64_t& number) {
@@ -103,11 +103,11 @@ UniqueFd receive_fd(int socket, int64_t& number) {
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
   const ssize_t received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
-  if (received == 0) fault(kWhere, "a peer ended before it sent its descriptor");
-  if (received != static_cast<ssize_t>(sizeof(number))) fault_errno(kWhere, "cannot receive a descriptor from a peer");
+  if (received == 0) fault(kSharedMemory, "a peer ended before it sent its descriptor");
+  if (received != static_cast<ssize_t>(sizeof(number))) fault_errno(kSharedMemory, "cannot receive a descriptor from a peer");
   const cmsghdr* header = CMSG_FIRSTHDR(&message);
   if (header == nullptr || header->cmsg_type != SCM_RIGHTS)
-    fault(kWhere, "got a message without a descriptor, expected one; try a higher limit of open files (ulimit -n)");
+    fault(kSharedMemory, "got a message without a descriptor, expected one; try a higher limit of open files (ulimit -n)");
   int fd = -1;
   std::memcpy(&fd, CMSG_DATA(header), sizeof(int));
   return UniqueFd(fd);

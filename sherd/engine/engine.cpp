@@ -78,6 +78,7 @@ double Engine::global_norm(std::span<const double> shared_values, std::vector<do
     if (!model_->groups()[g]->trainable()) continue;
     const int64_t piece = model_->groups()[g]->layout().shard_elements;
     const int64_t index = owned.size() == 1 ? 0 : transport_->rank();
+    if (!model_->has_gradients(g)) model_->store().gradient(g).zero_();
     mine.push_back(sum_of_squares(model_->store().gradient(g).narrow(0, index * piece, piece)));
   }
   const size_t groups = mine.size();

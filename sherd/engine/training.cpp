@@ -1,6 +1,7 @@
 #include "sherd/engine/training.h"
 
 #include <chrono>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "sherd/base/bytes.h"
@@ -72,6 +73,7 @@ class Training {
                     world_.size, world_.size == 1 ? "" : "s", transport_->name()));
 
     for (const auto& warning : setup_.warnings) say(warning);
+    read_memory(0);
 
     TrainingResult result;
     result.folder = config_.output;
@@ -81,6 +83,7 @@ class Training {
       if (config_.eval_every > 0 && (metrics.step % config_.eval_every == 0 || metrics.step == config_.steps))
         metrics.validation_loss = evaluate();
       record(metrics);
+      read_memory(metrics.step);
       result.steps = metrics.step;
       result.final_loss = metrics.loss;
     }
@@ -112,7 +115,7 @@ class Training {
       }
     }
     const bool stop = hooks_.stop_requested && hooks_.stop_requested();
-    const double shared[] = {loss, stop ? 1.0 : 0.0, memory()};
+    const double shared[] = {loss, stop ? 1.0 : 0.0, memory_bytes_};
     const StepReport report = engine_->step(lr_scale, shared);
     metrics.grad_norm = report.grad_norm;
     bool any_stop = false;
@@ -122,6 +125,11 @@ class Training {
       any_stop = any_stop || report.shared[3 * r + 1] > 0;
       memory_bytes += report.shared[3 * r + 2];
     }
+    if (!std::isfinite(metrics.loss) || !std::isfinite(report.grad_norm))
+      fault("train",
+            "got loss {} and gradient norm {} in step {}, expected finite numbers; try a lower optimizer.lr, a "
+            "longer schedule.warmup or clip 1.0",
+            metrics.loss, report.grad_norm, metrics.step);
     metrics.memory_mib = memory_bytes / (1 << 20);
     metrics.step_s = seconds_since(start);
     metrics.tokens_per_s = static_cast<double>(metrics.tokens) / metrics.step_s;
@@ -142,14 +150,11 @@ class Training {
     return sum;
   }
 
-  /// This process's proportional memory: read for the first steps, then at most once in two seconds.
-  double memory() {
-    if (memory_reads_ < 3 || seconds_since(memory_read_) > 2) {
-      memory_bytes_ = static_cast<double>(proportional_memory());
-      memory_read_ = Clock::now();
-      ++memory_reads_;
-    }
-    return memory_bytes_;
+  /// Reads this process's proportional memory, between steps: after the first three, then at most once in five seconds.
+  void read_memory(int64_t steps) {
+    if (steps > 3 && seconds_since(memory_read_) < 5) return;
+    memory_bytes_ = static_cast<double>(proportional_memory());
+    memory_read_ = Clock::now();
   }
 
   void record(const StepMetrics& metrics) {
@@ -197,7 +202,6 @@ class Training {
   std::optional<Engine> engine_;
   std::vector<CurvePoint> train_curve_, validation_curve_;
   double memory_bytes_ = 0;
-  int memory_reads_ = 0;
   Clock::time_point memory_read_;
 };
 

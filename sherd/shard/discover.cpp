@@ -1,6 +1,7 @@
 #include "sherd/shard/discover.h"
 
 #include <unordered_map>
+#include <unordered_set>
 
 #include "sherd/base/error.h"
 
@@ -68,12 +69,15 @@ std::vector<FoundUnit> discover_units(torch::nn::Module& root) {
   Walk walk;
   walk.units.push_back({"", dynamic_cast<UnitBase*>(&root), 0, 0, {}});
   walk.visit(root, "", 0);
+  std::unordered_set<const c10::StorageImpl*> storages;
   for (auto& use : walk.uses) {
     const at::Tensor& tensor = use.parameter.tensor;
     if (tensor.scalar_type() != at::kFloat)
       config_error("shard", "got parameter '{}' of type {}, expected float32; try model.to(torch::kFloat32)",
                    use.parameter.fqn, c10::toString(tensor.scalar_type()));
-    if (!tensor.is_contiguous() || tensor.storage_offset() != 0)
+    const c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
+    const bool alone = storage->nbytes() == tensor.nbytes() && storages.insert(storage).second;
+    if (!tensor.is_contiguous() || !alone)
       config_error("shard",
                    "got parameter '{}' that is a view or not contiguous, expected a tensor of its own; try "
                    ".contiguous().clone()",

@@ -24,6 +24,11 @@ class ParamGroup {
   /// `parameters` in the order of the plan's layout. All are armed until the first unshard.
   ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters, Spread spread);
 
+  /// Leaves the parameters armed: their memory goes with the store.
+  ~ParamGroup() { arm(); }
+  ParamGroup(const ParamGroup&) = delete;
+  ParamGroup& operator=(const ParamGroup&) = delete;
+
   void begin_unshard();
   void unshard();
   /// Makes the tensors unusable where the strategy spreads parameters; otherwise leaves them.

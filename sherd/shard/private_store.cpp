@@ -9,7 +9,7 @@ namespace sherd {
 namespace {
 
 constexpr size_t kRingSlots = 2;
-constexpr int64_t kFloat = sizeof(float);
+constexpr int64_t kFloatBytes = sizeof(float);
 
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
@@ -43,8 +43,8 @@ PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
       const int64_t all = where.shard_elements * transport_.size();
       int64_t kept = in_place ? where.shard_elements : 0;
       if (plan_.strategy.gradients == Spread::whole) kept = all;
-      group.dedicated = {allocate(all, plan_.device), ledger.book(MemoryKind::gradients, where.unit, kept * kFloat)};
-      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * kFloat);
+      group.dedicated = {allocate(all, plan_.device), ledger.book(MemoryKind::gradients, where.unit, kept * kFloatBytes)};
+      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * kFloatBytes);
     }
     if (in_place && replicates_optimizer()) {
       group.gradient = group.dedicated.tensor;

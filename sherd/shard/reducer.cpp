@@ -1,5 +1,7 @@
 #include "sherd/shard/reducer.h"
 
+#include <algorithm>
+
 #include "sherd/base/error.h"
 
 namespace sherd {
@@ -98,6 +100,10 @@ bool Reducer::has_waiting(size_t g) const {
 
 void Reducer::contribute(size_t g) {
   Entry& entry = entries_[g];
+  const auto under_way = std::count(pending_.begin(), pending_.end(), g);
+  TORCH_CHECK(entry.rounds + under_way < most_rounds_, "[shard] got a second reduction of unit '",
+              groups_[g]->layout().unit,
+              "' in one step, expected one; try Summing::apart, or Gradients::hold in all but ", "the last backward");
   if (!entry.slot.defined()) open(g);
   deposit_waiting(g);
   const auto& layout = groups_[g]->layout();

@@ -17,6 +17,9 @@
 
 namespace sherd {
 
+/// No limit to the rounds of a step.
+inline constexpr int kAnyRounds = 1 << 30;
+
 /// What a backward does with the gradients: reduce them, or hold them in .grad for a later backward that does.
 enum class Gradients { reduce, hold };
 
@@ -24,6 +27,9 @@ class Reducer {
  public:
   /// `order`: the trainable groups' indices in the order of contribution.
   Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size_t> order, Spread gradients);
+
+  /// How many rounds a step may have; one more is an error.
+  void allow_rounds(int most) { most_rounds_ = most; }
 
   /// A backward begins.
   void begin(Gradients gradients);
@@ -36,6 +42,8 @@ class Reducer {
   /// Drops the round under way and what this window has summed. All ranks must do so at the same place.
   void abandon();
 
+  /// Rounds of group g that are reduced since the window began.
+  int rounds(size_t g) const { return entries_[g].rounds; }
   bool complete(size_t g) const { return entries_[g].complete; }
 
  private:
@@ -62,6 +70,7 @@ class Reducer {
   std::vector<ParamGroup*> groups_;
   std::vector<size_t> order_;
   Spread spread_;
+  int most_rounds_ = kAnyRounds;
   Gradients gradients_ = Gradients::reduce;
   std::vector<Entry> entries_;
   size_t next_ = 0;             // position in order_ of the next group to contribute

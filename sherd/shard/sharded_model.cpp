@@ -50,6 +50,7 @@ ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& t
     units_[unit_of_group_[g]]->groups().push_back(pointers.back());
   }
   reducer_ = std::make_unique<Reducer>(*store_, pointers, order, options.strategy.gradients);
+  reducer_->allow_rounds(options.summing == Summing::in_place ? 1 : kAnyRounds);
   const std::weak_ptr<int> alive = alive_;
   for (const size_t g : order) {
     for (size_t p = 0; p < groups_[g]->parameters().size(); ++p)
@@ -59,14 +60,19 @@ ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& t
   }
 }
 
-ShardedModel::~ShardedModel() = default;
+ShardedModel::~ShardedModel() {
+  for (UnitBase* unit : attached_) unit->attach(nullptr);
+}
 
 void ShardedModel::make_units(ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors) {
   const std::vector<FoundUnit> found = discover_units(*root_);
   for (size_t u = 0; u < found.size(); ++u) {
     units_.push_back(
         std::make_shared<UnitState>(*this, found[u].name, u, after_forward(options.reshard_after_forward, u == 0)));
-    if (found[u].unit != nullptr && u != 0) found[u].unit->attach(units_.back());
+    if (found[u].unit != nullptr && u != 0) {
+      found[u].unit->attach(units_.back());
+      attached_.push_back(found[u].unit);
+    }
     for (const bool trainable : {true, false}) {
       std::vector<FoundParameter> members;
       for (const auto& p : found[u].parameters)

@@ -13,6 +13,7 @@
 #include "sherd/shard/param_group.h"
 #include "sherd/shard/reducer.h"
 #include "sherd/shard/store.h"
+#include "sherd/shard/unit.h"
 #include "sherd/shard/unit_state.h"
 
 namespace sherd {
@@ -40,6 +41,9 @@ class ShardedModel : public UnitObserver {
 
   /// First values: each rank asks for the rows it owns. Collective.
   void fill(const ParameterSource& source);
+
+  /// Whether anything was reduced into group g since the last publish().
+  bool has_gradients(size_t g) const { return reducer_->rounds(g) > 0; }
 
   UnitState& root_unit() { return *units_.front(); }
   Store& store() { return *store_; }
@@ -72,6 +76,7 @@ class ShardedModel : public UnitObserver {
   std::vector<std::unique_ptr<ParamGroup>> groups_;
   std::vector<size_t> unit_of_group_;
   std::vector<std::shared_ptr<UnitState>> units_;
+  std::vector<UnitBase*> attached_;  // modules of root_ that point to units_
   std::unique_ptr<Reducer> reducer_;
   std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);

@@ -125,10 +125,10 @@ void SharedStore::publish(size_t g) {
 }
 
 int64_t SharedStore::slot_blocked_by(size_t g) const {
-  const int64_t user = groups_[g].dedicated_offset >= 0 ? static_cast<int64_t>(g) : ring_user_[ring_next_];
-  if (user < 0) return -1;
-  const Group& blocker = groups_[static_cast<size_t>(user)];
-  return blocker.reduced < blocker.contributed ? user : -1;
+  const auto outstanding = [&](size_t user) { return groups_[user].reduced < groups_[user].contributed; };
+  if (outstanding(g)) return static_cast<int64_t>(g);
+  const int64_t user = groups_[g].dedicated_offset >= 0 ? -1 : ring_user_[ring_next_];
+  return user >= 0 && outstanding(static_cast<size_t>(user)) ? user : -1;
 }
 
 void SharedStore::wait_until_reduced(size_t g) {
@@ -146,8 +146,8 @@ at::Tensor SharedStore::open_slot(size_t g) {
   const GroupLayout& layout = plan_.groups[g].layout;
   const int64_t elements = layout.shard_elements * host_.size();
   Mapping& mine = gradients_[static_cast<size_t>(host_.rank())];
+  wait_until_reduced(g);  // until then peers look up where its last round lies
   if (group.dedicated_offset >= 0) {
-    wait_until_reduced(g);
     group.slot_offset = group.dedicated_offset;
     return tensor_over(mine.data() + group.slot_offset * kFloat, elements);
   }

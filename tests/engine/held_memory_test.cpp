@@ -12,7 +12,7 @@
 namespace sherd::testing {
 namespace {
 
-using Sharded = ModelImpl<UnitModule<BlockImpl>>;
+using HeldModel = ModelImpl<UnitModule<BlockImpl>>;
 
 struct Held {
   int64_t parameters, gradients, master, moments, unsharded;
@@ -56,8 +56,8 @@ struct Moments {
 
 /// Runs two steps and reads the books in the second.
 Moments observe(const std::string& strategy, std::shared_ptr<Transport> transport) {
-  Sharded plain(64, 96, 3);
-  const auto model = std::make_shared<Sharded>(64, 96, 3);
+  HeldModel plain(64, 96, 3);
+  const auto model = std::make_shared<HeldModel>(64, 96, 3);
   EngineOptions options{.strategy = strategy};
   options.summing = Summing::in_place;
   Engine engine(model, transport, options, source_of(values_of(plain)));
@@ -125,7 +125,7 @@ TEST_P(HeldMemory, OnOneHostThereIsOneCopyOfTheParameters) {
       EXPECT_EQ(seen.after_backward, held) << strategy;
       EXPECT_EQ(seen.after_step, held) << strategy;
       parameters += seen.sizes.own_rows;
-      for (const auto& p : Sharded(64, 96, 3).parameters()) whole += transport->rank() == 0 ? p.numel() * 4 : 0;
+      for (const auto& p : HeldModel(64, 96, 3).parameters()) whole += transport->rank() == 0 ? p.numel() * 4 : 0;
     });
     EXPECT_EQ(parameters.load(), whole.load()) << strategy;
   }
@@ -152,7 +152,7 @@ TEST(HeldMemoryOfTheProcess, TheBooksSayWhatTheSystemSays) {
   // Large enough to stand out: about 500 MB of state. The books may miss what libtorch itself allocates.
   const int64_t before = proportional_memory();
   run_ranks(1, Kind::threads, [&](std::shared_ptr<Transport> transport) {
-    const auto model = std::make_shared<Sharded>(1024, 4096, 3);
+    const auto model = std::make_shared<HeldModel>(1024, 4096, 3);
     Engine engine(model, transport, {.strategy = "zero3"},
                   [](const RowRange& range, float* out) { std::fill_n(out, range.rows * range.row_elements, 0.01F); });
     for (int step = 0; step < 2; ++step) {
@@ -173,8 +173,8 @@ INSTANTIATE_TEST_SUITE_P(Transports, Steady, ::testing::ValuesIn(kKinds));
 TEST_P(Steady, NothingIsAllocatedOnceTheFirstStepIsOver) {
   for (const char* strategy : {"ddp", "zero1", "zero2", "zero3"}) {
     run_ranks(2, GetParam(), [&](std::shared_ptr<Transport> transport) {
-      Sharded plain;
-      const auto model = std::make_shared<Sharded>();
+      HeldModel plain;
+      const auto model = std::make_shared<HeldModel>();
       Engine engine(model, transport, {.strategy = strategy}, source_of(values_of(plain)));
       int64_t after_two = 0;
       for (int step = 0; step < 6; ++step) {

@@ -33,7 +33,7 @@ std::string config_error_of(const std::function<void()>& body) {
   return "nothing was thrown";
 }
 
-class RunFolderTest : public testing::Test {
+class RunFolderTest : public ::testing::Test {
  protected:
   RunFolderTest() {
     std::string pattern = (fs::temp_directory_path() / "sherd-run-XXXXXX").string();
