@@ -57,6 +57,7 @@ using Sharded = ModelImpl<UnitModule<Block>>;
 /// Gradients of the plain model, each rank's input apart, summed in the canonical order.
 template <class Block, class Scenario>
 Values reference_gradients(const Values& start, int ranks, at::Device device, Scenario scenario) {
+  at::set_num_threads(1);  // like the ranks: layer norm's gradients depend on the number of threads
   std::vector<Values> each;
   for (int r = 0; r < ranks; ++r) {
     ModelImpl<Block> model;
