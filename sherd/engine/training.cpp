@@ -49,7 +49,13 @@ class Training {
   Training(const TrainConfig& config, const TrainingHooks& hooks, const World& world)
       : config_(config), hooks_(hooks), setup_(prepare_training(config, world.size)), world_(world) {
     if (world.rank == 0) folder_.emplace(config.output, to_json(config));
-    transport_ = connect(world, config.transport);
+    // "cuda" without a number is the device of this rank on its host.
+    at::Device& device = setup_.engine.device;
+    if (!device.is_cpu() && !device.has_index()) device.set_index(static_cast<c10::DeviceIndex>(world.local_rank));
+    setup_.model.device = device.str();
+    // Shared memory of the host is of no use to parameters elsewhere.
+    const bool on_cpu = device.is_cpu();
+    transport_ = connect(world, config.transport == "auto" && !on_cpu ? "gloo" : config.transport);
   }
 
   TrainingResult run() {
@@ -107,7 +113,7 @@ class Training {
         const bool last = a + 1 == config_.batch.accumulate && i + 1 == micros.size();
         const bool reduce = last || config_.batch.reduce == ReducePoint::every;
         engine_->set_gradients(reduce ? Gradients::reduce : Gradients::hold);
-        const Batch batch = read_batch(*setup_.data.train, *setup_.train, step, a, micros[i].rows);
+        const Batch batch = on_device(read_batch(*setup_.data.train, *setup_.train, step, a, micros[i].rows));
         const double scale = micros[i].counts ? 1.0 / static_cast<double>(metrics.tokens) : 0.0;
         const at::Tensor value = engine_->forward([&] { return model_->loss(batch.tokens, batch.targets, scale); });
         engine_->backward(value);
@@ -141,13 +147,17 @@ class Training {
     double loss = 0;
     const double scale = 1.0 / static_cast<double>(config_.eval_rows * setup_.validation->options().context);
     for (const auto& micro : micro_batches(config_.eval_rows, config_.batch.micro, world_.rank, world_.size)) {
-      const Batch batch = read_batch(*setup_.data.validation, *setup_.validation, 0, 0, micro.rows);
+      const Batch batch = on_device(read_batch(*setup_.data.validation, *setup_.validation, 0, 0, micro.rows));
       loss += engine_->forward([&] { return model_->loss(batch.tokens, batch.targets, micro.counts ? scale : 0.0); })
                   .item<double>();
     }
     double sum = 0;
     for (const double part : transport_->exchange({&loss, 1})) sum += part;
     return sum;
+  }
+
+  Batch on_device(const Batch& batch) const {
+    return {batch.tokens.to(setup_.engine.device), batch.targets.to(setup_.engine.device)};
   }
 
   /// Reads this process's proportional memory, between steps: after the first three, then at most once in five seconds.

@@ -1,5 +1,7 @@
 #include "sherd/engine/training_setup.h"
 
+#include <ATen/Context.h>
+
 #include "sherd/base/error.h"
 #include "sherd/checkpoint/hugging_face.h"
 #include "sherd/comm/connect.h"
@@ -28,6 +30,16 @@ LlamaConfig preset_with_overrides(const ModelConfig& config) {
   if (new_heads && model.heads > 0) model.head_dim = model.dim / model.heads;
   model.validate();
   return model;
+}
+
+at::Device checked_device(const std::string& name) {
+  try {
+    const at::Device device(name);
+    if (device.is_cpu() || (device.is_cuda() && at::hasCUDA())) return device;
+  } catch (const c10::Error&) {  // not a device at all: said below
+  }
+  config_error("device", "got '{}', expected cpu{}; try cpu", name,
+               at::hasCUDA() ? " or cuda" : " (there is no other here)");
 }
 
 std::vector<TensorShape> expected_tensors(const LlamaConfig& config) {
@@ -72,7 +84,6 @@ EngineOptions engine_options(const TrainConfig& config) {
     group.values.weight_decay = 0;
     options.optimizer_groups.push_back(std::move(group));
   }
-  options.device = at::Device(config.device);
   return options;
 }
 
@@ -97,14 +108,13 @@ std::shared_ptr<LlamaImpl> unit_llama(const LlamaConfig& config) {
 
 TrainingSetup prepare_training(const TrainConfig& config, int world) {
   TrainingSetup setup;
+  const at::Device device = checked_device(config.device);
   find_strategy(config.strategy);
   validate_transport(config.transport);
   const Mesh mesh = Mesh::over(world, 0, static_cast<int>(config.replicate), static_cast<int>(config.shard));
   if (mesh.replicate != 1)
     config_error("mesh.replicate", "got {}, expected 1: the strategies here shard over all ranks; try replicate 1",
                  mesh.replicate);
-  if (config.device != "cpu")
-    config_error("device", "got '{}', expected cpu: the main job computes on the CPU; try cpu", config.device);
 
   if (!config.model.path.empty()) {
     const HuggingFaceFolder folder(config.model.path);
@@ -137,6 +147,8 @@ TrainingSetup prepare_training(const TrainConfig& config, int world) {
                              SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});
   setup.schedule = schedule_options(config);
   setup.engine = engine_options(config);
+  setup.engine.device = device;
+  setup.model.device = device.str();
   setup.engine.validate();
   // The default patterns fit many models and need not all match; a user's own pattern that matches nothing is a slip.
   if (config.optimizer.no_decay != OptimizerConfig().no_decay) {

@@ -1,14 +1,17 @@
 #include "sherd/models/deferred.h"
 
-#include <c10/core/CPUAllocator.h>
-
+#include <c10/core/Allocator.h>
 #include <fmt/ranges.h>
 #include <unordered_set>
 
 namespace sherd {
 
-at::Tensor deferred_parameter(at::IntArrayRef sizes) {
-  auto tensor = at::from_blob(nullptr, sizes, at::TensorOptions().dtype(at::kFloat).device(at::kCPU));
+at::Tensor deferred_parameter(at::IntArrayRef sizes, at::Device device) {
+  // The device is named, not asked of the address: there is none.
+  auto tensor = at::for_blob(nullptr, sizes)
+                    .options(at::TensorOptions().dtype(at::kFloat).device(device))
+                    .target_device(device)
+                    .make_tensor();
   std::string shape = fmt::format("[{}]", fmt::join(sizes, ", "));
   tensor.unsafeGetTensorImpl()
       ->unsafe_storage()
@@ -24,17 +27,27 @@ RowRange whole_parameter(std::string fqn, at::IntArrayRef sizes) {
   return range;
 }
 
+namespace {
+
+/// Fills `to` from `source`, by way of the CPU where it lies elsewhere.
+void fill(const at::Tensor& to, const RowRange& range, const ParameterSource& source) {
+  if (to.numel() == 0) return;
+  const at::Tensor staged = to.is_cpu() ? to : at::empty(to.sizes(), at::kFloat);
+  source(range, staged.mutable_data_ptr<float>());
+  if (!to.is_cpu()) to.copy_(staged);
+}
+
+}  // namespace
+
 void materialize(torch::nn::Module& module, const ParameterSource& source) {
   std::unordered_set<at::TensorImpl*> seen;
   for (auto& item : module.named_parameters()) {
     auto* tensor = item.value().unsafeGetTensorImpl();
     if (!seen.insert(tensor).second) continue;
     auto* storage = tensor->unsafe_storage().unsafeGetStorageImpl();
-    auto memory = c10::GetCPUAllocator()->allocate(storage->nbytes());
-    auto* values = static_cast<float*>(memory.get());
-    storage->set_data_ptr_noswap(std::move(memory));
+    storage->set_data_ptr_noswap(c10::GetAllocator(storage->device_type())->allocate(storage->nbytes()));
     storage->clear_data_ptr_access_error_msg_();
-    if (item.value().numel() > 0) source(whole_parameter(item.key(), item.value().sizes()), values);
+    fill(item.value().detach(), whole_parameter(item.key(), item.value().sizes()), source);
     tensor->bump_version();
   }
 }

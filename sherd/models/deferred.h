@@ -12,8 +12,8 @@
 
 namespace sherd {
 
-/// An fp32 leaf that requires grad and has no memory.
-at::Tensor deferred_parameter(at::IntArrayRef sizes);
+/// An fp32 leaf of `device` that requires grad and has no memory.
+at::Tensor deferred_parameter(at::IntArrayRef sizes, at::Device device = at::kCPU);
 
 /// Gives each parameter of `module` (a tied one once) memory of its own, 64-byte aligned and owned by its storage, and
 /// fills it from `source`. The tensors stay the same objects. For models on one process: tests, sampling, comparison.

@@ -27,12 +27,13 @@ at::Tensor rotary_table(const LlamaConfig& config) {
 
 }  // namespace
 
-WeightModule::WeightModule(at::IntArrayRef sizes) : weight(register_parameter("weight", deferred_parameter(sizes))) {}
+WeightModule::WeightModule(at::IntArrayRef sizes, const std::string& device)
+    : weight(register_parameter("weight", deferred_parameter(sizes, at::Device(device)))) {}
 
 LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config)
     : heads_(config.heads), kv_heads_(config.kv_heads), head_dim_(config.head_dim) {
   const auto projection = [&](const char* name, int64_t out, int64_t in) {
-    return register_module(name, std::make_shared<WeightModule>(at::IntArrayRef({out, in})));
+    return register_module(name, std::make_shared<WeightModule>(at::IntArrayRef({out, in}), config.device));
   };
   q_proj_ = projection("q_proj", heads_ * head_dim_, config.dim);
   k_proj_ = projection("k_proj", kv_heads_ * head_dim_, config.dim);
@@ -51,11 +52,12 @@ at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const at::Tensor& ro
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
-    : gate_proj_(
-          register_module("gate_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.ffn, config.dim})))),
-      up_proj_(register_module("up_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.ffn, config.dim})))),
-      down_proj_(
-          register_module("down_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.dim, config.ffn})))) {}
+    : gate_proj_(register_module(
+          "gate_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.ffn, config.dim}), config.device))),
+      up_proj_(register_module(
+          "up_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.ffn, config.dim}), config.device))),
+      down_proj_(register_module(
+          "down_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.dim, config.ffn}), config.device))) {}
 
 at::Tensor LlamaMlpImpl::forward(const at::Tensor& x) {
   return at::linear(silu_product(at::linear(x, gate_proj_->weight), at::linear(x, up_proj_->weight)),
@@ -64,10 +66,10 @@ at::Tensor LlamaMlpImpl::forward(const at::Tensor& x) {
 
 LlamaBlockImpl::LlamaBlockImpl(const LlamaConfig& config)
     : norm_eps_(config.norm_eps),
-      input_layernorm_(
-          register_module("input_layernorm", std::make_shared<WeightModule>(at::IntArrayRef({config.dim})))),
-      post_attention_layernorm_(
-          register_module("post_attention_layernorm", std::make_shared<WeightModule>(at::IntArrayRef({config.dim})))),
+      input_layernorm_(register_module("input_layernorm",
+                                       std::make_shared<WeightModule>(at::IntArrayRef({config.dim}), config.device))),
+      post_attention_layernorm_(register_module(
+          "post_attention_layernorm", std::make_shared<WeightModule>(at::IntArrayRef({config.dim}), config.device))),
       self_attn_(register_module("self_attn", std::make_shared<LlamaAttentionImpl>(config))),
       mlp_(register_module("mlp", std::make_shared<LlamaMlpImpl>(config))) {}
 
@@ -83,18 +85,19 @@ std::shared_ptr<LlamaBlockImpl> plain_llama_block(const LlamaConfig& config) {
 LlamaImpl::LlamaImpl(LlamaConfig config, const LlamaBlockFactory& make_block) : config_(std::move(config)) {
   config_.validate();
   auto model = register_module("model", std::make_shared<torch::nn::Module>());
-  embed_tokens_ = model->register_module("embed_tokens",
-                                         std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim})));
+  embed_tokens_ = model->register_module(
+      "embed_tokens", std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim}), config_.device));
   auto layers = model->register_module("layers", std::make_shared<torch::nn::Module>());
   for (int64_t i = 0; i < config_.layers; ++i) {
     blocks_.push_back(layers->register_module(std::to_string(i), make_block(config_)));
   }
-  norm_ = model->register_module("norm", std::make_shared<WeightModule>(at::IntArrayRef({config_.dim})));
+  norm_ =
+      model->register_module("norm", std::make_shared<WeightModule>(at::IntArrayRef({config_.dim}), config_.device));
   if (config_.head == OutputHead::untied) {
-    lm_head_ =
-        register_module("lm_head", std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim})));
+    lm_head_ = register_module(
+        "lm_head", std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim}), config_.device));
   }
-  rope_ = model->register_buffer("rope", rotary_table(config_));
+  rope_ = model->register_buffer("rope", rotary_table(config_).to(at::Device(config_.device)));
 }
 
 const at::Tensor& LlamaImpl::head_weight() const { return lm_head_ ? lm_head_->weight : embed_tokens_->weight; }

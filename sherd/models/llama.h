@@ -19,7 +19,7 @@ namespace sherd {
 
 /// A module with one parameter, "weight".
 struct WeightModule : torch::nn::Module {
-  explicit WeightModule(at::IntArrayRef sizes);
+  WeightModule(at::IntArrayRef sizes, const std::string& device);
   at::Tensor weight;
 };
 

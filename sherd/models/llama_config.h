@@ -27,6 +27,7 @@ struct LlamaConfig {
   double rope_theta = 10000.0;
   double norm_eps = 1e-5;
   OutputHead head = OutputHead::untied;
+  std::string device = "cpu";  // where its parameters live; not part of config.json
 
   /// tiny, small, base, 1b, 7b, or bytes-10m (bytes as tokens, 9.9 M parameters). Throws ConfigError.
   static LlamaConfig preset(std::string_view name);
