@@ -73,13 +73,10 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
 // fp64 partial sums per group and owner range, added group by group and owner by owner: the same order everywhere.
 double Engine::global_norm(std::span<const double> shared_values, std::vector<double>& shared) {
   std::vector<double> mine;
-  const auto& owned = model_->store().owned();
   for (size_t g = 0; g < moments_.size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
-    const int64_t piece = model_->groups()[g]->layout().shard_elements;
-    const int64_t index = owned.size() == 1 ? 0 : transport_->rank();
     if (!model_->has_gradients(g)) model_->store().gradient(g).zero_();
-    mine.push_back(sum_of_squares(model_->store().gradient(g).narrow(0, index * piece, piece)));
+    mine.push_back(sum_of_squares(own_gradient(g)));
   }
   const size_t groups = mine.size();
   mine.insert(mine.end(), shared_values.begin(), shared_values.end());
@@ -92,6 +89,12 @@ double Engine::global_norm(std::span<const double> shared_values, std::vector<do
     shared.insert(shared.end(), first, first + static_cast<int64_t>(shared_values.size()));
   }
   return std::sqrt(sum);
+}
+
+at::Tensor Engine::own_gradient(size_t g) const {
+  const int64_t piece = model_->groups()[g]->layout().shard_elements;
+  const int64_t index = model_->store().owned().size() == 1 ? 0 : transport_->rank();
+  return model_->store().gradient(g).narrow(0, index * piece, piece);
 }
 
 void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
@@ -127,16 +130,14 @@ std::vector<ShardView> Engine::shards() {
 
 std::vector<ShardView> Engine::gradient_shards() {
   std::vector<ShardView> views;
-  const auto& owned = model_->store().owned();
   const int me = transport_->rank();
   for (size_t g = 0; g < moments_.size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     const auto& layout = model_->groups()[g]->layout();
-    const int64_t base = owned.size() == 1 ? 0 : me * layout.shard_elements;
+    const at::Tensor gradient = own_gradient(g);
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
       const int64_t count = layout.rows(p, me).count * layout.parameters[p].row_elements;
-      const at::Tensor gradient = model_->store().gradient(g);
-      views.push_back(view_of(g, p, me, gradient.narrow(0, base + layout.parameters[p].shard_offset, count)));
+      views.push_back(view_of(g, p, me, gradient.narrow(0, layout.parameters[p].shard_offset, count)));
     }
   }
   return views;

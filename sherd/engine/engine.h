@@ -98,6 +98,7 @@ class Engine {
     Buffer m, v;
   };
   double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
+  at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
   void update_group(size_t g, double lr_scale, double gradient_scale);
   ShardView view_of(size_t g, size_t p, int owner, at::Tensor values) const;
 

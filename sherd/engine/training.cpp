@@ -4,7 +4,6 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
-#include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
 #include "sherd/checkpoint/hugging_face.h"
 #include "sherd/comm/connect.h"

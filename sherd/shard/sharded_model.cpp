@@ -166,14 +166,6 @@ void ShardedModel::finish_backward() {
   for (const auto& unit : units_) unit->end_backward();
 }
 
-void ShardedModel::empty_backward() {
-  SHERD_CHECK(!in_backward_);
-  in_backward_ = true;
-  ++backward_number_;
-  reducer_->begin(gradients_);
-  finish_backward();
-}
-
 void ShardedModel::abandon_backward() {
   in_backward_ = false;
   reducer_->abandon();

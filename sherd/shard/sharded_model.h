@@ -53,8 +53,6 @@ class ShardedModel : public UnitObserver {
   void set_gradients(Gradients gradients);
   /// Ends the backward under way, if it has not ended by itself. Idempotent.
   void finish_backward();
-  /// Runs a backward of no gradients at all: this rank had nothing to do in a round of the others.
-  void empty_backward();
   /// After an exception in forward or backward: drops all gradients of this step.
   void abandon_backward();
   /// After the update: publishes every group and starts a new window of rounds.
