@@ -98,9 +98,17 @@ void read_batch(JsonReader reader, BatchConfig& batch) {
   reader.finish(all_paths());
 }
 
-void read_optimizer(JsonReader reader, OptimizerConfig& optimizer) {
-  reader.choice("type", optimizer.type, {"adamw"});
-  reader.number("lr", optimizer.lr, {.min = 0});
+/// Throws for a key of another optimizer; null takes it back.
+void refuse_keys(JsonReader& reader, const std::string& type, std::initializer_list<const char*> keys,
+                 std::string_view owners) {
+  for (const char* key : keys) {
+    if (reader.find(key) == nullptr || reader.is_null(key)) continue;
+    config_error("config", "got '{}' with optimizer.type \"{}\", expected it with {} only; try {} null",
+                 reader.path(key), type, owners, reader.path(key));
+  }
+}
+
+void read_betas(JsonReader& reader, OptimizerConfig& optimizer) {
   if (const json* betas = reader.find("betas")) {
     if (!betas->is_array() || betas->size() != 2) {
       config_error("config", "got {} for '{}', expected an array of two numbers; try [{}, {}]", describe(*betas),
@@ -109,10 +117,28 @@ void read_optimizer(JsonReader reader, OptimizerConfig& optimizer) {
     optimizer.beta1 = to_number((*betas)[0], reader.path("betas[0]"), kShare, optimizer.beta1);
     optimizer.beta2 = to_number((*betas)[1], reader.path("betas[1]"), kShare, optimizer.beta2);
   }
-  reader.number("eps", optimizer.eps, kPositive);
+}
+
+void read_optimizer(JsonReader reader, OptimizerConfig& optimizer) {
+  reader.choice("type", optimizer.type, {"adamw", "adam", "sgd"});
+  reader.number("lr", optimizer.lr, {.min = 0});
+  if (optimizer.type == "sgd") {
+    refuse_keys(reader, optimizer.type, {"betas", "eps"}, "adamw and adam");
+    reader.number("momentum", optimizer.momentum, kShare);
+    reader.boolean("nesterov", optimizer.nesterov);
+  } else {
+    refuse_keys(reader, optimizer.type, {"momentum", "nesterov"}, "sgd");
+    read_betas(reader, optimizer);
+    reader.number("eps", optimizer.eps, kPositive);
+  }
   reader.number("weight_decay", optimizer.weight_decay, {.min = 0});
   reader.strings("no_decay", optimizer.no_decay);
   reader.finish(all_paths());
+  if (optimizer.nesterov && optimizer.momentum == 0) {
+    config_error(
+        "config",
+        "got true for 'optimizer.nesterov' without momentum, expected a positive 'optimizer.momentum'; try 0.9");
+  }
 }
 
 void read_schedule(JsonReader reader, ScheduleConfig& schedule) {
@@ -187,6 +213,21 @@ json data_to_json(const DataConfig& data) {
   return out;
 }
 
+json optimizer_to_json(const OptimizerConfig& optimizer) {
+  json out = {{"type", optimizer.type},
+              {"lr", optimizer.lr},
+              {"weight_decay", optimizer.weight_decay},
+              {"no_decay", optimizer.no_decay}};
+  if (optimizer.type == "sgd") {
+    out["momentum"] = optimizer.momentum;
+    out["nesterov"] = optimizer.nesterov;
+  } else {
+    out["betas"] = {optimizer.beta1, optimizer.beta2};
+    out["eps"] = optimizer.eps;
+  }
+  return out;
+}
+
 json reshard_to_json(ReshardAfterForward reshard) {
   if (reshard == ReshardAfterForward::automatic) return "auto";
   return reshard == ReshardAfterForward::always;
@@ -201,7 +242,7 @@ const std::vector<std::string>& all_paths() {
     full.model.dim = full.model.layers = full.model.heads = full.model.kv_heads = full.model.ffn = full.model.vocab = 1;
     full.model.rope_theta = 1;
     full.model.embeddings = Embeddings::tied;
-    std::vector<std::string> result = {"data.text", "data.synthetic"};
+    std::vector<std::string> result = {"data.text", "data.synthetic", "optimizer.momentum", "optimizer.nesterov"};
     const json document = to_json(full);
     for (const auto& [section, value] : document.items()) {
       if (!value.is_object()) continue;
@@ -266,13 +307,7 @@ json to_json(const TrainConfig& config) {
         {"micro", config.batch.micro == 0 ? json("auto") : json(config.batch.micro)},
         {"accumulate", config.batch.accumulate},
         {"reduce", config.batch.reduce == ReducePoint::every ? "every" : "last"}}},
-      {"optimizer",
-       {{"type", config.optimizer.type},
-        {"lr", config.optimizer.lr},
-        {"betas", json::array({config.optimizer.beta1, config.optimizer.beta2})},
-        {"eps", config.optimizer.eps},
-        {"weight_decay", config.optimizer.weight_decay},
-        {"no_decay", config.optimizer.no_decay}}},
+      {"optimizer", optimizer_to_json(config.optimizer)},
       {"schedule",
        {{"type", config.schedule.type},
         {"warmup", config.schedule.warmup},

@@ -47,11 +47,13 @@ struct BatchConfig {
 };
 
 struct OptimizerConfig {
-  std::string type = "adamw";
+  std::string type = "adamw";  // adamw, adam, sgd
   double lr = 3e-4;
-  double beta1 = 0.9, beta2 = 0.95;
-  double eps = 1e-8;
-  double weight_decay = 0.1;
+  double beta1 = 0.9, beta2 = 0.95;  // adamw, adam
+  double eps = 1e-8;                 // adamw, adam
+  double momentum = 0.0;             // sgd
+  bool nesterov = false;             // sgd
+  double weight_decay = 0.1;         // adamw: of the parameter; adam, sgd: added to the gradient
   std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
 };
 

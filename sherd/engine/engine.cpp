@@ -3,7 +3,6 @@
 #include <cmath>
 
 #include "sherd/base/error.h"
-#include "sherd/optim/adamw.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/reduction.h"
 
@@ -12,6 +11,7 @@ namespace sherd {
 void EngineOptions::validate() const {
   find_strategy(strategy);
   if (clip && !(*clip > 0)) config_error("clip", "got {}, expected a number above 0, or null; try 1.0", *clip);
+  update.validate();
   optimizer.validate();
 }
 
@@ -20,7 +20,8 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
     : module_(std::move(model)),
       transport_(std::move(transport)),
       options_(std::move(options)),
-      optim_groups_(options_.optimizer, options_.optimizer_groups) {
+      optim_groups_(options_.optimizer, options_.optimizer_groups),
+      rule_(make_update_rule(options_.update)) {
   options_.validate();
   const ShardOptions shard_options{find_strategy(options_.strategy), options_.reshard_after_forward, options_.summing,
                                    options_.device};
@@ -29,11 +30,11 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
     const auto& layout = group->layout();
     auto& hyper = hyper_.emplace_back();
     for (const auto& parameter : layout.parameters) hyper.push_back(&optim_groups_.find(parameter.fqn));
-    auto& moments = moments_.emplace_back();
+    auto& state = state_.emplace_back();
     if (!group->trainable()) continue;
     const int64_t elements = layout.shard_elements * static_cast<int64_t>(model_->store().owned().size());
-    moments.m = make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device);
-    moments.v = make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device);
+    for (size_t k = 0; k < rule_->state_names().size(); ++k)
+      state.push_back(make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device));
   }
   model_->fill(source);
 }
@@ -60,7 +61,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   if (options_.clip) gradient_scale = std::min(1.0, *options_.clip / (report.grad_norm + 1e-6));
   ++steps_;
   try {
-    for (size_t g = 0; g < moments_.size(); ++g)
+    for (size_t g = 0; g < state_.size(); ++g)
       if (model_->groups()[g]->trainable()) update_group(g, lr_scale, gradient_scale);
     model_->publish();
   } catch (const std::exception& error) {
@@ -73,7 +74,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
 // fp64 partial sums per group and owner range, added group by group and owner by owner: the same order everywhere.
 double Engine::global_norm(std::span<const double> shared_values, std::vector<double>& shared) {
   std::vector<double> mine;
-  for (size_t g = 0; g < moments_.size(); ++g) {
+  for (size_t g = 0; g < state_.size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     if (!model_->has_gradients(g)) model_->store().gradient(g).zero_();
     mine.push_back(sum_of_squares(own_gradient(g)));
@@ -107,8 +108,9 @@ void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
       if (values.numel() == 0) continue;
       const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
       const auto piece = [&](const at::Tensor& all) { return all.narrow(0, first, values.numel()); };
-      adamw_update({values, piece(gradient), piece(moments_[g].m.tensor), piece(moments_[g].v.tensor)}, *hyper_[g][p],
-                   steps_, lr_scale, gradient_scale);
+      UpdatePiece update{values, piece(gradient), {}};
+      for (const Buffer& state : state_[g]) update.state.push_back(piece(state.tensor));
+      rule_->update(update, *hyper_[g][p], {steps_, lr_scale, gradient_scale});
     }
   }
 }
@@ -122,7 +124,7 @@ ShardView Engine::view_of(size_t g, size_t p, int owner, at::Tensor values) cons
 std::vector<ShardView> Engine::shards() {
   std::vector<ShardView> views;
   const int me = transport_->rank();
-  for (size_t g = 0; g < moments_.size(); ++g)
+  for (size_t g = 0; g < state_.size(); ++g)
     for (size_t p = 0; p < model_->groups()[g]->parameters().size(); ++p)
       views.push_back(view_of(g, p, me, model_->store().rows(g, p, me)));
   return views;
@@ -131,7 +133,7 @@ std::vector<ShardView> Engine::shards() {
 std::vector<ShardView> Engine::gradient_shards() {
   std::vector<ShardView> views;
   const int me = transport_->rank();
-  for (size_t g = 0; g < moments_.size(); ++g) {
+  for (size_t g = 0; g < state_.size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     const auto& layout = model_->groups()[g]->layout();
     const at::Tensor gradient = own_gradient(g);

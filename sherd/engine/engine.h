@@ -23,6 +23,7 @@
 #include "sherd/memory/buffer.h"
 #include "sherd/memory/ledger.h"
 #include "sherd/optim/optim_groups.h"
+#include "sherd/optim/update_rule.h"
 #include "sherd/shard/sharded_model.h"
 #include "sherd/shard/tensors_in.h"
 
@@ -33,7 +34,8 @@ struct EngineOptions {
   ReshardPolicy reshard_after_forward = ReshardPolicy::units;
   Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
   std::optional<double> clip = 1.0;  // largest global gradient norm
-  Hyperparameters optimizer = {};    // AdamW
+  UpdateRuleOptions update = {};     // AdamW
+  Hyperparameters optimizer = {};
   std::vector<OptimGroup> optimizer_groups = {};
   at::Device device = at::kCPU;
 
@@ -94,9 +96,6 @@ class Engine {
   int64_t steps() const { return steps_; }
 
  private:
-  struct Moments {
-    Buffer m, v;
-  };
   double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
   at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
   void update_group(size_t g, double lr_scale, double gradient_scale);
@@ -108,7 +107,8 @@ class Engine {
   OptimGroups optim_groups_;
   Ledger ledger_;
   std::unique_ptr<ShardedModel> model_;
-  std::vector<Moments> moments_;                            // by group; empty for frozen ones
+  std::unique_ptr<UpdateRule> rule_;
+  std::vector<std::vector<Buffer>> state_;                  // by group and state of the rule; empty for frozen ones
   std::vector<std::vector<const Hyperparameters*>> hyper_;  // by group and parameter
   int64_t steps_ = 0;
 };

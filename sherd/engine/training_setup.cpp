@@ -62,6 +62,14 @@ std::shared_ptr<const TokenSource> open_source(const TrainConfig& config, int64_
   SHERD_CHECK(false);
 }
 
+UpdateRuleOptions update_options(const OptimizerConfig& config) {
+  using Kind = UpdateRuleOptions::Kind;
+  if (config.type == "adam") return {.kind = Kind::adam};
+  if (config.type == "sgd") return {Kind::sgd, config.momentum, config.nesterov ? Nesterov::yes : Nesterov::no};
+  SHERD_CHECK(config.type == "adamw");
+  return {.kind = Kind::adamw};
+}
+
 EngineOptions engine_options(const TrainConfig& config) {
   EngineOptions options;
   options.strategy = config.strategy;
@@ -78,6 +86,7 @@ EngineOptions engine_options(const TrainConfig& config) {
       break;
   }
   const auto& o = config.optimizer;
+  options.update = update_options(o);
   options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
   if (!o.no_decay.empty()) {
     OptimGroup group{o.no_decay, options.optimizer};

@@ -1,14 +1,15 @@
-// AdamW on fp32 spans: torch.optim.AdamW's mathematics in one pass over memory.
+// AdamW and Adam on fp32 spans: torch.optim's mathematics in one pass over memory.
 //
-//   g = gradient * gradient_scale        p *= 1 - lr * weight_decay
+//   g = gradient * gradient_scale
+//   adamw: p *= 1 - lr * weight_decay    adam: g += weight_decay * p
 //   m = lerp(m, g, 1 - beta1)            v = beta2 * v + (1 - beta2) * g * g
 //   p -= (lr / bias_correction1) * m / (sqrt(v) / bias_correction2_sqrt + eps)
 //
-// Single-threaded; callers split the range over threads. Any n >= 0 and any alignment of a float; the four spans do not
-// overlap. The result is the same bits on every instruction set (no fused multiply-add, correctly rounded square root
-// and division) and wherever the range is split. Against torch it differs by roundings only: eps and lr are multiplied
-// by bias_correction2_sqrt beforehand, which saves a division.
-// Cost: reads 16 and writes 12 bytes a parameter, bound by memory; nothing is allocated.
+// Single-threaded; callers split the range over threads (kernels/parallel.h). Any n >= 0 and any alignment of a float;
+// the four spans do not overlap. The result is the same bits on every instruction set (no fused multiply-add, correctly
+// rounded square root and division) and wherever the range is split. Against torch it differs by roundings only: eps
+// and lr are multiplied by bias_correction2_sqrt beforehand, which saves a division. Cost: reads 16 and writes 12 bytes
+// a parameter, bound by memory; nothing is allocated.
 #pragma once
 
 #include <cstdint>
@@ -24,5 +25,6 @@ struct AdamWScalars {
 };
 
 void adamw(const AdamWScalars& scalars, int64_t n, const float* gradient, float* parameter, float* m, float* v);
+void adam(const AdamWScalars& scalars, int64_t n, const float* gradient, float* parameter, float* m, float* v);
 
 }  // namespace sherd::kernels

@@ -53,6 +53,7 @@ class Fuzz {
         {"timeout_s", 3.5}};
     if (below(2) == 0) full["model"] = {{"path", SHERD_GOLDEN "/tiny"}};
     if (below(3) == 0) full["data"] = {{"text", {"*.txt"}}, {"validation", 0.5}};
+    if (below(3) == 0) full["optimizer"] = {{"type", "sgd"}, {"lr", 0.1}, {"momentum", 0.9}, {"nesterov", true}};
     return full;
   }
 

@@ -67,7 +67,12 @@ TEST(TrainConfig, RoundTrips) {
     "device": "cuda:1", "steps": 12, "seed": 9223372036854775807, "output": "a b/ü", "eval_every": 4, "eval_rows": 3,
     "timeout_s": 1.5})");
   full["clip"] = nullptr;
-  for (const json& document : {full, example(), minimal()}) {
+  const json sgd =
+      with(R"({"optimizer": {"type": "sgd", "momentum": 0.9, "nesterov": true, "betas": null, "weight_decay": 0.01}})");
+  EXPECT_EQ(read_train_config(sgd).optimizer.momentum, 0.9);
+  EXPECT_TRUE(read_train_config(sgd).optimizer.nesterov);
+  EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "adam", "eps": 0.1}})")).optimizer.eps, 0.1);
+  for (const json& document : {full, example(), minimal(), sgd}) {
     const json once = to_json(read_train_config(document));
     const json twice = to_json(read_train_config(json::parse(once.dump())));
     EXPECT_EQ(once, twice);
@@ -103,7 +108,9 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
   const Mistake mistakes[] = {
       // unknown keys
       {R"({"optimizer": {"betaz": [0.9, 0.95]}})",
-       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, lr, no_decay, type, weight_decay; try "
+       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, lr, momentum, nesterov, no_decay, "
+        "type, "
+        "weight_decay; try "
         "'betas'"}},
       {R"({"stepz": 3})", {"unknown key 'stepz'", "try 'steps'"}},
       {R"({"qqqqqqqqqq": 3})", {"unknown key 'qqqqqqqqqq'", "try to leave it out"}},
@@ -136,7 +143,15 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"betas": [0.9, -0.5]}})", {"got -0.5 for 'optimizer.betas[1]'"}},
       {R"({"optimizer": {"eps": 0}})", {"'optimizer.eps'", "above 0", "1e-08"}},
       {R"({"optimizer": {"weight_decay": -1}})", {"'optimizer.weight_decay'"}},
-      {R"({"optimizer": {"type": "sgd"}})", {"\"sgd\"", "adamw"}},
+      {R"({"optimizer": {"type": "sdg"}})", {"\"sdg\"", "adamw, adam, sgd", "try \"sgd\""}},
+      {R"({"optimizer": {"type": "sgd", "betas": [0.9, 0.95]}})", {"'optimizer.betas'", "adamw and adam only"}},
+      {R"({"optimizer": {"type": "sgd", "eps": 1e-8}})", {"'optimizer.eps' with optimizer.type \"sgd\""}},
+      {R"({"optimizer": {"momentum": 0.9}})", {"'optimizer.momentum' with optimizer.type \"adamw\"", "sgd only"}},
+      {R"({"optimizer": {"type": "adam", "nesterov": true}})", {"'optimizer.nesterov'", "sgd only"}},
+      {R"({"optimizer": {"type": "sgd", "nesterov": true}})", {"'optimizer.nesterov' without momentum", "try 0.9"}},
+      {R"({"optimizer": {"type": "sgd", "momentum": 1}})", {"got 1 for 'optimizer.momentum'", "below 1"}},
+      {R"({"optimizer": {"type": "sgd", "nesterov": 1}})", {"got 1 for 'optimizer.nesterov'", "true or false"}},
+      {R"({"momentum": 0.9})", {"unknown key 'momentum'", "try 'optimizer.momentum'"}},
       {R"({"schedule": {"type": "cosin"}})", {"\"cosin\"", "constant, linear, cosine", "try \"cosine\""}},
       {R"({"schedule": {"final_ratio": 1.5}})", {"got 1.5 for 'schedule.final_ratio'", "at most 1"}},
       {R"({"schedule": {"warmup": -1}})", {"got -1 for 'schedule.warmup'", "from 0"}},

@@ -36,16 +36,19 @@ struct State {
     for (float& value : v) value *= value;
   }
 
-  void update(const AdamWScalars& s, int64_t begin, int64_t end) {
-    adamw(s, end - begin, gradient.data() + begin, parameter.data() + begin, m.data() + begin, v.data() + begin);
+  using Kernel = void(const AdamWScalars&, int64_t, const float*, float*, float*, float*);
+  void update(const AdamWScalars& s, int64_t begin, int64_t end, Kernel kernel = adamw) {
+    kernel(s, end - begin, gradient.data() + begin, parameter.data() + begin, m.data() + begin, v.data() + begin);
   }
 };
 
 // The documented operations one by one: the kernel must give these very bits.
-void reference_fp32(const AdamWScalars& s, State& state) {
+enum class Decay { decoupled, l2 };
+void reference_fp32(const AdamWScalars& s, State& state, Decay decay = Decay::decoupled) {
   const double w = 1.0 - s.beta1;
   for (size_t i = 0; i < state.m.size(); ++i) {
-    const float g = state.gradient[i] * static_cast<float>(s.gradient_scale);
+    float g = state.gradient[i] * static_cast<float>(s.gradient_scale);
+    if (decay == Decay::l2) g = g + static_cast<float>(s.weight_decay) * state.parameter[i];
     float& m = state.m[i];
     float& v = state.v[i];
     m = w < 0.5 ? m + static_cast<float>(w) * (g - m) : g + static_cast<float>(w - 1.0) * (g - m);
@@ -53,7 +56,8 @@ void reference_fp32(const AdamWScalars& s, State& state) {
     const float rate = static_cast<float>(s.lr * s.bias_correction2_sqrt / s.bias_correction1);
     const float eps = static_cast<float>(s.eps * s.bias_correction2_sqrt);
     float& p = state.parameter[i];
-    p = p * static_cast<float>(1.0 - s.lr * s.weight_decay) - rate * m / (std::sqrt(v) + eps);
+    const float kept = decay == Decay::l2 ? p : p * static_cast<float>(1.0 - s.lr * s.weight_decay);
+    p = kept - rate * m / (std::sqrt(v) + eps);
   }
 }
 
@@ -77,6 +81,38 @@ TEST(AdamW, GivesTheReferenceBitsOnEveryTarget) {
       });
     }
   }
+}
+
+TEST(Adam, GivesTheReferenceBitsOnEveryTarget) {
+  for (const int64_t n : kSizes) {
+    SCOPED_TRACE(n);
+    State expected(n);
+    reference_fp32(scalars_at(3), expected, Decay::l2);
+    for_each_target([&] {
+      State got(n);
+      const int64_t cut = n / 3;
+      got.update(scalars_at(3), 0, cut, adam);
+      got.update(scalars_at(3), cut, n, adam);
+      expect_equal(got, expected);
+    });
+  }
+}
+
+TEST(AdamW, MomentsDecayToZeroInsteadOfDenormalsAndNanStays) {
+  for_each_target([] {
+    State state(33);
+    state.gradient.assign(33, 0.0f);
+    state.m.assign(33, -1.2e-38f);
+    state.v.assign(33, 1.2e-38f);
+    state.m[1] = state.v[2] = std::numeric_limits<float>::quiet_NaN();
+    state.update(scalars_at(5), 0, 33);
+    for (const size_t i : {0U, 31U, 32U}) {
+      EXPECT_EQ(state.m[i], 0.0f);
+      EXPECT_EQ(state.v[i], 0.0f);
+    }
+    EXPECT_TRUE(std::isnan(state.m[1]) && std::isnan(state.v[2]));
+    EXPECT_TRUE(std::isnan(state.parameter[1]) && std::isnan(state.parameter[2]));
+  });
 }
 
 TEST(AdamW, GivesTheSameBitsWhereverTheRangeIsSplit) {

@@ -1,0 +1,21 @@
+// torch.optim.SGD with dampening 0: one tensor a parameter ("momentum_buffer"), or none without momentum.
+#pragma once
+
+#include "sherd/optim/update_rule.h"
+
+namespace sherd {
+
+class SgdRule final : public UpdateRule {
+ public:
+  SgdRule(double momentum, Nesterov nesterov) : momentum_(momentum), nesterov_(nesterov) {}
+  std::span<const std::string_view> state_names() const override;
+
+ private:
+  void run_kernel(const Spans& spans, const Hyperparameters& h, const UpdateTime& time) const override;
+  void run_aten(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const override;
+
+  double momentum_;
+  Nesterov nesterov_;
+};
+
+}  // namespace sherd
