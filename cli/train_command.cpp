@@ -46,7 +46,7 @@ int train(const TrainConfig& config, int rank) {
   hooks.on_step = [&](const StepMetrics& metrics) { progress.step(metrics); };
   hooks.on_message = [&](std::string_view text) { progress.message(text); };
   hooks.stop_requested = [] { return stop_requests() > 0; };
-  const TrainingResult result = run_training(config, hooks);
+  const TrainingResult result = run_training(config, hooks, Validated::already);
   progress.finish();
   const bool stopped = result.end == TrainingResult::End::stopped;
   if (stopped && result.steps == 0) {

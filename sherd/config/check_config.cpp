@@ -39,6 +39,10 @@ void check_data(const DataConfig& data) {
     config_error("config", "got {} for 'data.tokens', expected a file of {} tokens{}; try its absolute path",
                  data.tokens, data.token_type, exists(data.tokens) ? "" : ", and there is none");
   }
+  if (!data.mask.empty() && !is_file(data.mask)) {
+    config_error("config", "got {} for 'data.mask', expected a file of one byte a token{}; try its absolute path",
+                 data.mask, exists(data.mask) ? "" : ", and there is none");
+  }
   for (size_t i = 0; data.source == DataConfig::Source::text && i < data.text.size(); ++i) {
     const bool glob = data.text[i].find_first_of("*?[") != std::string::npos;
     if (glob || exists(data.text[i])) continue;

@@ -63,6 +63,9 @@ void read_data(JsonReader reader, DataConfig& data) {
   std::string order = "shuffled";
   reader.choice("order", order, {"sequential", "shuffled"});
   data.order = order == "shuffled" ? DataOrder::shuffled : DataOrder::sequential;
+  const bool has_mask = !reader.is_null("mask") && reader.string("mask", data.mask);
+  if (!reader.is_null("separator"))
+    reader.integer("separator", data.separator, {.min = 0, .max = std::numeric_limits<uint32_t>::max()});
   reader.number("validation", data.validation, kShare);
   reader.finish(all_paths());
 
@@ -84,6 +87,10 @@ void read_data(JsonReader reader, DataConfig& data) {
     config_error("config", "got 'data.token_type' with data.{}, expected it with data.tokens only; try to remove it",
                  given[0]);
   }
+  if (has_mask && !has_tokens) {
+    config_error("config", "got 'data.mask' with data.{}, expected it with data.tokens only; try data.mask null",
+                 given[0]);
+  }
   using Source = DataConfig::Source;
   data.source = has_tokens ? Source::tokens : has_text ? Source::text : Source::synthetic;
 }
@@ -94,6 +101,9 @@ void read_batch(JsonReader reader, BatchConfig& batch) {
   reader.integer("accumulate", batch.accumulate, {});
   std::string reduce = "every";
   reader.choice("reduce", reduce, {"every", "last"});
+  std::string last = "next_epoch";
+  reader.choice("last", last, {"next_epoch", "drop", "weighted"});
+  batch.last = last == "drop" ? LastStep::drop : last == "weighted" ? LastStep::weighted : LastStep::next_epoch;
   batch.reduce = reduce == "every" ? ReducePoint::every : ReducePoint::last;
   reader.finish(all_paths());
 }
@@ -209,8 +219,19 @@ json data_to_json(const DataConfig& data) {
       out["synthetic"] = true;
       break;
   }
+  if (!data.mask.empty()) out["mask"] = data.mask;
+  if (data.separator) out["separator"] = *data.separator;
   out["context"] = data.context == 0 ? json("auto") : json(data.context);
   return out;
+}
+
+json batch_to_json(const BatchConfig& batch) {
+  constexpr const char* last[] = {"next_epoch", "drop", "weighted"};
+  return {{"rows", batch.rows},
+          {"micro", batch.micro == 0 ? json("auto") : json(batch.micro)},
+          {"accumulate", batch.accumulate},
+          {"reduce", batch.reduce == ReducePoint::every ? "every" : "last"},
+          {"last", last[static_cast<int>(batch.last)]}};
 }
 
 json optimizer_to_json(const OptimizerConfig& optimizer) {
@@ -240,6 +261,8 @@ const std::vector<std::string>& all_paths() {
     full.data.tokens = full.model.path = full.model.preset = "x";
     full.data.source = DataConfig::Source::tokens;
     full.model.dim = full.model.layers = full.model.heads = full.model.kv_heads = full.model.ffn = full.model.vocab = 1;
+    full.data.mask = "x";
+    full.data.separator = 0;
     full.model.rope_theta = 1;
     full.model.embeddings = Embeddings::tied;
     std::vector<std::string> result = {"data.text", "data.synthetic", "optimizer.momentum", "optimizer.nesterov"};
@@ -302,11 +325,7 @@ json to_json(const TrainConfig& config) {
   return {
       {"model", model_to_json(config.model)},
       {"data", data_to_json(config.data)},
-      {"batch",
-       {{"rows", config.batch.rows},
-        {"micro", config.batch.micro == 0 ? json("auto") : json(config.batch.micro)},
-        {"accumulate", config.batch.accumulate},
-        {"reduce", config.batch.reduce == ReducePoint::every ? "every" : "last"}}},
+      {"batch", batch_to_json(config.batch)},
       {"optimizer", optimizer_to_json(config.optimizer)},
       {"schedule",
        {{"type", config.schedule.type},

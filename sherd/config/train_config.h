@@ -34,16 +34,22 @@ struct DataConfig {
   std::vector<std::string> text;
   int64_t context = 0;  // tokens of a row; 0 ("auto"): the model's context
   DataOrder order = DataOrder::shuffled;
-  double validation = 0.0;  // share of the stream, taken from its end
+  std::string mask;                  // of tokens: a file of one byte a token, 0: not a target
+  std::optional<int64_t> separator;  // a token id that ends a document; the token after it is not a target
+  double validation = 0.0;           // share of the stream, taken from its end
 };
 
 enum class ReducePoint { every, last };
+
+/// What becomes of the rows at the end of an epoch that do not fill a step (data/sampler.h).
+enum class LastStep { next_epoch, drop, weighted };
 
 struct BatchConfig {
   int64_t rows = 8;        // sequences of one accumulation step over all ranks
   int64_t micro = 0;       // rows of one forward on one rank; 0 ("auto"): all of the rank's rows
   int64_t accumulate = 1;  // accumulation steps of one optimizer step
   ReducePoint reduce = ReducePoint::every;
+  LastStep last = LastStep::next_epoch;
 };
 
 struct OptimizerConfig {

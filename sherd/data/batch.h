@@ -20,7 +20,10 @@ struct RowSplit {
 /// (4 rows on 3 ranks: 2 + 1 + 1). With fewer rows than ranks the last ranks have none.
 RowSplit split_rows(int64_t rows, int rank, int world);
 
-/// int64 CPU tensors [rows, context], contiguous; targets[r][i] is the token after tokens[r][i].
+/// What stands in the place of a token that is not a target.
+inline constexpr int64_t kNoTarget = -100;
+
+/// int64 CPU tensors [rows, context], contiguous; targets[r][i] is the token after tokens[r][i], or kNoTarget.
 struct Batch {
   at::Tensor tokens;
   at::Tensor targets;

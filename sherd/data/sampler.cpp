@@ -57,16 +57,34 @@ Sampler::Sampler(int64_t tokens, SamplerOptions options) : options_(options), to
   }
   rows_per_epoch_ =
       options_.order == Order::sequential ? (tokens - 1) / context : std::max<int64_t>(1, tokens / context - 1);
+  const int64_t step_rows = options_.rows * options_.accumulate;
+  const int64_t more = options_.last == LastBatch::weighted && rows_per_epoch_ % step_rows != 0 ? 1 : 0;
+  steps_per_epoch_ = rows_per_epoch_ / step_rows + more;
+  if (options_.last == LastBatch::drop && steps_per_epoch_ == 0) {
+    config_error("batch.last",
+                 "got \"drop\" with {} rows an epoch, expected at least the {} of a step; try \"weighted\"",
+                 rows_per_epoch_, step_rows);
+  }
+}
+
+int64_t Sampler::rows(int64_t step, int64_t accumulation) const {
+  SHERD_CHECK(step >= 0 && accumulation >= 0 && accumulation < options_.accumulate);
+  if (options_.last != LastBatch::weighted) return options_.rows;
+  const int64_t before = (step % steps_per_epoch_ * options_.accumulate + accumulation) * options_.rows;
+  return std::clamp<int64_t>(rows_per_epoch_ - before, 0, options_.rows);
 }
 
 int64_t Sampler::row_start(int64_t step, int64_t accumulation, int64_t row) const {
-  SHERD_CHECK(step >= 0 && accumulation >= 0 && accumulation < options_.accumulate && row >= 0 && row < options_.rows);
+  SHERD_CHECK(row >= 0 && row < rows(step, accumulation));
   using Wide = unsigned __int128;  // a step number near 2^63 must not overflow
-  const Wide k = (Wide(step) * options_.accumulate + accumulation) * options_.rows + row;
+  const bool whole_steps = options_.last != LastBatch::next_epoch;
+  const Wide counted = whole_steps ? Wide(step % steps_per_epoch_) : Wide(step);
+  const Wide k = (counted * options_.accumulate + accumulation) * options_.rows + row;
   const int64_t in_epoch = static_cast<int64_t>(k % rows_per_epoch_);
   if (options_.order == Order::sequential) return in_epoch * options_.context;
 
-  const uint64_t key = random_bits(options_.seed, static_cast<uint64_t>(k / rows_per_epoch_));
+  const auto epoch = static_cast<uint64_t>(whole_steps ? Wide(step / steps_per_epoch_) : k / rows_per_epoch_);
+  const uint64_t key = random_bits(options_.seed, epoch);
   const int64_t slack = tokens_ - 1 - rows_per_epoch_ * options_.context;
   const int64_t offset = random_bits(key, 0) % (std::min(slack, options_.context - 1) + 1);
   return offset + permuted(in_epoch, rows_per_epoch_, key) * options_.context;

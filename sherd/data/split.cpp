@@ -18,6 +18,11 @@ class Part final : public TokenSource {
     SHERD_CHECK(first >= 0 && count >= 0 && first <= size_ - count);
     whole_->read(first_ + first, count, out);
   }
+  void read_targets(int64_t first, int64_t count, uint8_t* out) const override {
+    SHERD_CHECK(first >= 0 && count >= 0 && first <= size_ - count);
+    whole_->read_targets(first_ + first, count, out);
+  }
+  bool all_are_targets() const override { return whole_->all_are_targets(); }
   int64_t vocab_bound() const override { return whole_->vocab_bound(); }
   TokenKind kind() const override { return whole_->kind(); }
   std::string name() const override { return whole_->name(); }

@@ -5,6 +5,7 @@
 // share. Opening raises ConfigError; a file that shrinks or vanishes in mid-run is a FaultError in read().
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -24,6 +25,14 @@ class TokenSource {
 
   /// Writes tokens [first, first + count), which must lie in the stream, to `out`. Throws FaultError.
   virtual void read(int64_t first, int64_t count, int64_t* out) const = 0;
+
+  /// Writes for each of these tokens whether it may be a target (1) or is only read (0). Throws FaultError.
+  virtual void read_targets(int64_t /*first*/, int64_t count, uint8_t* out) const {
+    std::fill_n(out, count, uint8_t{1});
+  }
+
+  /// Every token may be a target: there is no need to ask.
+  virtual bool all_are_targets() const { return true; }
 
   /// Every token is below this without looking at them: 256 for bytes, 65536 for uint16.
   virtual int64_t vocab_bound() const = 0;

@@ -8,6 +8,7 @@
 #include "sherd/checkpoint/hugging_face.h"
 #include "sherd/comm/connect.h"
 #include "sherd/data/batch.h"
+#include "sherd/data/step_plan.h"
 #include "sherd/engine/loss_curve.h"
 #include "sherd/engine/run_folder.h"
 #include "sherd/engine/save_model.h"
@@ -20,33 +21,10 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-/// The forwards that each rank runs on its share of `rows`: as many on every rank, so that all take part in every
-/// collective; a rank that has run out of rows computes one again with weight 0.
-struct MicroBatch {
-  RowSplit rows;
-  bool counts = true;
-};
-
-std::vector<MicroBatch> micro_batches(int64_t rows, int64_t micro, int rank, int world) {
-  const RowSplit mine = split_rows(rows, rank, world);
-  const int64_t most = split_rows(rows, 0, world).count;
-  const int64_t size = micro > 0 ? std::min(micro, most) : most;
-  std::vector<MicroBatch> batches;
-  for (int64_t first = 0; first < most; first += size) {
-    const int64_t count = std::min(size, mine.count - first);
-    if (count > 0) {
-      batches.push_back({{mine.first + first, count}, true});
-    } else {
-      batches.push_back({{0, 1}, false});
-    }
-  }
-  return batches;
-}
-
 class Training {
  public:
-  Training(const TrainConfig& config, const TrainingHooks& hooks, const World& world)
-      : config_(config), hooks_(hooks), setup_(prepare_training(config, world.size)), world_(world) {
+  Training(const TrainConfig& config, const TrainingHooks& hooks, const World& world, TokenScan scan)
+      : config_(config), hooks_(hooks), setup_(prepare_training(config, world.size, scan)), world_(world) {
     if (world.rank == 0) folder_.emplace(config.output, to_json(config));
     // "cuda" without a number is the device of this rank on its host.
     at::Device& device = setup_.engine.device;
@@ -68,9 +46,7 @@ class Training {
 
  private:
   TrainingResult train() {
-    const bool one_round = config_.batch.reduce == ReducePoint::last ||
-                           (config_.batch.accumulate == 1 &&
-                            micro_batches(config_.batch.rows, config_.batch.micro, 0, world_.size).size() == 1);
+    const bool one_round = config_.batch.reduce == ReducePoint::last || plan(*setup_.train, 0).size() == 1;
     setup_.engine.summing = one_round ? Summing::in_place : Summing::apart;
     model_ = unit_llama(setup_.model);
     engine_.emplace(model_, transport_, setup_.engine, setup_.source);
@@ -99,25 +75,21 @@ class Training {
   /// True when any rank wants to stop.
   bool one_step(int64_t step, StepMetrics& metrics) {
     const auto start = Clock::now();
-    const int64_t context = setup_.train->options().context;
     metrics.step = step + 1;
-    metrics.tokens = config_.batch.rows * config_.batch.accumulate * context;
+    metrics.tokens = count_rows(*setup_.train, step) * setup_.train->options().context;
+    metrics.targets = count_targets(*setup_.data.train, *setup_.train, step);
+    if (metrics.targets == 0) say(fmt::format("warning: step {} has no targets: its loss is 0", metrics.step));
     const double lr_scale = learning_rate_scale(setup_.schedule, step);
     metrics.lr = config_.optimizer.lr * lr_scale;
 
-    const auto micros = micro_batches(config_.batch.rows, config_.batch.micro, world_.rank, world_.size);
     double loss = 0;
-    for (int64_t a = 0; a < config_.batch.accumulate; ++a) {
-      for (size_t i = 0; i < micros.size(); ++i) {
-        const bool last = a + 1 == config_.batch.accumulate && i + 1 == micros.size();
-        const bool reduce = last || config_.batch.reduce == ReducePoint::every;
-        engine_->set_gradients(reduce ? Gradients::reduce : Gradients::hold);
-        const Batch batch = on_device(read_batch(*setup_.data.train, *setup_.train, step, a, micros[i].rows));
-        const double scale = micros[i].counts ? 1.0 / static_cast<double>(metrics.tokens) : 0.0;
-        const at::Tensor value = engine_->forward([&] { return model_->loss(batch.tokens, batch.targets, scale); });
-        engine_->backward(value);
-        loss += value.item<double>();
-      }
+    const std::vector<MicroBatch> micros = plan(*setup_.train, step);
+    for (size_t i = 0; i < micros.size(); ++i) {
+      const bool reduce = i + 1 == micros.size() || config_.batch.reduce == ReducePoint::every;
+      engine_->set_gradients(reduce ? Gradients::reduce : Gradients::hold);
+      const at::Tensor value = loss_of(micros[i], *setup_.data.train, *setup_.train, step, metrics.targets);
+      engine_->backward(value);
+      loss += value.item<double>();
     }
     const bool stop = hooks_.stop_requested && hooks_.stop_requested();
     const double shared[] = {loss, stop ? 1.0 : 0.0, memory_bytes_};
@@ -144,19 +116,25 @@ class Training {
   double evaluate() {
     const at::NoGradGuard no_grad;
     double loss = 0;
-    const double scale = 1.0 / static_cast<double>(config_.eval_rows * setup_.validation->options().context);
-    for (const auto& micro : micro_batches(config_.eval_rows, config_.batch.micro, world_.rank, world_.size)) {
-      const Batch batch = on_device(read_batch(*setup_.data.validation, *setup_.validation, 0, 0, micro.rows));
-      loss += engine_->forward([&] { return model_->loss(batch.tokens, batch.targets, micro.counts ? scale : 0.0); })
-                  .item<double>();
-    }
+    const int64_t targets = count_targets(*setup_.data.validation, *setup_.validation, 0);
+    for (const MicroBatch& micro : plan(*setup_.validation, 0))
+      loss += loss_of(micro, *setup_.data.validation, *setup_.validation, 0, targets).item<double>();
     double sum = 0;
     for (const double part : transport_->exchange({&loss, 1})) sum += part;
     return sum;
   }
 
-  Batch on_device(const Batch& batch) const {
-    return {batch.tokens.to(setup_.engine.device), batch.targets.to(setup_.engine.device)};
+  std::vector<MicroBatch> plan(const Sampler& sampler, int64_t step) const {
+    return plan_step(sampler, step, config_.batch.micro, world_.rank, world_.size);
+  }
+
+  /// This micro-batch's part of a loss that is the mean over `targets`.
+  at::Tensor loss_of(const MicroBatch& micro, const TokenSource& source, const Sampler& sampler, int64_t step,
+                     int64_t targets) {
+    const Batch batch = read_batch(source, sampler, step, micro.accumulation, micro.rows);
+    const at::Tensor inputs = batch.tokens.to(setup_.engine.device), labels = batch.targets.to(setup_.engine.device);
+    const double scale = micro.counts && targets > 0 ? 1.0 / static_cast<double>(targets) : 0.0;
+    return engine_->forward([&] { return model_->loss(inputs, labels, scale); });
   }
 
   /// Reads this process's proportional memory, between steps: after the first three, then at most once in five seconds.
@@ -174,7 +152,8 @@ class Training {
                                    {"lr", metrics.lr},
                                    {"tokens_per_s", metrics.tokens_per_s},
                                    {"step_s", metrics.step_s},
-                                   {"memory_mib", metrics.memory_mib}};
+                                   {"memory_mib", metrics.memory_mib},
+                                   {"targets", metrics.targets}};
     if (metrics.validation_loss) line["validation_loss"] = *metrics.validation_loss;
     for (int k = 0; k < kMemoryKinds; ++k) {
       const auto kind = static_cast<MemoryKind>(k);
@@ -217,13 +196,14 @@ class Training {
 }  // namespace
 
 void validate_training(const TrainConfig& config, int world) {
-  prepare_training(config, world);
+  prepare_training(config, world, TokenScan::read);
   RunFolder::check(config.output);
 }
 
-TrainingResult run_training(const TrainConfig& config, const TrainingHooks& hooks) {
+TrainingResult run_training(const TrainConfig& config, const TrainingHooks& hooks, Validated validated) {
   const auto timeout = std::chrono::milliseconds(static_cast<int64_t>(config.timeout_s * 1000));
-  return Training(config, hooks, join_world(timeout)).run();
+  const TokenScan scan = validated == Validated::already ? TokenScan::trust : TokenScan::read;
+  return Training(config, hooks, join_world(timeout), scan).run();
 }
 
 }  // namespace sherd

@@ -14,13 +14,14 @@ namespace sherd {
 /// What one step measured; one line of metrics.jsonl.
 struct StepMetrics {
   int64_t step = 0;      // counts from 1
-  double loss = 0;       // mean over the global batch's targets
+  double loss = 0;       // mean over the global batch's targets; 0 if it has none
   double grad_norm = 0;  // before clipping
   double lr = 0;
   double tokens_per_s = 0;
   double step_s = 0;
   double memory_mib = 0;  // proportional, all ranks
   int64_t tokens = 0;     // of this step, all ranks
+  int64_t targets = 0;    // of them: what the loss counts
   std::optional<double> validation_loss;
 };
 
@@ -42,8 +43,12 @@ struct TrainingResult {
 /// Everything that can be found wrong before any rank starts. Throws ConfigError.
 void validate_training(const TrainConfig& config, int world);
 
+/// Whether somebody has called validate_training() for this run: then no rank reads all tokens once more.
+enum class Validated { not_yet, already };
+
 /// Trains as the rank that the environment says (torchrun's variables), or alone. Throws ConfigError before any work is
 /// done; FaultError in mid-run, after telling the other ranks.
-TrainingResult run_training(const TrainConfig& config, const TrainingHooks& hooks);
+TrainingResult run_training(const TrainConfig& config, const TrainingHooks& hooks,
+                            Validated validated = Validated::not_yet);
 
 }  // namespace sherd

@@ -6,6 +6,8 @@
 #include "sherd/checkpoint/hugging_face.h"
 #include "sherd/comm/connect.h"
 #include "sherd/comm/mesh.h"
+#include "sherd/data/step_plan.h"
+#include "sherd/data/target_rules.h"
 #include "sherd/models/initializer.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/unit.h"
@@ -70,6 +72,18 @@ UpdateRuleOptions update_options(const OptimizerConfig& config) {
   return {.kind = Kind::adamw};
 }
 
+LastBatch last_batch(LastStep last) {
+  switch (last) {
+    case LastStep::next_epoch:
+      return LastBatch::next_epoch;
+    case LastStep::drop:
+      return LastBatch::drop;
+    case LastStep::weighted:
+      return LastBatch::weighted;
+  }
+  SHERD_CHECK(false);
+}
+
 EngineOptions engine_options(const TrainConfig& config) {
   EngineOptions options;
   options.strategy = config.strategy;
@@ -115,7 +129,7 @@ std::shared_ptr<LlamaImpl> unit_llama(const LlamaConfig& config) {
   });
 }
 
-TrainingSetup prepare_training(const TrainConfig& config, int world) {
+TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan scan) {
   TrainingSetup setup;
   const at::Device device = checked_device(config.device);
   find_strategy(config.strategy);
@@ -140,20 +154,27 @@ TrainingSetup prepare_training(const TrainConfig& config, int world) {
     config_error("data.context", "got {}, expected at most the model's context of {}; try {}", context,
                  setup.model.context, setup.model.context);
   const auto source = open_source(config, setup.model.vocab);
-  check_vocab(*source, setup.model.vocab);
+  if (scan == TokenScan::read) check_vocab(*source, setup.model.vocab);
+  if (config.data.separator && *config.data.separator >= setup.model.vocab)
+    config_error("data.separator", "got {}, expected a token below the vocabulary of {}; try {}",
+                 *config.data.separator, setup.model.vocab, setup.model.vocab - 1);
   if (config.data.validation > 0 && config.data.source == DataConfig::Source::synthetic)
     config_error("data.validation", "got {} with synthetic data, which has no end; try 0", config.data.validation);
   if (config.eval_every > 0 && config.data.validation == 0)
     config_error("eval_every",
                  "got {} without validation data; try \"data\": {{\"validation\": 0.05}}, or eval_every 0",
                  config.eval_every);
-  setup.data = split_source(source, config.data.validation, context);
+  setup.data = split_source(with_target_rules(source, {config.data.mask, config.data.separator}),
+                            config.data.validation, context);
   const Order order = config.data.order == DataOrder::shuffled ? Order::shuffled : Order::sequential;
-  setup.train.emplace(setup.data.train->size(), SamplerOptions{context, config.batch.rows, config.batch.accumulate,
-                                                               order, static_cast<uint64_t>(config.seed)});
+  setup.train.emplace(setup.data.train->size(),
+                      SamplerOptions{context, config.batch.rows, config.batch.accumulate, order,
+                                     static_cast<uint64_t>(config.seed), last_batch(config.batch.last)});
   if (setup.data.validation)
     setup.validation.emplace(setup.data.validation->size(),
                              SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});
+  if (setup.validation && config.eval_every > 0 && count_targets(*setup.data.validation, *setup.validation, 0) == 0)
+    setup.warnings.push_back("warning: the validation rows have no targets: their loss is 0");
   setup.schedule = schedule_options(config);
   setup.engine = engine_options(config);
   setup.engine.device = device;

@@ -25,8 +25,11 @@ struct TrainingSetup {
   std::vector<std::string> warnings;  // what is allowed, but perhaps not meant
 };
 
+/// Whether to read the whole token stream for ids outside the vocabulary, or to trust whoever has.
+enum class TokenScan { read, trust };
+
 /// Throws ConfigError.
-TrainingSetup prepare_training(const TrainConfig& config, int world);
+TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan scan);
 
 /// A Llama whose blocks are units.
 std::shared_ptr<LlamaImpl> unit_llama(const LlamaConfig& config);

@@ -57,10 +57,10 @@ TEST(TrainConfig, DefaultsAreThoseOfTheStruct) {
 }
 
 TEST(TrainConfig, RoundTrips) {
-  json full = with(R"({"data": {"order": "sequential", "validation": 0.1, "context": 33},
+  json full = with(R"({"data": {"order": "sequential", "validation": 0.1, "context": 33, "separator": 3},
     "model": {"dim": 96, "layers": 3, "heads": 6, "kv_heads": 2, "ffn": 200, "vocab": 256, "context": 77,
               "rope_theta": 5e5, "tie_embeddings": true},
-    "batch": {"rows": 7, "micro": 2, "accumulate": 3, "reduce": "last"},
+    "batch": {"rows": 7, "micro": 2, "accumulate": 3, "reduce": "last", "last": "weighted"},
     "optimizer": {"lr": 0.1, "betas": [0, 0.999], "eps": 1e-6, "weight_decay": 0, "no_decay": ["a*"]},
     "schedule": {"type": "cosine", "warmup": 5, "final_ratio": 0.1},
     "strategy": "fsdp", "reshard_after_forward": true, "transport": "nccl", "mesh": {"replicate": 2, "shard": 3},
@@ -86,10 +86,24 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(config.batch.reduce, ReducePoint::last);
   EXPECT_EQ(config.seed, std::numeric_limits<int64_t>::max());
   EXPECT_EQ(config.shard, 3);
+  EXPECT_EQ(config.data.separator, 3);
+  EXPECT_EQ(config.batch.last, LastStep::weighted);
   for (auto& [key, value] : full.items()) {
     if (value.is_object() || key == "strategy") continue;
     EXPECT_EQ(to_json(config)[key], value) << key;
   }
+}
+
+TEST(TrainConfig, AMaskIsAFileBesideTokens) {
+  json document = example();
+  document["data"]["mask"] = SHERD_GOLDEN "/tiny/config.json";
+  const TrainConfig config = read_train_config(document);
+  EXPECT_EQ(config.data.mask, SHERD_GOLDEN "/tiny/config.json");
+  EXPECT_EQ(to_json(config)["data"]["mask"], document["data"]["mask"]);
+  document["data"]["mask"] = "/none.bin";
+  expect_config_error([&] { read_train_config(document); }, {"/none.bin for 'data.mask'", "there is none"});
+  document["data"]["mask"] = nullptr;
+  EXPECT_TRUE(read_train_config(document).data.mask.empty());
 }
 
 TEST(TrainConfig, NumbersThatAreWholeAreIntegers) {
@@ -167,6 +181,11 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"batch": {"micro": 0}})", {"got 0 for 'batch.micro'"}},
       {R"({"batch": {"accumulate": 0}})", {"got 0 for 'batch.accumulate'"}},
       {R"({"batch": {"reduce": "lest"}})", {"\"lest\"", "every, last", "try \"last\""}},
+      {R"({"batch": {"last": "dorp"}})", {"\"dorp\"", "next_epoch, drop, weighted", "try \"drop\""}},
+      {R"({"data": {"mask": "m.bin"}})", {"'data.mask' with data.synthetic", "data.tokens only", "data.mask null"}},
+      {R"({"data": {"mask": 3}})", {"got 3 for 'data.mask'", "string"}},
+      {R"({"data": {"separator": -1}})", {"got -1 for 'data.separator'"}},
+      {R"({"mask": "m.bin"})", {"unknown key 'mask'", "try 'data.mask'"}},
       {R"({"mesh": {"shard": 0}})", {"got 0 for 'mesh.shard'"}},
       {R"({"mesh": {"replicate": 4000000000}})", {"got 4000000000 for 'mesh.replicate'"}},
       {R"({"timeout_s": 0})", {"'timeout_s'", "above 0"}},

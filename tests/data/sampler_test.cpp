@@ -132,5 +132,41 @@ TEST(Sampler, Errors) {
   EXPECT_THROW(sampler.row_start(0, 0, 3), std::logic_error);
 }
 
+TEST(Sampler, ALastStepIsSmallerOrDroppedAndEpochsBeginWithAStep) {
+  for (const Order order : {Order::sequential, Order::shuffled}) {
+    for (const int64_t tokens : {7 * 31 + 1, 9 * 31, 31 * 24 + 8}) {
+      for (const int64_t rows : {1, 3, 4, 100}) {
+        SamplerOptions options{.context = 31, .rows = rows, .accumulate = 2, .order = order, .seed = 5};
+        const int64_t epoch_rows = Sampler(tokens, options).rows_per_epoch(), step_rows = 2 * rows;
+        for (const LastBatch last : {LastBatch::drop, LastBatch::weighted}) {
+          options.last = last;
+          if (last == LastBatch::drop && epoch_rows < step_rows) continue;
+          const Sampler sampler(tokens, options);
+          const int64_t steps = last == LastBatch::drop ? epoch_rows / step_rows : (epoch_rows - 1) / step_rows + 1;
+          for (const int64_t epoch : {0, 1, 5}) {
+            std::set<int64_t> seen;
+            int64_t count = 0;
+            for (int64_t step = epoch * steps; step < (epoch + 1) * steps; ++step) {
+              for (int64_t a = 0; a < 2; ++a) {
+                count += sampler.rows(step, a);
+                EXPECT_TRUE(last == LastBatch::weighted || sampler.rows(step, a) == rows);
+                for (int64_t row = 0; row < sampler.rows(step, a); ++row) seen.insert(sampler.row_start(step, a, row));
+                EXPECT_THROW(sampler.row_start(step, a, sampler.rows(step, a)), std::logic_error);
+              }
+            }
+            EXPECT_EQ(count, last == LastBatch::drop ? steps * step_rows : epoch_rows);
+            EXPECT_EQ(static_cast<int64_t>(seen.size()), count) << "each row once";
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Sampler, AnEpochThatWouldBeDroppedWholeIsAConfigError) {
+  expect_config_error([] { Sampler(100, {.context = 10, .rows = 5, .accumulate = 2, .last = LastBatch::drop}); },
+                      {"batch.last", "9 rows an epoch", "the 10 of a step", "weighted"});
+}
+
 }  // namespace
 }  // namespace sherd
