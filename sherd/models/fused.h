@@ -1,4 +1,8 @@
-// The element-wise parts of a Llama block.
+// The parts of a block between and around its matrix products, each one pass over memory forward and one backward.
+//
+// On contiguous fp32 tensors of the CPU they are sherd's kernels, spread over the threads in pieces that do not depend
+// on their number, so neither do the bits; these have no second derivatives (an error says so). Anything else takes
+// torch's operators. Saved for backward: the inputs, of the norm also one value a row.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,8 +15,9 @@ at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps);
 /// silu(gate) * up, both of one shape.
 at::Tensor silu_product(const at::Tensor& gate, const at::Tensor& up);
 
-/// Rotary embedding of x [batch, time, heads, head_dim] by rope [2, time, head_dim / 2] (cosines, sines):
-/// element i is paired with i + head_dim / 2, as Hugging Face does.
-at::Tensor rotate_halves(const at::Tensor& x, const at::Tensor& rope);
+/// Rotary embedding of x [batch, time, heads * head_dim] by rope [2, positions, head_dim / 2] (cosines, sines), where
+/// positions >= time: element i of a head is paired with i + head_dim / 2, as Hugging Face does.
+/// Writes into x where it can: use the result.
+at::Tensor rotate_halves(at::Tensor x, const at::Tensor& rope);
 
 }  // namespace sherd

@@ -13,6 +13,7 @@
 #include "sherd/models/chunked_loss.h"
 #include "sherd/models/deferred.h"
 #include "sherd/models/fused.h"
+#include "sherd/models/linear.h"
 
 namespace sherd {
 namespace {
@@ -42,13 +43,13 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config)
 }
 
 at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const at::Tensor& rope) {
-  const int64_t batch = x.size(0), time = x.size(1);
-  const auto q = rotate_halves(at::linear(x, q_proj_->weight).view({batch, time, heads_, head_dim_}), rope);
-  const auto k = rotate_halves(at::linear(x, k_proj_->weight).view({batch, time, kv_heads_, head_dim_}), rope);
-  const auto v = at::linear(x, v_proj_->weight).view({batch, time, kv_heads_, head_dim_});
-  const auto y = at::scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), {}, 0.0,
+  const auto made = linears(x, {{q_proj_->weight, {}}, {k_proj_->weight, {}}, {v_proj_->weight, {}}});
+  // [batch, heads, time, head_dim], as attention wants them: views, and so is what comes back.
+  const auto heads = [&](const at::Tensor& y) { return y.unflatten(-1, {-1, head_dim_}).transpose(1, 2); };
+  const auto y = at::scaled_dot_product_attention(heads(rotate_halves(made[0], rope)),
+                                                  heads(rotate_halves(made[1], rope)), heads(made[2]), {}, 0.0,
                                                   /*is_causal=*/true, {}, /*enable_gqa=*/heads_ != kv_heads_);
-  return at::linear(y.transpose(1, 2).reshape({batch, time, heads_ * head_dim_}), o_proj_->weight);
+  return linear(y.transpose(1, 2).flatten(-2), {o_proj_->weight, {}});
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
@@ -60,8 +61,8 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
           "down_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.dim, config.ffn}), config.device))) {}
 
 at::Tensor LlamaMlpImpl::forward(const at::Tensor& x) {
-  return at::linear(silu_product(at::linear(x, gate_proj_->weight), at::linear(x, up_proj_->weight)),
-                    down_proj_->weight);
+  const auto made = linears(x, {{gate_proj_->weight, {}}, {up_proj_->weight, {}}});
+  return linear(silu_product(made[0], made[1]), {down_proj_->weight, {}});
 }
 
 LlamaBlockImpl::LlamaBlockImpl(const LlamaConfig& config)

@@ -26,6 +26,9 @@ void for_each_target(const Body& body) {
   choose(0);
 }
 
+/// Half a unit in the last place of fp32, relative: what one rounding is off at most.
+inline constexpr double kHalfUnit = 0x1p-24;
+
 /// Sizes around vector widths, unroll factors and blocks.
 inline const std::vector<int64_t> kSizes = {0, 1, 3, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000, 1024, 1025, 4097};
 
