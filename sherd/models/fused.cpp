@@ -1,6 +1,5 @@
 #include "sherd/models/fused.h"
 
-#include <ATen/Parallel.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -8,6 +7,7 @@
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 
+#include "sherd/kernels/parallel.h"
 #include "sherd/kernels/reduce.h"
 #include "sherd/kernels/rms_norm.h"
 #include "sherd/kernels/rotate.h"
@@ -42,7 +42,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const at::Tensor& weight, double eps) {
     const int64_t dim = x.size(-1), rows = x.numel() / dim;
     const auto y = at::empty_like(x), inverse_rms = at::empty({rows}, x.options());
-    at::parallel_for(0, rows, rows_at_least(dim), [&](int64_t first, int64_t last) {
+    kernels::parallel_ranges(rows, rows_at_least(dim), [&](int64_t first, int64_t last) {
       kernels::rms_norm({last - first, dim}, eps, values(x) + first * dim, values(weight), writable(y) + first * dim,
                         writable(inverse_rms) + first);
     });
@@ -60,8 +60,9 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
     const auto dx = at::empty_like(x);
     const bool wants_weight = ctx->needs_input_grad(1);
     const auto sums = wants_weight ? at::zeros({partials, dim}, x.options()) : at::Tensor();
-    at::parallel_for(0, partials, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t k = begin; k < end; ++k) {
+    kernels::parallel_ranges(rows, std::max(kRowsOfPartialSum, rows_at_least(dim)), [&](int64_t begin, int64_t end) {
+      // The partial sums whose first row is in this piece.
+      for (int64_t k = (begin + kRowsOfPartialSum - 1) / kRowsOfPartialSum; k * kRowsOfPartialSum < end; ++k) {
         const int64_t first = k * kRowsOfPartialSum, count = std::min(rows - first, kRowsOfPartialSum);
         kernels::rms_norm_backward({count, dim}, values(x) + first * dim, values(weight), values(inverse_rms) + first,
                                    values(gradient) + first * dim,
@@ -82,7 +83,7 @@ struct RmsNorm : torch::autograd::Function<RmsNorm> {
 struct SiluProduct : torch::autograd::Function<SiluProduct> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up) {
     const auto out = at::empty_like(gate);
-    at::parallel_for(0, gate.numel(), kElementsAtLeast, [&](int64_t first, int64_t last) {
+    kernels::parallel_ranges(gate.numel(), kElementsAtLeast, [&](int64_t first, int64_t last) {
       kernels::silu_product(last - first, values(gate) + first, values(up) + first, writable(out) + first);
     });
     ctx->save_for_backward({gate, up});
@@ -94,7 +95,7 @@ struct SiluProduct : torch::autograd::Function<SiluProduct> {
     const auto saved = ctx->get_saved_variables();
     const auto &gate = saved[0], &up = saved[1];
     const auto gradient = gradients[0].contiguous(), d_gate = at::empty_like(gate), d_up = at::empty_like(up);
-    at::parallel_for(0, gate.numel(), kElementsAtLeast, [&](int64_t first, int64_t last) {
+    kernels::parallel_ranges(gate.numel(), kElementsAtLeast, [&](int64_t first, int64_t last) {
       kernels::silu_product_backward(last - first, values(gate) + first, values(up) + first, values(gradient) + first,
                                      writable(d_gate) + first, writable(d_up) + first);
     });
@@ -105,7 +106,7 @@ struct SiluProduct : torch::autograd::Function<SiluProduct> {
 void rotate(const at::Tensor& x, const at::Tensor& rope, kernels::Turn turn, const at::Tensor& out) {
   const int64_t time = x.size(1), width = x.size(2), half = rope.size(2);
   const float *cosines = values(rope), *sines = cosines + rope.stride(0);
-  at::parallel_for(0, x.size(0) * time, rows_at_least(width), [&](int64_t first, int64_t last) {
+  kernels::parallel_ranges(x.size(0) * time, rows_at_least(width), [&](int64_t first, int64_t last) {
     kernels::rotate_halves({last - first, width / (2 * half), half}, {cosines, sines, time, first % time}, turn,
                            values(x) + first * width, writable(out) + first * width);
   });
