@@ -105,7 +105,10 @@ HuggingFaceFolder::HuggingFaceFolder(const std::string& path) : path_(path) {
 
 std::vector<TensorShape> HuggingFaceFolder::tensors() const {
   std::vector<TensorShape> all;
-  for (const auto& [name, file] : files_) all.push_back({name, file->header().tensors.at(name).shape});
+  for (const auto& [name, file] : files_) {
+    const StoredTensor& stored = file->header().tensors.at(name);
+    all.push_back({name, stored.shape, stored.dtype});
+  }
   return all;
 }
 
@@ -118,7 +121,7 @@ void HuggingFaceFolder::check_shapes(const std::vector<TensorShape>& expected) c
   for (const auto& [name, shape] : wanted) {
     if (!files_.contains(name)) missing.push_back(name);
   }
-  for (const auto& [name, shape] : tensors()) {
+  for (const auto& [name, shape, dtype] : tensors()) {
     const auto found = wanted.find(name);
     if (found != wanted.end()) {
       if (found->second != shape)

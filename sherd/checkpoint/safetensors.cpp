@@ -4,6 +4,9 @@
 #include <c10/util/Half.h>
 #include <unistd.h>
 
+#include <fmt/ranges.h>
+
+#include <algorithm>
 #include <bit>
 #include <nlohmann/json.hpp>
 #include <utility>
@@ -46,6 +49,20 @@ void read_converted(const File& file, uint64_t offset, uint64_t count, float* ou
   }
 }
 
+struct StorableType {
+  std::string_view dtype;
+  at::ScalarType type;
+};
+constexpr StorableType kStorable[] = {
+    {"F64", at::kDouble}, {"F32", at::kFloat}, {"F16", at::kHalf}, {"BF16", at::kBFloat16}, {"I64", at::kLong},
+    {"I32", at::kInt},    {"I16", at::kShort}, {"I8", at::kChar},  {"U8", at::kByte},       {"BOOL", at::kBool}};
+
+at::ScalarType type_of(const std::string& dtype, const std::string& name, const std::string& path) {
+  for (const StorableType& storable : kStorable)
+    if (storable.dtype == dtype) return storable.type;
+  config_error(path, "tensor \"{}\": got dtype {}, expected one that torch has; try F32", name, dtype);
+}
+
 std::string partial_path(const std::string& path) { return fmt::format("{}.partial", path); }
 
 // The length, and the JSON padded with spaces so that the data is aligned to 8 bytes.
@@ -54,13 +71,18 @@ std::string header_text(const std::vector<TensorShape>& tensors, const std::map<
   nlohmann::ordered_json object = nlohmann::ordered_json::object();
   if (!metadata.empty()) object["__metadata__"] = metadata;
   data_bytes = 0;
-  for (const auto& tensor : tensors) {
-    uint64_t bytes = sizeof(float);
+  std::vector<std::pair<uint64_t, const TensorShape*>> order;  // with the bytes of an element
+  for (const auto& tensor : tensors)
+    order.emplace_back(c10::elementSize(type_of(tensor.dtype, tensor.name, path)), &tensor);
+  std::stable_sort(order.begin(), order.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+  for (const auto& [element, place] : order) {
+    const TensorShape& tensor = *place;
+    uint64_t bytes = element;
     for (const int64_t size : tensor.shape) bytes *= static_cast<uint64_t>(size);
     if (object.contains(tensor.name))
       config_error(path, "got tensor \"{}\" twice, expected names that differ", tensor.name);
     object[tensor.name] = {
-        {"dtype", "F32"}, {"shape", tensor.shape}, {"data_offsets", {data_bytes, data_bytes + bytes}}};
+        {"dtype", tensor.dtype}, {"shape", tensor.shape}, {"data_offsets", {data_bytes, data_bytes + bytes}}};
     data_bytes += bytes;
   }
   std::string text = object.dump();
@@ -97,6 +119,20 @@ void SafetensorsFile::read_rows(const RowRange& range, float* out) const {
   }
 }
 
+at::Tensor SafetensorsFile::read_tensor(const std::string& name) const {
+  const auto& tensor = find(header_, name, file_.path());
+  const at::Tensor values = at::empty(tensor.shape, type_of(tensor.dtype, name, file_.path()));
+  if (values.numel() > 0) file_.read(values.mutable_data_ptr(), values.nbytes(), header_.data_start + tensor.begin);
+  return values;
+}
+
+std::string safetensors_dtype(at::ScalarType type) {
+  for (const StorableType& storable : kStorable)
+    if (storable.type == type) return std::string(storable.dtype);
+  config_error("safetensors", "got a tensor of type {}, expected one that the format has; try .to(torch::kFloat32)",
+               c10::toString(type));
+}
+
 SafetensorsWriter::SafetensorsWriter(std::string path, File file, Role role)
     : path_(std::move(path)), file_(std::move(file)), role_(role) {}
 
@@ -130,9 +166,22 @@ SafetensorsWriter::~SafetensorsWriter() {
 void SafetensorsWriter::write_rows(const std::string& name, int64_t first_row, int64_t rows, const float* values) {
   SHERD_CHECK(role_ != Role::done);
   const auto& tensor = find(header_, name, file_.path());
+  if (tensor.dtype != "F32")
+    config_error(file_.path(), "tensor \"{}\": got rows of F32, expected {}; try write_tensor()", name, tensor.dtype);
   const uint64_t row = check_rows(tensor, name, file_.path(), first_row, rows) * sizeof(float);
   file_.write(values, row * static_cast<uint64_t>(rows),
               header_.data_start + tensor.begin + row * static_cast<uint64_t>(first_row));
+}
+
+void SafetensorsWriter::write_tensor(const std::string& name, const at::Tensor& values) {
+  SHERD_CHECK(role_ != Role::done);
+  const auto& tensor = find(header_, name, file_.path());
+  if (values.sizes() != at::IntArrayRef(tensor.shape) || safetensors_dtype(values.scalar_type()) != tensor.dtype)
+    config_error(file_.path(), "tensor \"{}\": got {} of shape [{}], expected {} of [{}]; try .to() or .reshape()",
+                 name, safetensors_dtype(values.scalar_type()), fmt::join(values.sizes(), ", "), tensor.dtype,
+                 fmt::join(tensor.shape, ", "));
+  const at::Tensor plain = values.detach().cpu().contiguous();
+  if (plain.numel() > 0) file_.write(plain.const_data_ptr(), plain.nbytes(), header_.data_start + tensor.begin);
 }
 
 void SafetensorsWriter::sync() { file_.sync(); }

@@ -9,6 +9,8 @@
 // with the file and the tensor. Values are read and written by pread and pwrite at their place, never the whole file.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <cstdint>
 #include <map>
 #include <string>
@@ -19,11 +21,16 @@
 
 namespace sherd {
 
-/// A tensor by name and sizes.
+/// A tensor by name, sizes and type, in safetensors' spelling.
 struct TensorShape {
   std::string name;
   std::vector<int64_t> shape;
+  std::string dtype = "F32";
 };
+
+/// "F32", "BF16", ... for a tensor of this type. Throws ConfigError for a type that cannot be stored (F64, F32, F16,
+/// BF16, I64, I32, I16, I8, U8 and BOOL can).
+std::string safetensors_dtype(at::ScalarType type);
 
 /// A tensor in a file; `begin` and `end` are byte offsets in the data.
 struct StoredTensor {
@@ -55,6 +62,9 @@ class SafetensorsFile {
   /// Throws ConfigError if the tensor is absent or the range is not of its shape, FaultError if the disk fails.
   void read_rows(const RowRange& range, float* out) const;
 
+  /// A whole tensor in its own type, on the CPU. Throws ConfigError if it is absent or of a type that torch lacks.
+  at::Tensor read_tensor(const std::string& name) const;
+
  private:
   File file_;
   SafetensorsHeader header_;
@@ -64,7 +74,8 @@ class SafetensorsFile {
 /// Until then the bytes are in PATH.partial; a creator that ends without commit() removes them.
 class SafetensorsWriter {
  public:
-  /// Lays out fp32 tensors (in the given order), writes the header and reserves the space.
+  /// Lays out the tensors (those of larger elements first, so that all are aligned; otherwise in the given order),
+  /// writes the header and reserves the space.
   /// Throws ConfigError if the file cannot be created there, FaultError if the disk is full.
   static SafetensorsWriter create(const std::string& path, const std::vector<TensorShape>& tensors,
                                   const std::map<std::string, std::string>& metadata = {});
@@ -76,9 +87,12 @@ class SafetensorsWriter {
   SafetensorsWriter& operator=(SafetensorsWriter&&) = delete;
   ~SafetensorsWriter();
 
-  /// Writes rows [first_row, first_row + rows) of dim 0. Throws ConfigError for rows or a tensor that the file does
-  /// not have, FaultError with the path if the disk fails.
+  /// Writes rows [first_row, first_row + rows) of dim 0 of an F32 tensor. Throws ConfigError for rows or a tensor that
+  /// the file does not have, FaultError with the path if the disk fails.
   void write_rows(const std::string& name, int64_t first_row, int64_t rows, const float* values);
+
+  /// Writes a whole tensor of any type, from any device. Throws ConfigError unless sizes and type are the file's.
+  void write_tensor(const std::string& name, const at::Tensor& values);
 
   /// Makes this process's rows durable. Where processes are on several hosts, each calls it before commit().
   void sync();

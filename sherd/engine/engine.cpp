@@ -145,6 +145,13 @@ std::vector<ShardView> Engine::gradient_shards() {
   return views;
 }
 
+std::vector<std::pair<std::string, at::Tensor>> Engine::buffers() const {
+  std::vector<std::pair<std::string, at::Tensor>> all;
+  for (const auto& item : module_->named_buffers())
+    if (item.value().defined()) all.emplace_back(item.key(), item.value());
+  return all;
+}
+
 std::vector<std::pair<std::string, std::string>> Engine::aliases() const {
   std::vector<std::pair<std::string, std::string>> tied;
   for (auto& alias : parameter_aliases(*module_))

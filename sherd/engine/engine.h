@@ -89,6 +89,8 @@ class Engine {
   std::vector<ShardView> gradient_shards();
   /// Names under which parameters appear again in the module tree (tied), with the name they are stored under.
   std::vector<std::pair<std::string, std::string>> aliases() const;
+  /// The model's registered buffers by name: whole on every rank, and each rank's own.
+  std::vector<std::pair<std::string, at::Tensor>> buffers() const;
 
   Ledger& ledger() { return ledger_; }
   Transport& transport() { return *transport_; }

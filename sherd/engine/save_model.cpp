@@ -12,7 +12,10 @@ void save_weights(Engine& engine, const std::string& folder) {
   if (engine.transport().rank() == 0) {
     std::vector<TensorShape> shapes;
     for (const auto& shard : shards) shapes.push_back({shard.fqn, shard.sizes});
+    for (const auto& [name, buffer] : engine.buffers())
+      shapes.push_back({name, buffer.sizes().vec(), safetensors_dtype(buffer.scalar_type())});
     writer.emplace(create_hugging_face_weights(folder, shapes));
+    for (const auto& [name, buffer] : engine.buffers()) writer->write_tensor(name, buffer);
   }
   barrier(engine.transport());
   if (!writer) writer.emplace(SafetensorsWriter::open(hugging_face_weights(folder)));

@@ -1,4 +1,5 @@
-// The whole weights from all ranks into one Hugging Face file: every rank writes its own rows at their place.
+// The whole weights from all ranks into one Hugging Face file: every rank writes its own rows at their place, rank 0
+// the model's buffers.
 #pragma once
 
 #include <string>

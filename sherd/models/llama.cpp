@@ -98,7 +98,7 @@ LlamaImpl::LlamaImpl(LlamaConfig config, const LlamaBlockFactory& make_block) : 
     lm_head_ = register_module(
         "lm_head", std::make_shared<WeightModule>(at::IntArrayRef({config_.vocab, config_.dim}), config_.device));
   }
-  rope_ = model->register_buffer("rope", rotary_table(config_).to(at::Device(config_.device)));
+  rope_ = rotary_table(config_).to(at::Device(config_.device));  // no buffer: it is not part of the weights
 }
 
 const at::Tensor& LlamaImpl::head_weight() const { return lm_head_ ? lm_head_->weight : embed_tokens_->weight; }

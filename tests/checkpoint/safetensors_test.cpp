@@ -1,5 +1,8 @@
 #include "sherd/checkpoint/safetensors.h"
 
+#include <ATen/ops/arange.h>
+#include <ATen/ops/equal.h>
+#include <ATen/ops/ones.h>
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 #include <gtest/gtest.h>
@@ -52,6 +55,53 @@ TEST(Safetensors, RoundTrips) {
   EXPECT_EQ(read(file, {"cube", 1, 1, 12}), counting(12, 312));
   EXPECT_EQ(read(file, {"cube", 2, 0, 12}).size(), 0U);
   EXPECT_EQ(read(file, {"none", 0, 0, 4}).size(), 0U);
+}
+
+TEST(Safetensors, WholeTensorsOfEveryTypeRoundTripAndAreAligned) {
+  const TemporaryFolder folder;
+  std::vector<std::pair<std::string, at::Tensor>> tensors;
+  for (const at::ScalarType type : {at::kBool, at::kByte, at::kChar, at::kShort, at::kHalf, at::kBFloat16, at::kInt,
+                                    at::kFloat, at::kLong, at::kDouble}) {
+    const std::string name = c10::toString(type);
+    tensors.emplace_back(name, at::arange(15).reshape({5, 3}).to(type));
+    tensors.emplace_back(name + ".t", at::arange(15).reshape({5, 3}).to(type).t());  // not contiguous
+    tensors.emplace_back(name + ".scalar", at::ones({}, type));
+    tensors.emplace_back(name + ".none", at::ones({0, 2}, type));
+  }
+  std::vector<TensorShape> shapes;
+  for (const auto& [name, tensor] : tensors)
+    shapes.push_back({name, tensor.sizes().vec(), safetensors_dtype(tensor.scalar_type())});
+  auto writer = SafetensorsWriter::create(folder / "f", shapes);
+  for (const auto& [name, tensor] : tensors) writer.write_tensor(name, tensor);
+  writer.commit();
+  const SafetensorsFile file(folder / "f");
+  for (const auto& [name, tensor] : tensors) {
+    const at::Tensor read = file.read_tensor(name);
+    EXPECT_EQ(read.scalar_type(), tensor.scalar_type()) << name;
+    EXPECT_TRUE(at::equal(read, tensor)) << name;
+    EXPECT_EQ(file.header().tensors.at(name).begin % tensor.element_size(), 0U) << name;
+  }
+  EXPECT_EQ(read(file, {"BFloat16", 1, 2, 3}), counting(6, 3));
+}
+
+TEST(Safetensors, TensorsOfAnotherTypeOrShapeAreRefused) {
+  const TemporaryFolder folder;
+  auto writer = SafetensorsWriter::create(folder / "f", {{"long", {2}, "I64"}, {"float", {2}}});
+  const auto expect_refused = [](const auto& statement, const std::string& words) {
+    try {
+      statement();
+      ADD_FAILURE() << "no error: " << words;
+    } catch (const ConfigError& error) {
+      EXPECT_NE(std::string(error.what()).find(words), std::string::npos) << error.what();
+    }
+  };
+  const float values[] = {1, 2};
+  expect_refused([&] { writer.write_rows("long", 0, 2, values); }, "expected I64");
+  expect_refused([&] { writer.write_tensor("long", at::zeros({2})); }, "got F32 of shape [2], expected I64 of [2]");
+  expect_refused([&] { writer.write_tensor("float", at::zeros({2, 1})); }, "shape [2, 1], expected F32 of [2]");
+  expect_refused([&] { writer.write_tensor("none", at::zeros({2})); }, "no tensor \"none\"");
+  expect_refused([&] { writer.write_tensor("long", at::zeros({2}, at::kComplexFloat)); }, "ComplexFloat");
+  expect_refused([&] { SafetensorsWriter::create(folder / "g", {{"x", {2}, "F8_E4M3"}}); }, "F8_E4M3");
 }
 
 TEST(Safetensors, SeveralProcessesWriteTheirRows) {
