@@ -38,6 +38,9 @@ template <class... Args>
 /// FaultError with the text of the current errno appended.
 [[noreturn]] void fault_errno(std::string_view where, std::string_view what);
 
+/// What torch's errors say, without the stack that they append.
+inline std::string first_line(std::string_view text) { return std::string(text.substr(0, text.find('\n'))); }
+
 namespace detail {
 [[noreturn]] void check_failed(const char* condition, const char* file, int line);
 }

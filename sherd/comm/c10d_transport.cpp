@@ -1,5 +1,8 @@
 #include "sherd/comm/c10d_transport.h"
 
+#include <fmt/ranges.h>
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/Work.hpp>
 
 #include <fstream>
@@ -10,7 +13,13 @@
 namespace sherd {
 namespace {
 
-constexpr const char* kAbortKey = "sherd/c10d/abort";
+using Clock = std::chrono::steady_clock;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kSlice{100};
+constexpr milliseconds kUntilCauseShows{500};
+constexpr const char* kRecovered = "recovered";
+constexpr const char* kNothingToRecover = "nothing to recover";
 
 // Two processes with the same name can watch each other: same boot, same process-number namespace.
 std::string host_name_of_processes() {
@@ -21,50 +30,137 @@ std::string host_name_of_processes() {
   return boot + link;
 }
 
-}  // namespace
+std::string text_at(c10d::Store& store, const std::string& key) {
+  const auto bytes = store.get(key);
+  return {bytes.begin(), bytes.end()};
+}
 
-C10dTransport::C10dTransport(const World& world, c10::intrusive_ptr<c10d::Backend> backend, std::string name)
-    : Transport(world.rank, world.size), world_(world), backend_(std::move(backend)), name_(std::move(name)) {
+PeerWatch watch_peers(const World& world) {
   const std::string host = host_name_of_processes();
-  world.store->set(fmt::format("sherd/c10d/pid/{}", rank()), fmt::format("{} {}", getpid(), host));
-  std::vector<pid_t> pids(static_cast<size_t>(size()), 0);
-  for (int r = 0; r < size(); ++r) {
-    const auto bytes = world.store->get(fmt::format("sherd/c10d/pid/{}", r));
-    const std::string text(bytes.begin(), bytes.end());
+  world.store->set(fmt::format("pid/{}", world.rank), fmt::format("{} {}", getpid(), host));
+  std::vector<pid_t> pids(static_cast<size_t>(world.size), 0);
+  for (int r = 0; r < world.size; ++r) {
+    const std::string text = text_at(*world.store, fmt::format("pid/{}", r));
     const size_t space = text.find(' ');
     if (!host.empty() && text.substr(space + 1) == host) pids[static_cast<size_t>(r)] = std::stoi(text);
   }
-  watch_ = PeerWatch(pids);
+  return PeerWatch(pids);
+}
+
+}  // namespace
+
+C10dTransport::C10dTransport(const World& world, BackendFactory factory, std::string name)
+    : C10dTransport(std::make_shared<Family>(
+          Family{.world = with_fresh_store(world, "c10d"), .factory = std::move(factory), .name = std::move(name)})) {}
+
+C10dTransport::C10dTransport(std::shared_ptr<Family> family) : C10dTransport(family, family->world) {
+  family_->watch = watch_peers(world_);
+}
+
+C10dTransport::C10dTransport(std::shared_ptr<Family> family, World world)
+    : Transport(world.rank, world.size), family_(std::move(family)), world_(std::move(world)) {
+  backend();
+  family_->members.push_back(this);
+}
+
+C10dTransport::~C10dTransport() { std::erase(family_->members, this); }
+
+c10d::Backend& C10dTransport::backend() {
+  if (!backend_ || generation_ != family_->generation) {
+    generation_ = family_->generation;
+    World world = world_;
+    world.store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("backend/{}", generation_), world_.store);
+    backend_ = family_->factory(world);
+  }
+  return *backend_;
+}
+
+std::string C10dTransport::abort_key() const { return fmt::format("abort/{}", family_->generation); }
+
+void C10dTransport::break_off() noexcept {
+  for (C10dTransport* member : family_->members) {
+    try {
+      if (member->backend_) member->backend_->abort();
+    } catch (...) {  // It is of no more use either way.
+    }
+  }
+}
+
+void C10dTransport::look_for_trouble(std::string_view what) {
+  // Who ends because of an error has left its cause before: where there is none, the dead rank is the cause itself.
+  const auto dead = family_->watch.dead_rank();
+  std::optional<std::string> cause;
+  try {
+    if (family_->world.store->check({abort_key()})) cause = text_at(*family_->world.store, abort_key());
+  } catch (const std::exception&) {  // The store went with its server: nothing more to learn there.
+  }
+  if (!cause && dead) {
+    const std::string text = fmt::format("rank {} died during {}", *dead, what);
+    abort(text);
+    cause = fmt::format("[{}] {}", name(), text);
+  }
+  if (!cause) return;
+  break_off();
+  throw FaultError(*cause);
 }
 
 void C10dTransport::failed(const char* what, const std::exception& error) {
   // A broken connection shows a moment before the process is gone, and an abort a moment before its cause.
-  for (int tries = 0; tries < 10; ++tries) {
-    // Who ends because of an error has left its cause before: where there is none, the dead rank is the cause itself.
-    const auto dead = watch_.dead_rank();
-    try {
-      if (world_.store->check({kAbortKey})) {
-        const auto cause = world_.store->get(kAbortKey);
-        throw FaultError(std::string(cause.begin(), cause.end()));
-      }
-    } catch (const FaultError&) {
-      throw;
-    } catch (const std::exception&) {  // The store went with its server: nothing more to learn there.
-    }
-    if (dead) {
-      const std::string cause = fmt::format("rank {} died during {}", *dead, what);
-      abort(cause);
-      fault(name_, "{}", cause);
-    }
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  for (const auto end = Clock::now() + kUntilCauseShows; Clock::now() < end;) {
+    look_for_trouble(what);
+    std::this_thread::sleep_for(milliseconds(20));
   }
-  fault(name_, "{} failed on rank {}: {}", what, rank(), error.what());
+  const std::string cause = fmt::format("{} failed on rank {}: {}", what, rank(), first_line(error.what()));
+  abort(cause);
+  fault(name(), "{}", cause);
 }
 
-Pending C10dTransport::pending(c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> held, const char* what) {
-  return Pending([this, work = std::move(work), held = std::move(held), what] {
+void C10dTransport::wait(c10d::Work& work, const char* what) {
+  const auto deadline = Clock::now() + world_.timeout + 5 * kSlice;  // a backend's own time-out comes first
+  while (true) {
     try {
-      work->wait();
+      work.wait(kSlice);
+      return;
+    } catch (const std::exception& error) {
+      if (Clock::now() > deadline) failed(what, error);
+      if (!work.isCompleted()) {
+        try {
+          look_for_trouble(what);
+        } catch (const FaultError&) {
+          // What is under way ends now, and must have before its buffers are used again.
+          try {
+            work.wait(world_.timeout);
+          } catch (const std::exception&) {
+          }
+          throw;
+        }
+        continue;
+      }
+    }
+    try {  // It ended meanwhile, well or not.
+      work.wait();
+      return;
+    } catch (const std::exception& error) {
+      failed(what, error);
+    }
+  }
+}
+
+Pending C10dTransport::start(const char* what, std::vector<at::Tensor> held,
+                             const std::function<c10::intrusive_ptr<c10d::Work>(c10d::Backend&)>& collective) {
+  c10::intrusive_ptr<c10d::Work> work;
+  try {
+    work = collective(backend());
+  } catch (const FaultError&) {
+    throw;
+  } catch (const std::exception& error) {
+    failed(what, error);
+  }
+  return Pending([this, work = std::move(work), held = std::move(held), what, generation = generation_] {
+    if (generation != family_->generation) fault(name(), "{} was broken off by an abort", what);
+    if (held.front().is_cpu()) return wait(*work, what);
+    try {
+      work->wait();  // orders the device's work, without blocking this thread
     } catch (const std::exception& error) {
       failed(what, error);
     }
@@ -77,13 +173,7 @@ std::vector<double> C10dTransport::exchange(std::span<const double> values) {
   at::Tensor mine = at::zeros({count}, at::kDouble);
   std::copy(values.begin(), values.end(), mine.data_ptr<double>());
   at::Tensor all = at::empty({count * size()}, at::kDouble);
-  try {
-    backend_->_allgather_base(all, mine)->wait();
-  } catch (const FaultError&) {
-    throw;
-  } catch (const std::exception& error) {
-    failed("an exchange", error);
-  }
+  start("an exchange", {all, mine}, [&](c10d::Backend& backend) { return backend._allgather_base(all, mine); }).wait();
   std::vector<double> result;
   result.reserve(values.size() * static_cast<size_t>(size()));
   const double* data = all.const_data_ptr<double>();
@@ -95,30 +185,86 @@ std::vector<double> C10dTransport::exchange(std::span<const double> values) {
 Pending C10dTransport::all_gather(const at::Tensor& shard, const at::Tensor& whole) {
   at::Tensor in = shard, out = whole;
   bytes_sent_ += shard.numel() * shard.element_size() * (size() - 1);
-  try {
-    return pending(backend_->_allgather_base(out, in), {in, out}, "an all-gather");
-  } catch (const std::exception& error) {
-    failed("an all-gather", error);
-  }
+  return start("an all-gather", {in, out}, [&](c10d::Backend& backend) { return backend._allgather_base(out, in); });
 }
 
 Pending C10dTransport::all_to_all(const at::Tensor& send, const at::Tensor& received) {
   at::Tensor in = send, out = received;
   std::vector<int64_t> even;
   bytes_sent_ += send.numel() * send.element_size() / size() * (size() - 1);
-  try {
-    return pending(backend_->alltoall_base(out, in, even, even), {in, out}, "an all-to-all");
-  } catch (const std::exception& error) {
-    failed("an all-to-all", error);
-  }
+  return start("an all-to-all", {in, out},
+               [&](c10d::Backend& backend) { return backend.alltoall_base(out, in, even, even); });
+}
+
+std::shared_ptr<Transport> C10dTransport::subgroup(const std::vector<int>& ranks) {
+  World world = world_;
+  world.rank = place_among(ranks);
+  world.size = static_cast<int>(ranks.size());
+  if (world.size == 1) return solo_transport();
+  world = with_fresh_store(world, fmt::format("group/{}", fmt::join(ranks, ",")));
+  return std::shared_ptr<Transport>(new C10dTransport(family_, world));
 }
 
 void C10dTransport::abort(std::string_view cause) noexcept {
   try {
-    const std::string text = fmt::format("[{}] rank {} gave up: {}", name_, rank(), cause);
-    world_.store->compareSet(kAbortKey, std::string(), text);  // The first cause stays.
-  } catch (...) {                                                         // Nobody left to tell.
+    const std::string text = fmt::format("[{}] rank {} gave up: {}", name(), family_->world.rank, cause);
+    family_->world.store->compareSet(abort_key(), std::string(), text);  // The first cause stays.
+  } catch (...) {                                                        // Nobody left to tell.
   }
+  break_off();
+}
+
+void C10dTransport::await(const std::string& key, int rank) const {
+  const auto deadline = Clock::now() + world_.timeout;
+  for (auto pause = milliseconds(1); !family_->world.store->check({key}); pause = std::min(2 * pause, kSlice / 2)) {
+    const auto dead = family_->watch.dead_rank();
+    if (dead && !family_->world.store->check({key})) fault(name(), "rank {} died before it recovered", *dead);
+    if (Clock::now() > deadline)
+      fault(name(), "rank {} waited {} s for rank {} to recover", family_->world.rank,
+            static_cast<double>(world_.timeout.count()) / 1000, rank);
+    std::this_thread::sleep_for(pause);
+  }
+}
+
+// All ranks end alike, by the first verdict: that of a rank for which somebody did not come, or, once all have come,
+// that of rank 0 on whether there was an abort: until it is there, nobody can abort anew.
+std::string C10dTransport::meet_for_recovery() {
+  const World& world = family_->world;
+  const std::string prefix = fmt::format("recover/{}/", family_->meetings++);
+  const std::string verdict_key = prefix + "verdict";
+  const auto judge = [&](const std::string& verdict) {
+    world.store->compareSet(verdict_key, std::string(), verdict);
+    return text_at(*world.store, verdict_key);
+  };
+  try {
+    world.store->set(fmt::format("{}{}", prefix, world.rank), "here");
+    for (int r = 0; r < world.size; ++r) await(fmt::format("{}{}", prefix, r), r);
+    if (world.rank == 0) return judge(world.store->check({abort_key()}) ? kRecovered : kNothingToRecover);
+    await(verdict_key, 0);
+    return text_at(*world.store, verdict_key);
+  } catch (const FaultError& error) {
+    return judge(error.what());
+  }
+}
+
+void C10dTransport::recover() {
+  std::string verdict;
+  try {
+    verdict = meet_for_recovery();
+  } catch (const std::exception& error) {
+    const auto dead = family_->watch.dead_rank();
+    verdict = dead ? fmt::format("[{}] rank {} died before it recovered", name(), *dead)
+                   : fmt::format("[{}] the store is gone: {}", name(), first_line(error.what()));
+  }
+  if (verdict == kNothingToRecover) return;
+  if (verdict != kRecovered) {
+    abort(verdict);
+    throw FaultError(verdict);
+  }
+  break_off();
+  for (C10dTransport* member : family_->members) member->backend_.reset();  // returns when nothing is under way
+  ++family_->generation;
+  for (C10dTransport* member : family_->members) member->backend();  // in the order in which all ranks have made them
 }
 
 }  // namespace sherd

@@ -1,8 +1,13 @@
 // The transport over a c10d::Backend: Gloo, or any backend that has _allgather_base and alltoall_base.
+//
+// Waits for tensors of the CPU look every 100 ms for an abort and a dead peer. Before one of them throws, or recover()
+// returns, backend->abort() has ended what was under way: no buffer is written to any more. A backend whose abort()
+// does nothing must end by its own time-out. Recovery makes a new backend; so do subgroups.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <functional>
 #include <string>
 
 #include "sherd/comm/peer_watch.h"
@@ -11,26 +16,52 @@
 
 namespace sherd {
 
+/// Connects a backend over all ranks of a world, whose store nobody else uses.
+using BackendFactory = std::function<c10::intrusive_ptr<c10d::Backend>(const World&)>;
+
 class C10dTransport : public Transport {
  public:
-  /// Takes a connected backend. Collective: peers on this host exchange their process numbers, so that a dead one is
-  /// named.
-  C10dTransport(const World& world, c10::intrusive_ptr<c10d::Backend> backend, std::string name);
+  /// Collective: connects, and peers on this host exchange their process numbers, so that a dead one is named.
+  C10dTransport(const World& world, BackendFactory factory, std::string name);
+  ~C10dTransport() override;
 
-  std::string_view name() const override { return name_; }
+  std::string_view name() const override { return family_->name; }
   std::vector<double> exchange(std::span<const double> values) override;
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override;
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override;
+  std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
   void abort(std::string_view cause) noexcept override;
+  void recover() override;
 
  private:
-  Pending pending(c10::intrusive_ptr<c10d::Work> work, std::vector<at::Tensor> held, const char* what);
-  [[noreturn]] void failed(const char* what, const std::exception& error);
+  /// What a transport shares with its subgroups. The world is that of all ranks.
+  struct Family {
+    World world;
+    BackendFactory factory;
+    std::string name;
+    PeerWatch watch = {};
+    uint64_t generation = 0;  // how many aborts are forgotten
+    uint64_t meetings = 0;    // calls of recover()
+    std::vector<C10dTransport*> members = {};
+  };
 
-  World world_;
+  explicit C10dTransport(std::shared_ptr<Family> family);
+  C10dTransport(std::shared_ptr<Family> family, World world);
+  c10d::Backend& backend();
+  Pending start(const char* what, std::vector<at::Tensor> held,
+                const std::function<c10::intrusive_ptr<c10d::Work>(c10d::Backend&)>& collective);
+  void wait(c10d::Work& work, const char* what);
+  [[noreturn]] void failed(const char* what, const std::exception& error);
+  void look_for_trouble(std::string_view what);
+  void break_off() noexcept;
+  void await(const std::string& key, int rank) const;
+  std::string meet_for_recovery();
+  std::string abort_key() const;
+
+  std::shared_ptr<Family> family_;
+  World world_;  // of this transport's ranks
   c10::intrusive_ptr<c10d::Backend> backend_;
-  std::string name_;
-  PeerWatch watch_;
+  uint64_t generation_ = 0;  // of backend_
 };
 
 }  // namespace sherd

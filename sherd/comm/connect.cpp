@@ -20,7 +20,7 @@ std::shared_ptr<Transport> connect(const World& world, std::string_view kind) {
     if (kind == "host")
       config_error("transport", "got 'host', but the ranks are not on one host; try 'auto' or 'gloo'");
   }
-  return std::make_shared<C10dTransport>(world, gloo_backend(world), "gloo");
+  return std::make_shared<C10dTransport>(world, gloo_backend, "gloo");
 }
 
 }  // namespace sherd

@@ -1,5 +1,6 @@
 #include "sherd/comm/host_segment.h"
 
+#include <fmt/ranges.h>
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <poll.h>
@@ -21,6 +22,7 @@ constexpr const char* kWhere = "host";
 constexpr int kMaxRanks = 256;
 constexpr int64_t kMailbox = 1024;  // doubles a rank and exchange
 constexpr int kSpins = 2000;
+constexpr const char* kRecoveryFailed = "a rank gave up waiting for the others to recover";
 
 long futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) {
   return syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, timeout, nullptr, 0);
@@ -80,28 +82,31 @@ struct HostSegment::Control {
     std::atomic<uint32_t> event;    // moves whenever the rank has advanced something
     std::atomic<uint32_t> waiters;  // how many sleep on `event`
     std::atomic<uint64_t> exchanged;
+    std::atomic<uint64_t> recovering;  // stages of recoveries
   };
 
   alignas(64) std::atomic<uint32_t> aborted;  // 0: no; 1: being written; 2: cause is there
   char cause[1020];
+  std::atomic<uint64_t> recovery;  // 2 * how many have succeeded, + 1 once one has failed
   RankLine ranks[kMaxRanks];
   double mailbox[2][kMaxRanks][kMailbox];
 };
 
-std::shared_ptr<HostSegment> HostSegment::connect(const World& world) {
-  if (world.size > kMaxRanks) return nullptr;
+std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
+  if (all.size > kMaxRanks) return nullptr;
+  const World world = with_fresh_store(all, "host");
   auto& store = *world.store;
   UniqueFd listener, to_root;
   if (world.rank == 0) {
     const std::string name = random_name();
     listener = listen_abstract(name);
-    store.set("sherd/host/name", name);
+    store.set("name", name);
   } else {
-    to_root = connect_abstract(text_of(store.get("sherd/host/name")));
+    to_root = connect_abstract(text_of(store.get("name")));
   }
-  store.set(fmt::format("sherd/host/reached/{}", world.rank), world.rank == 0 || to_root ? "1" : "0");
+  store.set(fmt::format("reached/{}", world.rank), world.rank == 0 || to_root ? "1" : "0");
   for (int r = 0; r < world.size; ++r)
-    if (text_of(store.get(fmt::format("sherd/host/reached/{}", r))) != "1") return nullptr;
+    if (text_of(store.get(fmt::format("reached/{}", r))) != "1") return nullptr;
 
   std::vector<UniqueFd> sockets(static_cast<size_t>(world.size));
   if (world.rank != 0) {
@@ -132,7 +137,7 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& world) {
 
 HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control)
     : Transport(world.rank, world.size),
-      timeout_(world.timeout),
+      world_(world),
       sockets_(std::move(sockets)),
       control_memory_(std::move(control)),
       control_mapping_(control_memory_.map_writable(0, control_memory_.bytes())),
@@ -144,7 +149,9 @@ HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, Shar
   watch_ = PeerWatch(pids);
 }
 
-HostSegment::~HostSegment() = default;
+HostSegment::~HostSegment() {
+  if (first_) std::erase(first_->subgroups_, this);
+}
 
 void HostSegment::notify() {
   Control::RankLine& line = control_->ranks[rank()];
@@ -152,22 +159,29 @@ void HostSegment::notify() {
   if (line.waiters.load(std::memory_order_seq_cst) > 0) futex(&line.event, FUTEX_WAKE, INT32_MAX, nullptr);
 }
 
-void HostSegment::check_peers(std::optional<int> dead, std::string_view what) {
-  if (control_->aborted.load(std::memory_order_acquire) == 2) throw FaultError(control_->cause);
-  if (dead) {
-    const std::string cause = fmt::format("rank {} died; rank {} was waiting for {}", *dead, rank(), what);
-    abort(cause);
-    fault(kWhere, "{}", cause);
-  }
+void HostSegment::give_up(const std::string& cause) {
+  abort(cause);
+  fault(kWhere, "{}", cause);
+}
+
+void HostSegment::check_peers(std::optional<int> dead, std::string_view what, Heed heed) {
+  const Control& control = shared_control();
+  if (heed == Heed::aborts && control.aborted.load(std::memory_order_acquire) == 2) throw FaultError(control.cause);
+  if (heed == Heed::only_dead && control.recovery.load() % 2 == 1) fault(kWhere, "{}", kRecoveryFailed);
+  if (dead) give_up(fmt::format("rank {} died; rank {} was waiting for {}", *dead, first().rank(), what));
 }
 
 void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::string_view what) {
+  wait(peer, ready, what, Heed::aborts);
+}
+
+void HostSegment::wait(int peer, const std::function<bool()>& ready, std::string_view what, Heed heed) {
   for (int i = 0; i < kSpins; ++i) {
     if (ready()) return;
     _mm_pause();
   }
   Control::RankLine& line = control_->ranks[peer];
-  const auto deadline = std::chrono::steady_clock::now() + timeout_;
+  const auto deadline = std::chrono::steady_clock::now() + world_.timeout;
   const timespec slice = {0, 100'000'000};
   while (true) {
     const uint32_t event = line.event.load(std::memory_order_seq_cst);
@@ -176,20 +190,17 @@ void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::st
     futex(&line.event, FUTEX_WAIT, event, &slice);
     line.waiters.fetch_sub(1, std::memory_order_seq_cst);
     if (ready()) return;
-    const auto dead = watch_.dead_rank();
+    const auto dead = first().watch_.dead_rank();
     if (dead && ready()) return;  // It ended after its part was done, and what we wait for came before that.
-    check_peers(dead, what);
-    if (std::chrono::steady_clock::now() > deadline) {
-      const std::string cause =
-          fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow", rank(),
-                      static_cast<double>(timeout_.count()) / 1000, peer, what);
-      abort(cause);
-      fault(kWhere, "{}", cause);
-    }
+    check_peers(dead, what, heed);
+    if (std::chrono::steady_clock::now() > deadline)
+      give_up(fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow",
+                          rank(), static_cast<double>(world_.timeout.count()) / 1000, peer, what));
   }
 }
 
 void HostSegment::abort(std::string_view cause) noexcept {
+  if (first_) return first_->abort(cause);
   uint32_t none = 0;
   if (!control_->aborted.compare_exchange_strong(none, 1)) return;  // The first cause stays.
   std::string text;
@@ -208,7 +219,71 @@ void HostSegment::abort(std::string_view cause) noexcept {
   }
 }
 
+void HostSegment::finish_stage(uint64_t stage, int first_rank, int last_rank) {
+  control_->ranks[rank()].recovering.store(stage, std::memory_order_release);
+  notify();
+  for (int r = first_rank; r <= last_rank; ++r) {
+    const auto& line = control_->ranks[r];
+    wait(
+        r, [&] { return line.recovering.load(std::memory_order_acquire) >= stage; }, "its recovery", Heed::only_dead);
+  }
+}
+
+void HostSegment::recover() {
+  if (first_) return first_->recover();
+  const uint64_t before = 2 * recoveries_, settled = before + 2, stage = 3 * recoveries_;
+  try {
+    finish_stage(stage + 1, 0, size() - 1);
+    drop_unreceived();
+    finish_stage(stage + 2, 0, size() - 1);
+  } catch (const FaultError&) {
+    uint64_t expected = before;
+    if (control_->recovery.compare_exchange_strong(expected, before + 1) || expected != settled) throw;
+    // All had come, if late: rank 0 has settled it.
+  }
+  if (rank() == 0) {
+    uint64_t expected = before;
+    if (!control_->recovery.compare_exchange_strong(expected, settled)) fault(kWhere, "{}", kRecoveryFailed);
+    control_->aborted.store(0, std::memory_order_release);
+  }
+  ++recoveries_;
+  finish_stage(stage + 3, 0, 0);
+  forget_interrupted();
+}
+
+void HostSegment::drop_unreceived() {
+  for (const UniqueFd& socket : sockets_)
+    if (socket) drop_descriptors(socket.get());
+  for (HostSegment* subgroup : subgroups_) subgroup->drop_unreceived();
+}
+
+// What an abort has interrupted is not taken up again. A subgroup comes here with its first call after the recovery.
+void HostSegment::forget_interrupted() {
+  const uint64_t recoveries = first().recoveries_;
+  if (exchanges_ >> 32 == recoveries) return;
+  recoveries_ = recoveries;
+  exchanges_ = recoveries << 32;
+  staging_ = Mapping();
+  staging_memory_ = SharedMemory();
+}
+
+std::shared_ptr<Transport> HostSegment::subgroup(const std::vector<int>& ranks) {
+  World world = world_;
+  world.rank = place_among(ranks);
+  world.size = static_cast<int>(ranks.size());
+  if (world.size == 1) return solo_transport();
+  world = with_fresh_store(world, fmt::format("group/{}", fmt::join(ranks, ",")));
+  auto group = connect(world);
+  if (!group) fault(kWhere, "ranks {} of one host cannot reach each other any more", fmt::join(ranks, ","));
+  group->first_ = first().shared_from_this();
+  group->watch_ = PeerWatch();  // the first's watches them all
+  first().subgroups_.push_back(group.get());
+  return group;
+}
+
 std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) {
+  forget_interrupted();
+  check_peers(std::nullopt, "an exchange", Heed::aborts);
   // Two mailboxes suffice: a rank writes exchange k+2 only after all have published k+1, and so have read k.
   const uint64_t turn = ++exchanges_;
   auto& boxes = control_->mailbox[turn % 2];
@@ -239,28 +314,38 @@ std::vector<double> HostSegment::exchange(std::span<const double> values) {
   return result;
 }
 
+SharedMemory HostSegment::receive_segment(int peer) {
+  const int socket = sockets_[static_cast<size_t>(peer)].get();
+  const auto arrived = [socket] {
+    pollfd polled = {socket, POLLIN, 0};
+    return poll(&polled, 1, 0) == 1;
+  };
+  wait_for(peer, arrived, "a shared segment");
+  int64_t bytes = 0;
+  UniqueFd fd = receive_fd(socket, bytes);
+  return SharedMemory::adopt(std::move(fd), bytes);
+}
+
 SharedMemory HostSegment::share(int64_t bytes, int creator) {
   // Descriptors travel over rank 0, to whom every rank has a socket.
   SharedMemory memory;
-  int64_t received = 0;
-  const auto adopt = [&](int socket) {
-    UniqueFd fd = receive_fd(socket, received);
-    memory = SharedMemory::adopt(std::move(fd), received);
-  };
   if (rank() == creator) memory = SharedMemory::create(bytes);
   if (rank() == 0) {
-    if (creator != 0) adopt(sockets_[static_cast<size_t>(creator)].get());
+    if (creator != 0) memory = receive_segment(creator);
     for (int r = 1; r < size(); ++r)
       if (r != creator) send_fd(sockets_[static_cast<size_t>(r)].get(), memory.fd(), memory.bytes());
+    notify();
   } else if (rank() == creator) {
     send_fd(sockets_[0].get(), memory.fd(), memory.bytes());
+    notify();
   } else {
-    adopt(sockets_[0].get());
+    memory = receive_segment(0);
   }
   return memory;
 }
 
 Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole) {
+  forget_interrupted();
   const int64_t bytes = shard.nbytes();
   if (staging_.bytes() < bytes * size()) {
     barrier(*this);

@@ -8,6 +8,13 @@
 // Parameters are overwritten only after an exchange() that follows every rank's backward; a slot only after all ranks
 // have reduced the round that it held. Waits spin a few microseconds, then sleep on a futex in slices of 100 ms,
 // between which they look for an abort, a dead peer and the time-out.
+//
+// [Note: Recovery] The control block of the first transport counts recoveries; subgroups have blocks of their own for
+// exchanges, but abort and recover in that of the first. recover() goes in stages, each a counter per rank:
+//   1  all ranks have left their waits; now each drops the descriptors that it has not received
+//   2  all have done so; rank 0 settles the recovery by one compare-and-swap, and forgets the abort
+//   3  rank 0 has: all go on. Exchanges are counted from recoveries << 32, so none is taken for an interrupted one.
+// A rank that gives up in 1 or 2 tries the same compare-and-swap with "failed": all ranks end alike.
 #pragma once
 
 #include <atomic>
@@ -30,7 +37,7 @@ struct alignas(64) GroupEpochs {
   std::atomic<int64_t> slot_offset;  // in elements: where in the rank's gradient segment the round's contribution lies
 };
 
-class HostSegment : public Transport {
+class HostSegment : public Transport, public std::enable_shared_from_this<HostSegment> {
  public:
   /// Connects ranks that are on one host; null (on all ranks) when a descriptor cannot reach some of them. Collective.
   static std::shared_ptr<HostSegment> connect(const World& world);
@@ -41,7 +48,9 @@ class HostSegment : public Transport {
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override;
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override;
   HostSegment* host_segment() override { return this; }
+  std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
   void abort(std::string_view cause) noexcept override;
+  void recover() override;
 
   /// A segment that `creator` makes and all ranks hold. Collective: same order and size everywhere.
   SharedMemory share(int64_t bytes, int creator);
@@ -53,16 +62,28 @@ class HostSegment : public Transport {
 
  private:
   struct Control;
+  enum class Heed { aborts, only_dead };  // what ends a wait beside its time-out
   HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control);
-  void check_peers(std::optional<int> dead, std::string_view what);
+  HostSegment& first() { return first_ ? *first_ : *this; }
+  Control& shared_control() { return *first().control_; }
+  void wait(int peer, const std::function<bool()>& ready, std::string_view what, Heed heed);
+  void check_peers(std::optional<int> dead, std::string_view what, Heed heed);
+  [[noreturn]] void give_up(const std::string& cause);
+  void finish_stage(uint64_t stage, int first_rank, int last_rank);
+  void drop_unreceived();
+  SharedMemory receive_segment(int peer);
+  void forget_interrupted();
   std::vector<double> exchange_chunk(std::span<const double> values);
 
-  std::chrono::milliseconds timeout_;
-  std::vector<UniqueFd> sockets_;  // rank 0: one a peer; others: rank 0 only
+  World world_;
+  std::shared_ptr<HostSegment> first_;   // whose subgroup this is; null in the first itself
+  std::vector<HostSegment*> subgroups_;  // of the first
+  std::vector<UniqueFd> sockets_;        // rank 0: one a peer; others: rank 0 only
   SharedMemory control_memory_;
   Mapping control_mapping_;
   Control* control_ = nullptr;
   PeerWatch watch_;
+  uint64_t recoveries_ = 0;  // that this transport knows of
   uint64_t exchanges_ = 0;
   SharedMemory staging_memory_;  // all_gather and all_to_all, which only tools and tests use on one host
   Mapping staging_;

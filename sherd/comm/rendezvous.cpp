@@ -1,5 +1,6 @@
 #include "sherd/comm/rendezvous.h"
 
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
 #include <charconv>
@@ -28,6 +29,13 @@ bool launched_by_environment() {
   for (const char* name : {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
     if (std::getenv(name) == nullptr) return false;
   return true;
+}
+
+World with_fresh_store(const World& world, const std::string& purpose) {
+  World result = world;
+  const int64_t calls = world.store->add(fmt::format("sherd/{}/calls/{}", purpose, world.rank), 1);
+  result.store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("sherd/{}/{}", purpose, calls), world.store);
+  return result;
 }
 
 World join_world(std::chrono::milliseconds timeout) {

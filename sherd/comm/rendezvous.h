@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <optional>
+#include <string>
 
 namespace sherd {
 
@@ -16,6 +17,10 @@ struct World {
   c10::intrusive_ptr<c10d::Store> store;
   std::chrono::milliseconds timeout{60000};
 };
+
+/// The world with a corner of its store that no earlier call with this purpose has used. Collective: the n-th call of
+/// each rank gets the same corner.
+World with_fresh_store(const World& world, const std::string& purpose);
 
 /// True where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, as torchrun and `sherd train --ranks` set them.
 bool launched_by_environment();

@@ -1,6 +1,7 @@
 #include "sherd/comm/shared_memory.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -70,7 +71,8 @@ Mapping SharedMemory::map_writable(int64_t offset, int64_t bytes) const {
   const int64_t first = offset / kPage * kPage;
   mapping.mapped_ = round_up(offset + bytes, kPage) - first;
   void* base = mmap(nullptr, static_cast<size_t>(mapping.mapped_), PROT_READ | PROT_WRITE, MAP_SHARED, fd(), first);
-  if (base == MAP_FAILED) fault_errno(kSharedMemory, fmt::format("cannot map {} for writing", format_bytes(mapping.mapped_)));
+  if (base == MAP_FAILED)
+    fault_errno(kSharedMemory, fmt::format("cannot map {} for writing", format_bytes(mapping.mapped_)));
   mapping.base_ = base;
   mapping.data_ = static_cast<std::byte*>(base) + (offset - first);
   mapping.bytes_ = bytes;
@@ -104,13 +106,24 @@ UniqueFd receive_fd(int socket, int64_t& number) {
   message.msg_controllen = sizeof(control);
   const ssize_t received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
   if (received == 0) fault(kSharedMemory, "a peer ended before it sent its descriptor");
-  if (received != static_cast<ssize_t>(sizeof(number))) fault_errno(kSharedMemory, "cannot receive a descriptor from a peer");
+  if (received != static_cast<ssize_t>(sizeof(number)))
+    fault_errno(kSharedMemory, "cannot receive a descriptor from a peer");
   const cmsghdr* header = CMSG_FIRSTHDR(&message);
   if (header == nullptr || header->cmsg_type != SCM_RIGHTS)
-    fault(kSharedMemory, "got a message without a descriptor, expected one; try a higher limit of open files (ulimit -n)");
+    fault(kSharedMemory,
+          "got a message without a descriptor, expected one; try a higher limit of open files (ulimit -n)");
   int fd = -1;
   std::memcpy(&fd, CMSG_DATA(header), sizeof(int));
   return UniqueFd(fd);
+}
+
+void drop_descriptors(int socket) noexcept {
+  pollfd polled = {socket, POLLIN, 0};
+  int64_t number = 0;
+  try {
+    while (poll(&polled, 1, 0) == 1) receive_fd(socket, number);
+  } catch (const FaultError&) {  // The peer has closed it.
+  }
 }
 
 }  // namespace sherd

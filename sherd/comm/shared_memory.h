@@ -51,5 +51,7 @@ class SharedMemory {
 /// the socket's own time-out (SO_RCVTIMEO) says.
 void send_fd(int socket, int fd, int64_t number);
 UniqueFd receive_fd(int socket, int64_t& number);
+/// Closes the descriptors that have arrived and were not received.
+void drop_descriptors(int socket) noexcept;
 
 }  // namespace sherd

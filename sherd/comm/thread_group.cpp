@@ -1,5 +1,7 @@
 #include "sherd/comm/thread_group.h"
 
+#include <fmt/ranges.h>
+
 #include <condition_variable>
 #include <mutex>
 #include <optional>
@@ -10,64 +12,92 @@
 namespace sherd {
 
 // Collective number k of rank r is the k-th entry of r's list: a pointer to what r offers, and how many peers have
-// taken it. Nothing is copied before all have offered; an offer may be reused once all have taken it.
+// taken it. Nothing is copied before all have offered; an offer may be reused once all have taken it, or, after an
+// abort, once nobody is copying from it.
 struct ThreadGroup::Shared {
-  explicit Shared(int ranks, std::chrono::milliseconds time)
-      : size(ranks), timeout(time), offers(static_cast<size_t>(ranks)) {}
+  explicit Shared(int ranks, std::chrono::milliseconds time) : size(ranks), timeout(time) {}
 
   struct Offer {
     const void* data = nullptr;
-    int taken = 0;
+    int taken = 0, copying = 0;
   };
+  /// The ranks of one transport, by their place in it.
+  struct Circle {
+    std::vector<std::map<uint64_t, Offer>> offers;
+    int joined = 0;
+  };
+  using Lock = std::unique_lock<std::mutex>;
 
   const int size;
   const std::chrono::milliseconds timeout;
-  std::mutex mutex;
+  std::mutex mutex;  // of everything below, and of all circles
   std::condition_variable changed;
-  std::vector<std::map<uint64_t, Offer>> offers;
-  std::optional<std::string> aborted;
+  std::map<std::string, std::shared_ptr<Circle>> circles;  // that not all have joined yet
+  std::vector<std::weak_ptr<Circle>> all_circles;
+  std::optional<std::string> aborted, recovery_failed;
+  uint64_t generation = 0;  // how many aborts are forgotten
+  int recovering = 0;
+
+  double seconds() const { return static_cast<double>(timeout.count()) / 1000; }
+
+  std::shared_ptr<Circle> join(const std::string& name, size_t ranks) {
+    const Lock lock(mutex);
+    auto& entry = circles[name];
+    if (!entry) {
+      entry = std::make_shared<Circle>(Circle{std::vector<std::map<uint64_t, Offer>>(ranks)});
+      all_circles.push_back(entry);
+    }
+    const auto circle = entry;
+    if (++circle->joined == static_cast<int>(ranks)) circles.erase(name);
+    return circle;
+  }
 
   // False when the time is over.
   template <class Condition>
-  bool wait(std::unique_lock<std::mutex>& lock, Condition condition) {
-    const bool came = changed.wait_for(lock, timeout, [&] { return aborted || condition(); });
-    if (aborted) throw FaultError(*aborted);
+  bool wait(Lock& lock, uint64_t started_in, const char* what, Condition condition) {
+    const auto broken_off = [&] { return generation != started_in; };
+    const bool came = changed.wait_for(lock, timeout, [&] { return broken_off() || aborted || condition(); });
+    if (broken_off()) fault("threads", "{} was broken off by an abort", what);
+    if (aborted && !condition()) throw FaultError(*aborted);
     return came;
   }
 
-  void offer(int rank, uint64_t number, const void* data) {
-    const std::lock_guard lock(mutex);
-    offers[static_cast<size_t>(rank)][number] = {data, 0};
+  void abort(const std::string& cause) {
+    if (!aborted) aborted = cause;
     changed.notify_all();
   }
 
-  const void* take(int rank, uint64_t number, const char* what) {
-    std::unique_lock lock(mutex);
-    auto& list = offers[static_cast<size_t>(rank)];
-    if (!wait(lock, [&] { return list.contains(number); }))
-      fault("threads", "waited {} ms for rank {}: {}", timeout.count(), rank, what);
-    return list[number].data;
-  }
-
-  void taken(int rank, uint64_t number) {
-    const std::lock_guard lock(mutex);
-    ++offers[static_cast<size_t>(rank)][number].taken;
-    changed.notify_all();
-  }
-
-  void withdraw(int rank, uint64_t number, const char* what) {
-    std::unique_lock lock(mutex);
-    auto& list = offers[static_cast<size_t>(rank)];
-    if (!wait(lock, [&] { return list[number].taken == size; }))
-      fault("threads", "rank {} waited {} ms until all had taken its part: {}", rank, timeout.count(), what);
-    list.erase(number);
+  void recover(int rank) {
+    Lock lock(mutex);
+    const uint64_t before = generation;
+    if (!recovery_failed && ++recovering == size) {
+      recovering = 0;
+      for (const auto& weak : all_circles)
+        if (const auto circle = weak.lock())
+          for (auto& list : circle->offers) list.clear();
+      std::erase_if(all_circles, [](const auto& weak) { return weak.expired(); });
+      aborted.reset();
+      ++generation;
+      changed.notify_all();
+      return;
+    }
+    if (!changed.wait_for(lock, timeout, [&] { return generation != before || recovery_failed; })) {
+      recovery_failed =
+          fmt::format("[threads] rank {} waited {} s for {} others to recover", rank, seconds(), size - recovering);
+      abort(*recovery_failed);
+    }
+    if (generation == before) throw FaultError(*recovery_failed);
   }
 };
 
 class ThreadGroup::ThreadTransport : public Transport {
  public:
-  ThreadTransport(std::shared_ptr<Shared> shared, int rank)
-      : Transport(rank, shared->size), shared_(std::move(shared)) {}
+  using Shared = ThreadGroup::Shared;
+  ThreadTransport(std::shared_ptr<Shared> shared, std::shared_ptr<Shared::Circle> circle, int rank, int rank_of_all)
+      : Transport(rank, static_cast<int>(circle->offers.size())),
+        shared_(std::move(shared)),
+        circle_(std::move(circle)),
+        rank_of_all_(rank_of_all) {}
 
   std::string_view name() const override { return "threads"; }
 
@@ -96,13 +126,25 @@ class ThreadGroup::ThreadTransport : public Transport {
     });
   }
 
-  void abort(std::string_view cause) noexcept override {
-    const std::lock_guard lock(shared_->mutex);
-    if (!shared_->aborted) shared_->aborted = fmt::format("[threads] rank {} gave up: {}", rank(), cause);
-    shared_->changed.notify_all();
+  std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override {
+    const int place = place_among(ranks);
+    if (ranks.size() == 1) return solo_transport();
+    // The first rank says how often these ranks have been asked for: the others ask as often.
+    const std::string list = fmt::format("{}", fmt::join(ranks, ","));
+    const std::string name = fmt::format("{} {} {}", static_cast<const void*>(circle_.get()), list, ++subgroups_[list]);
+    return std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_);
   }
 
+  void abort(std::string_view cause) noexcept override {
+    const Shared::Lock lock(shared_->mutex);
+    shared_->abort(fmt::format("[threads] rank {} gave up: {}", rank_of_all_, cause));
+  }
+
+  void recover() override { shared_->recover(rank_of_all_); }
+
  private:
+  using Take = std::function<void(int, const void*)>;
+
   Pending exchange_tensor(const at::Tensor& mine, const char* what, std::function<void(int, const at::Tensor&)> take) {
     // The tensor object outlives the offer: the last call withdraws it.
     const auto held = std::make_shared<at::Tensor>(mine);
@@ -111,26 +153,79 @@ class ThreadGroup::ThreadTransport : public Transport {
                           })] { finish(); });
   }
 
+  /// One collective of this rank: its number since the last recovery, and which recovery that was.
+  struct Turn {
+    uint64_t generation, number;
+    const char* what;
+  };
+
   // Offers `data` now; the returned function takes every rank's offer of the same number and waits until all took ours.
-  std::function<void()> collect(const void* data, const char* what, std::function<void(int, const void*)> take) {
-    const uint64_t number = next_++;
-    shared_->offer(rank(), number, data);
-    return [this, number, what, take = std::move(take)] {
-      for (int r = 0; r < size(); ++r) {
-        take(r, shared_->take(r, number, what));
-        shared_->taken(r, number);
-      }
-      shared_->withdraw(rank(), number, what);
-    };
+  std::function<void()> collect(const void* data, const char* what, Take take) {
+    const Shared::Lock lock(shared_->mutex);
+    if (shared_->aborted) throw FaultError(*shared_->aborted);
+    if (generation_ != shared_->generation) next_ = 0;
+    generation_ = shared_->generation;
+    const Turn turn{generation_, next_++, what};
+    mine()[turn.number] = {data};
+    shared_->changed.notify_all();
+    return [this, turn, take = std::move(take)] { finish(turn, take); };
   }
 
+  void finish(const Turn& turn, const Take& take) {
+    Shared::Lock lock(shared_->mutex);
+    try {
+      for (int r = 0; r < size(); ++r) {
+        auto& theirs = circle_->offers[static_cast<size_t>(r)];
+        if (!shared_->wait(lock, turn.generation, turn.what, [&] { return theirs.contains(turn.number); }))
+          fault("threads", "waited {} s for rank {}: {}", shared_->seconds(), r, turn.what);
+        copy(lock, theirs[turn.number], [&](const void* data) { take(r, data); });
+      }
+      const auto all_took = [&] { return mine()[turn.number].taken == size(); };
+      if (!shared_->wait(lock, turn.generation, turn.what, all_took))
+        fault("threads", "rank {} waited {} s until all had taken its part: {}", rank(), shared_->seconds(), turn.what);
+    } catch (...) {
+      // What we offered lives no longer than this call.
+      if (turn.generation == shared_->generation) {
+        shared_->changed.wait(lock, [&] { return mine()[turn.number].copying == 0; });
+        mine().erase(turn.number);
+      }
+      throw;
+    }
+    mine().erase(turn.number);
+  }
+
+  // Copies without the lock; the offer stays meanwhile.
+  void copy(Shared::Lock& lock, Shared::Offer& offer, const std::function<void(const void*)>& take) {
+    ++offer.copying;
+    lock.unlock();
+    std::exception_ptr failed;
+    try {
+      take(offer.data);
+    } catch (...) {
+      failed = std::current_exception();
+    }
+    lock.lock();
+    --offer.copying;
+    ++offer.taken;
+    shared_->changed.notify_all();
+    if (failed) std::rethrow_exception(failed);
+  }
+
+  std::map<uint64_t, Shared::Offer>& mine() { return circle_->offers[static_cast<size_t>(rank())]; }
+
   std::shared_ptr<Shared> shared_;
-  uint64_t next_ = 0;
+  std::shared_ptr<Shared::Circle> circle_;
+  int rank_of_all_;
+  uint64_t generation_ = 0, next_ = 0;
+  std::map<std::string, int> subgroups_;
 };
 
 ThreadGroup::ThreadGroup(int size, std::chrono::milliseconds timeout)
     : shared_(std::make_shared<Shared>(size, timeout)) {}
 ThreadGroup::~ThreadGroup() = default;
-std::unique_ptr<Transport> ThreadGroup::transport(int rank) { return std::make_unique<ThreadTransport>(shared_, rank); }
+std::unique_ptr<Transport> ThreadGroup::transport(int rank) {
+  auto circle = shared_->join("all", static_cast<size_t>(shared_->size));
+  return std::make_unique<ThreadTransport>(shared_, std::move(circle), rank, rank);
+}
 
 }  // namespace sherd

@@ -1,5 +1,7 @@
 #include "sherd/comm/transport.h"
 
+#include "sherd/base/error.h"
+
 namespace sherd {
 
 Pending& Pending::operator=(Pending&& other) noexcept {
@@ -16,6 +18,14 @@ Pending::~Pending() {
 
 void Pending::wait() {
   if (const auto wait = std::exchange(wait_, nullptr)) wait();
+}
+
+int Transport::place_among(const std::vector<int>& ranks) const {
+  SHERD_CHECK(!ranks.empty() && ranks.front() >= 0 && ranks.back() < size_);
+  SHERD_CHECK(std::adjacent_find(ranks.begin(), ranks.end(), std::greater_equal<>()) == ranks.end());
+  const auto mine = std::find(ranks.begin(), ranks.end(), rank_);
+  SHERD_CHECK(mine != ranks.end());
+  return static_cast<int>(mine - ranks.begin());
 }
 
 void barrier(Transport& transport) { transport.exchange({}); }
@@ -35,7 +45,12 @@ class Solo : public Transport {
     received.copy_(send);
     return {};
   }
+  std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override {
+    place_among(ranks);
+    return solo_transport();
+  }
   void abort(std::string_view) noexcept override {}
+  void recover() override {}
 };
 
 }  // namespace

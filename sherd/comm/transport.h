@@ -60,13 +60,27 @@ class Transport {
   /// The shared memory of this host's ranks, where this transport has it; else null.
   virtual HostSegment* host_segment() { return nullptr; }
 
-  /// Tells the peers that this rank gives up, and why. Their next wait throws with that cause.
+  /// A transport among `ranks` of this one: ascending, this rank among them. Collective over them; disjoint groups may
+  /// be made at once. It belongs to this one's family: an abort of any member reaches all waits of all members, and
+  /// recover() of any is that of all; so it ends on all its ranks or on none. One rank alone gets solo.
+  virtual std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) = 0;
+
+  /// Tells the peers that this rank gives up, and why. Their waits throw with that cause, at the latest in 100 ms.
+  /// Where several ranks give up, all hear of the first.
   virtual void abort(std::string_view cause) noexcept = 0;
+
+  /// Makes the family work again after an abort, with nothing under way: what was started before throws in wait().
+  /// Collective over the ranks of the whole family, whether or not they have met the abort yet; with nothing aborted it
+  /// is a barrier. Throws FaultError on all ranks when one is dead or does not come; then the family is of no more use.
+  virtual void recover() = 0;
 
   /// Bytes that this rank has sent to peers through sockets or copies.
   int64_t bytes_sent() const { return bytes_sent_; }
 
  protected:
+  /// This rank's place among `ranks`, which must be as subgroup() wants them.
+  int place_among(const std::vector<int>& ranks) const;
+
   int64_t bytes_sent_ = 0;
 
  private:

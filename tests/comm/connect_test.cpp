@@ -14,7 +14,8 @@ namespace {
 
 using Store = c10::intrusive_ptr<c10d::Store>;
 
-constexpr const char* kNameKey = "sherd/host/name";
+// Where rank 0 says how to reach it, in the store's corner of the first connection.
+constexpr const char* kNameKey = "sherd/host/1/name";
 
 /// A store that gives this rank a wrong address of rank 0, as if it were on another host.
 class OtherHostStore : public c10d::PrefixStore {

@@ -119,7 +119,7 @@ TEST(HostSegmentFaults, AKilledProcessIsNamedByAllOthers) {
 
 TEST(C10dTransportFaults, AKilledProcessIsNamedByAllOthers) {
   expect_that_the_dead_one_is_named(
-      [](const World& world) { return std::make_shared<C10dTransport>(world, gloo_backend(world), "gloo"); });
+      [](const World& world) { return std::make_shared<C10dTransport>(world, gloo_backend, "gloo"); });
 }
 
 TEST(HostSegmentFaults, AStoppedProcessIsNamedAfterTheTimeOut) {

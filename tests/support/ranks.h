@@ -49,7 +49,7 @@ inline std::shared_ptr<Transport> make_transport(const World& world, Kind kind, 
       return host;
     }
     case Kind::gloo:
-      return std::make_shared<C10dTransport>(world, gloo_backend(world), "gloo");
+      return std::make_shared<C10dTransport>(world, gloo_backend, "gloo");
   }
   return nullptr;
 }
