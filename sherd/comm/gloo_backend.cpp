@@ -2,6 +2,7 @@
 #define USE_C10D_GLOO
 #include "sherd/comm/gloo_backend.h"
 
+#include <csignal>
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/ProcessGroupGloo.hpp>
 
@@ -9,6 +10,12 @@
 
 namespace sherd {
 namespace {
+
+// Gloo writes to connections that may be broken by then: that is an error there, and not the end of this process.
+void ignore_broken_pipes() {
+  struct sigaction now = {};
+  if (sigaction(SIGPIPE, nullptr, &now) == 0 && now.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
+}
 
 class Gloo : public c10d::ProcessGroupGloo {
  public:
@@ -32,6 +39,7 @@ class Gloo : public c10d::ProcessGroupGloo {
 }  // namespace
 
 c10::intrusive_ptr<c10d::Backend> gloo_backend(const World& world) {
+  ignore_broken_pipes();
   try {
     auto options = c10d::ProcessGroupGloo::Options::create(world.timeout);
     options->devices.push_back(c10d::ProcessGroupGloo::createDefaultDevice());
