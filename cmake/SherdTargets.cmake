@@ -55,6 +55,7 @@ function(sherd_add_layer name)
     set(sources ${CMAKE_BINARY_DIR}/pch.cpp)
   endif()
   add_library(sherd_${name} STATIC ${sources})
+  set_property(GLOBAL APPEND PROPERTY SHERD_LAYERS ${name})
   sherd_link_layers(sherd_${name} ${ARGN})
 endfunction()
 
