@@ -146,19 +146,46 @@ void C10dTransport::wait(c10d::Work& work, const char* what) {
   }
 }
 
-Pending C10dTransport::start(const char* what, std::vector<at::Tensor> held,
+// All ranks compare, and all find somebody who differs.
+void C10dTransport::compare_up_to(uint64_t number) {
+  while (!comparisons_.empty() && comparisons_.front().number <= number) {
+    const Comparison comparison = std::move(comparisons_.front());
+    comparisons_.pop_front();
+    wait(*comparison.work, comparison.what);
+    const auto* all = static_cast<const Descriptor*>(comparison.descriptors.const_data_ptr());
+    for (int r = 0; r < size(); ++r) {
+      if (all[r] == all[rank()]) continue;
+      const std::string cause = mismatch(rank(), all[rank()], r, all[r]);
+      abort(cause);
+      fault(name(), "{}", cause);
+    }
+  }
+}
+
+Pending C10dTransport::start(const char* what, const Descriptor& descriptor, std::vector<at::Tensor> held,
                              const std::function<c10::intrusive_ptr<c10d::Work>(c10d::Backend&)>& collective) {
+  const uint64_t number = ++started_;
+  const bool on_cpu = held.front().is_cpu();  // elsewhere a backend cannot send descriptors
   c10::intrusive_ptr<c10d::Work> work;
   try {
+    if (on_cpu) {
+      at::Tensor mine = at::empty({static_cast<int64_t>(sizeof(Descriptor))}, at::kByte);
+      at::Tensor all = at::empty({mine.numel() * size()}, at::kByte);
+      std::memcpy(mine.mutable_data_ptr(), &descriptor, sizeof(descriptor));
+      comparisons_.push_back({number, backend()._allgather_base(all, mine), all, what});
+    }
     work = collective(backend());
   } catch (const FaultError&) {
     throw;
   } catch (const std::exception& error) {
     failed(what, error);
   }
-  return Pending([this, work = std::move(work), held = std::move(held), what, generation = generation_] {
+  return Pending([=, this, generation = generation_, held = std::move(held)] {
     if (generation != family_->generation) fault(name(), "{} was broken off by an abort", what);
-    if (held.front().is_cpu()) return wait(*work, what);
+    if (on_cpu) {
+      compare_up_to(number);
+      return wait(*work, what);
+    }
     try {
       work->wait();  // orders the device's work, without blocking this thread
     } catch (const std::exception& error) {
@@ -173,7 +200,9 @@ std::vector<double> C10dTransport::exchange(std::span<const double> values) {
   at::Tensor mine = at::zeros({count}, at::kDouble);
   std::copy(values.begin(), values.end(), mine.data_ptr<double>());
   at::Tensor all = at::empty({count * size()}, at::kDouble);
-  start("an exchange", {all, mine}, [&](c10d::Backend& backend) { return backend._allgather_base(all, mine); }).wait();
+  start("an exchange", {Descriptor::Kind::exchange, count - 1, {}}, {all, mine}, [&](c10d::Backend& backend) {
+    return backend._allgather_base(all, mine);
+  }).wait();
   std::vector<double> result;
   result.reserve(values.size() * static_cast<size_t>(size()));
   const double* data = all.const_data_ptr<double>();
@@ -182,17 +211,18 @@ std::vector<double> C10dTransport::exchange(std::span<const double> values) {
   return result;
 }
 
-Pending C10dTransport::all_gather(const at::Tensor& shard, const at::Tensor& whole) {
+Pending C10dTransport::all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) {
   at::Tensor in = shard, out = whole;
   bytes_sent_ += shard.numel() * shard.element_size() * (size() - 1);
-  return start("an all-gather", {in, out}, [&](c10d::Backend& backend) { return backend._allgather_base(out, in); });
+  return start("an all-gather", {Descriptor::Kind::all_gather, in.numel(), what}, {in, out},
+               [&](c10d::Backend& backend) { return backend._allgather_base(out, in); });
 }
 
-Pending C10dTransport::all_to_all(const at::Tensor& send, const at::Tensor& received) {
+Pending C10dTransport::all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) {
   at::Tensor in = send, out = received;
   std::vector<int64_t> even;
   bytes_sent_ += send.numel() * send.element_size() / size() * (size() - 1);
-  return start("an all-to-all", {in, out},
+  return start("an all-to-all", {Descriptor::Kind::all_to_all, in.numel(), what}, {in, out},
                [&](c10d::Backend& backend) { return backend.alltoall_base(out, in, even, even); });
 }
 
@@ -262,7 +292,10 @@ void C10dTransport::recover() {
     throw FaultError(verdict);
   }
   break_off();
-  for (C10dTransport* member : family_->members) member->backend_.reset();  // returns when nothing is under way
+  for (C10dTransport* member : family_->members) {
+    member->comparisons_.clear();
+    member->backend_.reset();  // returns when nothing is under way
+  }
   ++family_->generation;
   for (C10dTransport* member : family_->members) member->backend();  // in the order in which all ranks have made them
 }

@@ -7,9 +7,11 @@
 
 #include <torch/csrc/distributed/c10d/Backend.hpp>
 
+#include <deque>
 #include <functional>
 #include <string>
 
+#include "sherd/comm/descriptor.h"
 #include "sherd/comm/peer_watch.h"
 #include "sherd/comm/rendezvous.h"
 #include "sherd/comm/transport.h"
@@ -27,8 +29,8 @@ class C10dTransport : public Transport {
 
   std::string_view name() const override { return family_->name; }
   std::vector<double> exchange(std::span<const double> values) override;
-  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override;
-  Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override;
+  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override;
+  Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override;
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
   void abort(std::string_view cause) noexcept override;
   void recover() override;
@@ -45,11 +47,20 @@ class C10dTransport : public Transport {
     std::vector<C10dTransport*> members = {};
   };
 
+  /// The gathering of all ranks' descriptors of collective `number`.
+  struct Comparison {
+    uint64_t number;
+    c10::intrusive_ptr<c10d::Work> work;
+    at::Tensor descriptors;
+    const char* what;
+  };
+
   explicit C10dTransport(std::shared_ptr<Family> family);
   C10dTransport(std::shared_ptr<Family> family, World world);
   c10d::Backend& backend();
-  Pending start(const char* what, std::vector<at::Tensor> held,
+  Pending start(const char* what, const Descriptor& descriptor, std::vector<at::Tensor> held,
                 const std::function<c10::intrusive_ptr<c10d::Work>(c10d::Backend&)>& collective);
+  void compare_up_to(uint64_t number);
   void wait(c10d::Work& work, const char* what);
   [[noreturn]] void failed(const char* what, const std::exception& error);
   void look_for_trouble(std::string_view what);
@@ -61,7 +72,9 @@ class C10dTransport : public Transport {
   std::shared_ptr<Family> family_;
   World world_;  // of this transport's ranks
   c10::intrusive_ptr<c10d::Backend> backend_;
-  uint64_t generation_ = 0;  // of backend_
+  uint64_t generation_ = 0;             // of backend_
+  std::deque<Comparison> comparisons_;  // not yet done, in order: the first difference is the one that is reported
+  uint64_t started_ = 0;
 };
 
 }  // namespace sherd

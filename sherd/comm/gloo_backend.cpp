@@ -20,6 +20,18 @@ void ignore_broken_pipes() {
 class Gloo : public c10d::ProcessGroupGloo {
  public:
   using ProcessGroupGloo::ProcessGroupGloo;
+  using Work = c10::intrusive_ptr<c10d::Work>;
+
+  Work _allgather_base(at::Tensor& output, at::Tensor& input, const c10d::AllgatherOptions& options) override {
+    number_next(input.nbytes());
+    return ProcessGroupGloo::_allgather_base(output, input, options);
+  }
+
+  Work alltoall_base(at::Tensor& output, at::Tensor& input, std::vector<int64_t>& output_counts,
+                     std::vector<int64_t>& input_counts, const c10d::AllToAllOptions& options) override {
+    number_next(input.nbytes());
+    return ProcessGroupGloo::alltoall_base(output, input, output_counts, input_counts, options);
+  }
 
   // Gloo has no call for this. But when a receive times out, it breaks all connections of the group, and with them
   // whatever waits for data: so we receive what nobody sends, for a millisecond.
@@ -34,6 +46,16 @@ class Gloo : public c10d::ProcessGroupGloo {
       }
     }
   }
+
+ private:
+  // Gloo ends the process when a peer sends more than fits. Messages find each other by the number of their collective:
+  // with the size in it, those of collectives that differ in size never meet, and both sides wait until they notice.
+  void number_next(size_t bytes) {
+    const uint64_t hash = (bytes * 0x9e3779b97f4a7c15U) >> 48;
+    collectiveCounter_ = static_cast<uint32_t>(started_++ << 16 | hash);
+  }
+
+  uint32_t started_ = 0;
 };
 
 }  // namespace

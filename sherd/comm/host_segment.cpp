@@ -344,7 +344,7 @@ SharedMemory HostSegment::share(int64_t bytes, int creator) {
   return memory;
 }
 
-Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole) {
+Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view) {
   forget_interrupted();
   const int64_t bytes = shard.nbytes();
   if (staging_.bytes() < bytes * size()) {
@@ -360,10 +360,10 @@ Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole
   return {};
 }
 
-Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& received) {
+Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) {
   const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
   at::Tensor everything = at::empty({send.numel() * size()}, send.options());
-  all_gather(send, everything).wait();
+  all_gather(send, everything, what).wait();
   for (int r = 0; r < size(); ++r)
     std::memcpy(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece,
                 static_cast<const std::byte*>(everything.const_data_ptr()) + (r * size() + rank()) * piece,

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "sherd/base/error.h"
+#include "sherd/comm/descriptor.h"
 
 namespace sherd {
 
@@ -19,6 +20,7 @@ struct ThreadGroup::Shared {
 
   struct Offer {
     const void* data = nullptr;
+    Descriptor descriptor;
     int taken = 0, copying = 0;
   };
   /// The ranks of one transport, by their place in it.
@@ -103,27 +105,29 @@ class ThreadGroup::ThreadTransport : public Transport {
 
   std::vector<double> exchange(std::span<const double> values) override {
     std::vector<double> result(values.size() * static_cast<size_t>(size()));
-    collect(values.data(), "an exchange", [&](int r, const void* data) {
-      std::copy_n(static_cast<const double*>(data), values.size(),
-                  result.begin() + r * static_cast<int64_t>(values.size()));
-    })();
+    collect(values.data(), "an exchange", {Descriptor::Kind::exchange, static_cast<int64_t>(values.size()), {}},
+            [&](int r, const void* data) {
+              std::copy_n(static_cast<const double*>(data), values.size(),
+                          result.begin() + r * static_cast<int64_t>(values.size()));
+            })();
     return result;
   }
 
-  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override {
+  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override {
     const int64_t count = shard.numel();
     bytes_sent_ += static_cast<int64_t>(shard.nbytes()) * (size() - 1);
-    return exchange_tensor(shard, "an all-gather", [whole, count](int r, const at::Tensor& theirs) {
-      whole.narrow(0, r * count, count).copy_(theirs);
-    });
+    return exchange_tensor(
+        shard, "an all-gather", {Descriptor::Kind::all_gather, count, what},
+        [whole, count](int r, const at::Tensor& theirs) { whole.narrow(0, r * count, count).copy_(theirs); });
   }
 
-  Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override {
+  Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override {
     const int64_t piece = send.numel() / size();
     bytes_sent_ += static_cast<int64_t>(send.nbytes()) / size() * (size() - 1);
-    return exchange_tensor(send, "an all-to-all", [received, piece, me = rank()](int r, const at::Tensor& theirs) {
-      received.narrow(0, r * piece, piece).copy_(theirs.narrow(0, me * piece, piece));
-    });
+    return exchange_tensor(send, "an all-to-all", {Descriptor::Kind::all_to_all, send.numel(), what},
+                           [received, piece, me = rank()](int r, const at::Tensor& theirs) {
+                             received.narrow(0, r * piece, piece).copy_(theirs.narrow(0, me * piece, piece));
+                           });
   }
 
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override {
@@ -145,10 +149,11 @@ class ThreadGroup::ThreadTransport : public Transport {
  private:
   using Take = std::function<void(int, const void*)>;
 
-  Pending exchange_tensor(const at::Tensor& mine, const char* what, std::function<void(int, const at::Tensor&)> take) {
+  Pending exchange_tensor(const at::Tensor& mine, const char* what, const Descriptor& descriptor,
+                          std::function<void(int, const at::Tensor&)> take) {
     // The tensor object outlives the offer: the last call withdraws it.
     const auto held = std::make_shared<at::Tensor>(mine);
-    return Pending([held, finish = collect(held.get(), what, [take](int r, const void* theirs) {
+    return Pending([held, finish = collect(held.get(), what, descriptor, [take](int r, const void* theirs) {
                             take(r, *static_cast<const at::Tensor*>(theirs));
                           })] { finish(); });
   }
@@ -160,13 +165,13 @@ class ThreadGroup::ThreadTransport : public Transport {
   };
 
   // Offers `data` now; the returned function takes every rank's offer of the same number and waits until all took ours.
-  std::function<void()> collect(const void* data, const char* what, Take take) {
+  std::function<void()> collect(const void* data, const char* what, const Descriptor& descriptor, Take take) {
     const Shared::Lock lock(shared_->mutex);
     if (shared_->aborted) throw FaultError(*shared_->aborted);
     if (generation_ != shared_->generation) next_ = 0;
     generation_ = shared_->generation;
     const Turn turn{generation_, next_++, what};
-    mine()[turn.number] = {data};
+    mine()[turn.number] = {data, descriptor};
     shared_->changed.notify_all();
     return [this, turn, take = std::move(take)] { finish(turn, take); };
   }
@@ -178,6 +183,7 @@ class ThreadGroup::ThreadTransport : public Transport {
         auto& theirs = circle_->offers[static_cast<size_t>(r)];
         if (!shared_->wait(lock, turn.generation, turn.what, [&] { return theirs.contains(turn.number); }))
           fault("threads", "waited {} s for rank {}: {}", shared_->seconds(), r, turn.what);
+        compare(mine()[turn.number].descriptor, r, theirs[turn.number].descriptor);
         copy(lock, theirs[turn.number], [&](const void* data) { take(r, data); });
       }
       const auto all_took = [&] { return mine()[turn.number].taken == size(); };
@@ -192,6 +198,14 @@ class ThreadGroup::ThreadTransport : public Transport {
       throw;
     }
     mine().erase(turn.number);
+  }
+
+  // All ranks compare, and all find somebody who differs.
+  void compare(const Descriptor& mine, int other, const Descriptor& theirs) {
+    if (theirs == mine) return;
+    const std::string cause = mismatch(rank(), mine, other, theirs);
+    shared_->abort(fmt::format("[threads] rank {} gave up: {}", rank_of_all_, cause));
+    fault("threads", "{}", cause);
   }
 
   // Copies without the lock; the offer stays meanwhile.

@@ -37,11 +37,11 @@ class Solo : public Transport {
   Solo() : Transport(0, 1) {}
   std::string_view name() const override { return "solo"; }
   std::vector<double> exchange(std::span<const double> values) override { return {values.begin(), values.end()}; }
-  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) override {
+  Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view) override {
     whole.copy_(shard);
     return {};
   }
-  Pending all_to_all(const at::Tensor& send, const at::Tensor& received) override {
+  Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view) override {
     received.copy_(send);
     return {};
   }

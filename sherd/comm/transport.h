@@ -5,9 +5,10 @@
 //   threads   ranks as threads of one process, private buffers (tests)
 //   gloo      c10d's Gloo, or any other c10d::Backend that a caller brings
 //
-// Every call is collective: all ranks make the same calls in the same order. Buffers are 1-D, contiguous, fp32.
-// Every wait has a time-out and notices a dead or aborted peer: it throws FaultError naming the rank and the cause.
-// A transport belongs to one thread of one rank.
+// Every call is collective: all ranks make the same calls in the same order. Buffers are 1-D, contiguous, fp32. Where
+// data is sent (threads, gloo), ranks that differ in kind, size or `what` of a collective all get a FaultError that
+// says who is in what. Every wait has a time-out and notices a dead or aborted peer: it throws FaultError naming the
+// rank and the cause. A transport belongs to one thread of one rank.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -52,10 +53,11 @@ class Transport {
   virtual std::vector<double> exchange(std::span<const double> values) = 0;
 
   /// whole[r*n, (r+1)*n) = rank r's shard. shard: [n], whole: [size*n]; both must live until wait() returns.
-  virtual Pending all_gather(const at::Tensor& shard, const at::Tensor& whole) = 0;
+  /// `what` is for errors: "unit 'block3'".
+  virtual Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what = {}) = 0;
 
   /// received[r*n, (r+1)*n) = piece `this rank` of rank r's send. send, received: [size*n], alive until wait() returns.
-  virtual Pending all_to_all(const at::Tensor& send, const at::Tensor& received) = 0;
+  virtual Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what = {}) = 0;
 
   /// The shared memory of this host's ranks, where this transport has it; else null.
   virtual HostSegment* host_segment() { return nullptr; }
