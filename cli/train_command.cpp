@@ -3,8 +3,6 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
-#include <charconv>
-#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <string_view>
 
@@ -12,7 +10,7 @@
 #include "cli/progress.h"
 #include "cli/stop_signal.h"
 #include "sherd/base/error.h"
-#include "sherd/comm/rendezvous.h"
+#include "sherd/comm/launch_environment.h"
 #include "sherd/config/train_config.h"
 #include "sherd/engine/training.h"
 
@@ -26,16 +24,6 @@ TrainConfig effective_config(const TrainOptions& options) {
   if (options.strategy) overrides.push_back("strategy=" + nlohmann::json(*options.strategy).dump());
   if (options.transport) overrides.push_back("transport=" + nlohmann::json(*options.transport).dump());
   return load_train_config(options.config, overrides);
-}
-
-int environment_number(const char* name) {
-  const std::string_view text = std::getenv(name);
-  int value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || value < 0) {
-    config_error("environment", "got {}={}, expected a number; try torchrun, or --ranks without {}", name, text, name);
-  }
-  return value;
 }
 
 /// Trains in this process, as rank `rank` of however many.
@@ -68,7 +56,9 @@ CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
   command->add_option("config", options.config, "The configuration, a JSON file")->required();
   command->add_option("--strategy", options.strategy, "ddp, zero1, zero2, zero3 (or fsdp): the key \"strategy\"");
   command->add_option("--transport", options.transport, "auto, host or gloo: the key \"transport\"");
-  command->add_option("--ranks", options.ranks, "Start so many ranks on this host (without it: torchrun's, or one)")
+  command
+      ->add_option("--ranks", options.ranks,
+                   "Start so many ranks on this host (without it: those of torchrun, mpirun or srun, or one)")
       ->check(CLI::Range(1, 4096));
   command->add_option("--set", options.overrides, "Set a key of the configuration: --set optimizer.lr=1e-3")
       ->type_name("KEY=VALUE")
@@ -78,15 +68,15 @@ CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
 
 int run_train_command(const TrainOptions& options, char** argv) {
   const TrainConfig config = effective_config(options);
-  if (started_by_launcher()) return train(config, environment_number("RANK"));
-  if (launched_by_environment()) {
-    const int rank = environment_number("RANK"), world = environment_number("WORLD_SIZE");
-    if (options.ranks && *options.ranks != world) {
-      config_error("--ranks", "got {}, expected WORLD_SIZE={} of the environment; try without --ranks under torchrun",
-                   *options.ranks, world);
+  if (started_by_launcher()) return train(config, launched_by_environment().value().rank);
+  if (const auto place = launched_by_environment()) {
+    if (options.ranks && *options.ranks != place->size) {
+      config_error("--ranks",
+                   "got {}, expected {} as the environment says; try without --ranks under torchrun, mpirun or srun",
+                   *options.ranks, place->size);
     }
-    if (rank == 0) validate_training(config, world);
-    return train(config, rank);
+    if (place->rank == 0) validate_training(config, place->size);
+    return train(config, place->rank);
   }
   const int ranks = options.ranks.value_or(1);
   validate_training(config, ranks);

@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 
 packages="g++ cmake make ninja-build ccache libhwy-dev libcli11-dev nlohmann-json3-dev libgloo-dev libgtest-dev
-libbenchmark-dev $*"
+libbenchmark-dev openmpi-bin $*"
 
 python=${PYTHON:-python3}
 if [ ! -x .venv/bin/python ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then

@@ -4,16 +4,14 @@
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <poll.h>
-#include <sys/socket.h>
 #include <sys/syscall.h>
-#include <sys/time.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <cstring>
 #include <random>
 
 #include "sherd/base/error.h"
+#include "sherd/comm/local_socket.h"
 
 namespace sherd {
 namespace {
@@ -26,46 +24,6 @@ constexpr const char* kRecoveryFailed = "a rank gave up waiting for the others t
 
 long futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) {
   return syscall(SYS_futex, reinterpret_cast<uint32_t*>(word), operation, value, timeout, nullptr, 0);
-}
-
-void set_timeout(int socket, std::chrono::milliseconds timeout) {
-  timeval value = {};
-  value.tv_sec = timeout.count() / 1000;
-  value.tv_usec = timeout.count() % 1000 * 1000;
-  setsockopt(socket, SOL_SOCKET, SO_RCVTIMEO, &value, sizeof(value));
-}
-
-sockaddr_un abstract_address(const std::string& name, socklen_t& length) {
-  sockaddr_un address = {};
-  address.sun_family = AF_UNIX;
-  std::memcpy(address.sun_path + 1, name.data(), name.size());
-  length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-  return address;
-}
-
-UniqueFd listen_abstract(const std::string& name) {
-  UniqueFd socket_fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  socklen_t length = 0;
-  const sockaddr_un address = abstract_address(name, length);
-  if (!socket_fd || bind(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
-      listen(socket_fd.get(), kMaxRanks) != 0)
-    fault_errno(kWhere, "cannot listen on an abstract UNIX socket");
-  return socket_fd;
-}
-
-UniqueFd connect_abstract(const std::string& name) {
-  UniqueFd socket_fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  socklen_t length = 0;
-  const sockaddr_un address = abstract_address(name, length);
-  if (!socket_fd || ::connect(socket_fd.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0) return {};
-  return socket_fd;
-}
-
-// Every user of the machine can read the names of abstract sockets and connect: only our own user gets the segment.
-bool of_this_user(int socket) {
-  ucred peer = {};
-  socklen_t length = sizeof(peer);
-  return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == geteuid();
 }
 
 std::string random_name() {
@@ -110,10 +68,8 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
 
   std::vector<UniqueFd> sockets(static_cast<size_t>(world.size));
   if (world.rank != 0) {
-    set_timeout(to_root.get(), world.timeout);
-    const int64_t me = world.rank;
-    if (write(to_root.get(), &me, sizeof(me)) != static_cast<ssize_t>(sizeof(me)))
-      fault_errno(kWhere, "cannot greet rank 0");
+    set_receive_timeout(to_root.get(), world.timeout);
+    send_number(to_root.get(), world.rank, "its greeting to rank 0");
     int64_t bytes = 0;
     UniqueFd fd = receive_fd(to_root.get(), bytes);
     sockets[0] = std::move(to_root);
@@ -122,13 +78,10 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
   }
   SharedMemory control = SharedMemory::create(sizeof(Control));
   for (int connected = 1; connected < world.size; ++connected) {
-    UniqueFd peer(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    while (peer && !of_this_user(peer.get())) peer = UniqueFd(accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC));
-    if (!peer) fault_errno(kWhere, "cannot accept a peer");
-    set_timeout(peer.get(), world.timeout);
-    int64_t r = 0;
-    if (read(peer.get(), &r, sizeof(r)) != static_cast<ssize_t>(sizeof(r)) || r < 1 || r >= world.size)
-      fault(kWhere, "a peer did not greet");
+    UniqueFd peer = accept_same_user(listener.get(), world.timeout);
+    set_receive_timeout(peer.get(), world.timeout);
+    const int64_t r = receive_number(peer.get(), "its greeting");
+    if (r < 1 || r >= world.size) fault(kWhere, "a peer greets as rank {} of {}", r, world.size);
     send_fd(peer.get(), control.fd(), control.bytes());
     sockets[static_cast<size_t>(r)] = std::move(peer);
   }

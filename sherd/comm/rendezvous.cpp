@@ -3,33 +3,75 @@
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 
+#include <sys/socket.h>
+
+#include <netinet/in.h>
+
 #include <charconv>
 #include <cstdlib>
+#include <thread>
 
 #include "sherd/base/error.h"
+#include "sherd/comm/launch_environment.h"
+#include "sherd/comm/local_socket.h"
 
 namespace sherd {
 namespace {
 
-int integer_from_environment(const char* name, int low, int high) {
-  const char* text = std::getenv(name);
-  if (text == nullptr) config_error("rendezvous", "got no {} in the environment; try torchrun or --ranks", name);
+constexpr const char* kMeeting = "rendezvous";
+
+/// A listening socket on a free port of the loopback interface.
+UniqueFd listen_on_loopback(int& port) {
+  UniqueFd socket_fd(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t size = sizeof(address);
+  auto* const generic = reinterpret_cast<sockaddr*>(&address);
+  if (!socket_fd || bind(socket_fd.get(), generic, size) != 0 || listen(socket_fd.get(), SOMAXCONN) != 0 ||
+      getsockname(socket_fd.get(), generic, &size) != 0)
+    fault_errno(kMeeting, "no port on 127.0.0.1");
+  port = ntohs(address.sin_port);
+  return socket_fd;
+}
+
+/// Ranks of one host: rank 0 takes a free port and tells the others over a socket with the job's name. Returns its
+/// listening socket.
+UniqueFd agree_on_port(LaunchedAs& place, std::chrono::milliseconds timeout) {
+  const std::string name = "sherd-" + place.job;
+  place.address = "127.0.0.1";
+  if (place.rank == 0) {
+    UniqueFd listening = listen_on_loopback(place.port);
+    const UniqueFd by_name = listen_abstract(name);
+    for (int told = 1; told < place.size; ++told)
+      send_number(accept_same_user(by_name.get(), timeout).get(), place.port, "the port of the rendezvous");
+    return listening;
+  }
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  UniqueFd to_root = connect_abstract(name);
+  while (!to_root) {
+    if (std::chrono::steady_clock::now() > deadline)
+      fault(kMeeting, "rank {} did not find rank 0 on this host", place.rank);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    to_root = connect_abstract(name);
+  }
+  set_receive_timeout(to_root.get(), timeout);
+  place.port = static_cast<int>(receive_number(to_root.get(), "the port of the rendezvous"));
+  return {};
+}
+
+int inherited_socket() {
+  const char* text = std::getenv("SHERD_MASTER_FD");
+  if (text == nullptr) return -1;
   const std::string_view view(text);
-  int value = 0;
-  const auto [end, error] = std::from_chars(view.data(), view.data() + view.size(), value);
-  if (error != std::errc() || end != view.data() + view.size() || value < low || value > high)
-    config_error("rendezvous", "got {}={}, expected an integer from {} to {}; try torchrun or --ranks", name, view, low,
-                 high);
-  return value;
+  int fd = -1;
+  const auto [end, error] = std::from_chars(view.data(), view.data() + view.size(), fd);
+  if (error != std::errc() || end != view.data() + view.size() || fd < 0)
+    config_error(kMeeting, "got SHERD_MASTER_FD={}, expected an integer from 0; try without it", view);
+  return fd;
 }
 
 }  // namespace
-
-bool launched_by_environment() {
-  for (const char* name : {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
-    if (std::getenv(name) == nullptr) return false;
-  return true;
-}
 
 World with_fresh_store(const World& world, const std::string& purpose) {
   World result = world;
@@ -41,29 +83,34 @@ World with_fresh_store(const World& world, const std::string& purpose) {
 World join_world(std::chrono::milliseconds timeout) {
   World world;
   world.timeout = timeout;
-  if (!launched_by_environment()) return world;
-  constexpr int kMaxRanks = 1 << 20;
-  world.size = integer_from_environment("WORLD_SIZE", 1, kMaxRanks);
-  world.rank = integer_from_environment("RANK", 0, world.size - 1);
-  world.local_rank =
-      std::getenv("LOCAL_RANK") != nullptr ? integer_from_environment("LOCAL_RANK", 0, kMaxRanks) : world.rank;
+  auto place = launched_by_environment();
+  if (!place) return world;
+  world.rank = place->rank;
+  world.size = place->size;
+  world.local_rank = place->local_rank;
   if (world.size == 1) return world;
 
-  c10d::TCPStoreOptions options;
-  options.port = static_cast<uint16_t>(integer_from_environment("MASTER_PORT", 1, 65535));
-  // torchrun's agent may already serve the store on this port.
+  // torchrun's agent may already serve the store on this port, for one attempt after the other.
   const char* agent = std::getenv("TORCHELASTIC_USE_AGENT_STORE");
+  const char* attempt = std::getenv("TORCHELASTIC_RESTART_COUNT");
+  c10d::TCPStoreOptions options;
   options.isServer = world.rank == 0 && (agent == nullptr || std::string_view(agent) != "True");
   options.numWorkers = world.size;
   options.timeout = timeout;
-  if (std::getenv("SHERD_MASTER_FD") != nullptr && options.isServer)
-    options.masterListenFd = integer_from_environment("SHERD_MASTER_FD", 0, 1 << 20);
-  try {
-    world.store = c10::make_intrusive<c10d::TCPStore>(std::getenv("MASTER_ADDR"), options);
-  } catch (const std::exception& error) {
-    fault("rendezvous", "rank {} of {} could not meet the others at {}:{}: {}", world.rank, world.size,
-          std::getenv("MASTER_ADDR"), options.port, error.what());
+  if (options.isServer && inherited_socket() >= 0) options.masterListenFd = inherited_socket();
+  if (!place->job.empty()) {
+    const UniqueFd listening = agree_on_port(*place, timeout);
+    if (listening) options.masterListenFd = dup(listening.get());  // the store closes it
   }
+  options.port = static_cast<uint16_t>(place->port);
+  try {
+    world.store = c10::make_intrusive<c10d::TCPStore>(place->address, options);
+  } catch (const std::exception& error) {
+    fault(kMeeting, "rank {} of {} could not meet the others at {}:{}: {}", world.rank, world.size, place->address,
+          place->port, first_line(error.what()));
+  }
+  if (attempt != nullptr)
+    world.store = c10::make_intrusive<c10d::PrefixStore>(fmt::format("sherd/attempt/{}", attempt), world.store);
   return world;
 }
 

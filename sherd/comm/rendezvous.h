@@ -1,4 +1,4 @@
-// How ranks find each other: the environment of torchrun, or one process alone.
+// How ranks find each other, or one process is alone.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/Store.hpp>
@@ -22,11 +22,9 @@ struct World {
 /// each rank gets the same corner.
 World with_fresh_store(const World& world, const std::string& purpose);
 
-/// True where RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set, as torchrun and `sherd train --ranks` set them.
-bool launched_by_environment();
-
-/// Joins the ranks that the environment names (or is alone). Rank 0 serves the store; SHERD_MASTER_FD may name an
-/// inherited listening socket. Throws ConfigError on a malformed environment, FaultError when peers do not come.
+/// Joins the ranks that the environment names (see launch_environment.h), or is alone. Rank 0 serves the store;
+/// SHERD_MASTER_FD may name an inherited listening socket. Throws ConfigError on a malformed environment, FaultError
+/// when peers do not come.
 World join_world(std::chrono::milliseconds timeout);
 
 }  // namespace sherd

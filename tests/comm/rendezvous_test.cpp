@@ -9,6 +9,8 @@
 
 #include "sherd/base/error.h"
 #include "sherd/base/unique_fd.h"
+#include "sherd/comm/launch_environment.h"
+#include "tests/support/environment.h"
 #include "tests/support/processes.h"
 
 namespace sherd {
@@ -16,30 +18,7 @@ namespace {
 
 using std::chrono::milliseconds;
 
-constexpr std::array<const char*, 7> kNames = {"RANK",           "WORLD_SIZE",  "LOCAL_RANK",
-                                               "MASTER_ADDR",    "MASTER_PORT", "TORCHELASTIC_USE_AGENT_STORE",
-                                               "SHERD_MASTER_FD"};
-
-/// Sets exactly these of the variables that a rendezvous reads, and puts back what was there.
-class Environment {
- public:
-  explicit Environment(const std::map<std::string, std::string>& variables) {
-    for (const char* name : kNames) {
-      if (const char* value = std::getenv(name)) saved_[name] = value;
-      unsetenv(name);
-    }
-    for (const auto& [name, value] : variables) setenv(name.c_str(), value.c_str(), 1);
-  }
-  Environment(const Environment&) = delete;
-  Environment& operator=(const Environment&) = delete;
-  ~Environment() {
-    for (const char* name : kNames) unsetenv(name);
-    for (const auto& [name, value] : saved_) setenv(name.c_str(), value.c_str(), 1);
-  }
-
- private:
-  std::map<std::string, std::string> saved_;
-};
+using Environment = testing::LaunchVariables;
 
 std::map<std::string, std::string> two_ranks() {
   return {{"RANK", "1"}, {"WORLD_SIZE", "2"}, {"MASTER_ADDR", "127.0.0.1"}, {"MASTER_PORT", "29999"}};
@@ -74,7 +53,7 @@ TEST(Rendezvous, WithoutTheFourVariablesItIsAlone) {
     auto variables = two_ranks();
     variables.erase(missing);
     const Environment environment(variables);
-    EXPECT_FALSE(launched_by_environment());
+    EXPECT_FALSE(launched_by_environment().has_value());
     const World world = join_world(milliseconds(200));
     EXPECT_EQ(world.rank, 0);
     EXPECT_EQ(world.size, 1);
@@ -87,7 +66,7 @@ TEST(Rendezvous, AWorldOfOneNeedsNoStore) {
   variables["RANK"] = "0";
   variables["WORLD_SIZE"] = "1";
   const Environment environment(variables);
-  EXPECT_TRUE(launched_by_environment());
+  EXPECT_TRUE(launched_by_environment().has_value());
   EXPECT_FALSE(join_world(milliseconds(200)).store);
 }
 

@@ -1,0 +1,78 @@
+"""One training, started in every way that there is: the same losses, bit for bit."""
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_")
+
+
+def environment(**more: str) -> dict:
+    """Ours without traces of launchers, and one compute thread a rank."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    return {**env, "OMP_NUM_THREADS": "1", **more}
+
+
+def losses(folder: pathlib.Path) -> list:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows and all("loss" in row for row in rows)
+    return [(row["step"], row["loss"]) for row in rows]
+
+
+def end_well(*commands: list, envs: list):
+    """Runs all at once."""
+    running = [subprocess.Popen([str(a) for a in command], env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+               for command, env in zip(commands, envs)]
+    for process in running:
+        try:
+            text, _ = process.communicate(timeout=120)
+        finally:
+            for other in running:
+                if process.returncode != 0:
+                    other.kill()
+        assert process.returncode == 0, text.decode(errors="replace")
+
+
+@pytest.fixture
+def train(sherd, write_config, tmp_path):
+    """train(name) is the command that trains into tmp_path/name, and this folder."""
+    config = write_config()
+    return lambda name: ([sherd, "train", config, "--set", f"output={tmp_path / name}"], tmp_path / name)
+
+
+@pytest.fixture
+def expected(train):
+    command, folder = train("ranks")
+    end_well([*command, "--ranks", 2], envs=[environment()])
+    return losses(folder)
+
+
+def test_torchrun(train, expected):
+    command, folder = train("torchrun")
+    torchrun = pathlib.Path(sys.executable).parent / "torchrun"
+    end_well([torchrun, "--standalone", "--nproc-per-node", 2, "--no-python", *command], envs=[environment()])
+    assert losses(folder) == expected
+
+
+@pytest.mark.parametrize("master", [{}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417"}],
+                         ids=["alone", "with a master"])
+def test_mpirun(train, expected, master):
+    mpirun = shutil.which("mpirun")
+    if mpirun is None:
+        pytest.fail("there is no mpirun; try scripts/setup.sh")
+    command, folder = train("mpirun")
+    end_well([mpirun, "--allow-run-as-root", "--oversubscribe", "-n", 2, *command], envs=[environment(**master)])
+    assert losses(folder) == expected
+
+
+def test_srun(train, expected):
+    """Two processes with the environment of srun's tasks."""
+    command, folder = train("srun")
+    tasks = [environment(SLURM_PROCID=str(task), SLURM_LOCALID=str(task), SLURM_NTASKS="2", SLURM_STEP_ID="0",
+                         SLURM_STEP_NODELIST="localhost", SLURM_JOB_ID=str(os.getpid())) for task in range(2)]
+    end_well(command, command, envs=tasks)
+    assert losses(folder) == expected
