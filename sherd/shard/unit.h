@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "sherd/shard/tensors_in.h"
+#include "sherd/shard/unit_forward.h"
 #include "sherd/shard/unit_state.h"
 
 namespace sherd {
@@ -43,27 +44,26 @@ class UnitImpl : public Block, public UnitBase {
   }
 };
 
-namespace detail {
+/// A unit as a module. Without `Signatures` it has the block's forward; a block whose forward is overloaded or a
+/// template names those that the unit is to have, as function types: UnitModule<Block, at::Tensor(at::Tensor) const>.
+template <class Block, class... Signatures>
+using UnitModule = typename detail::ForwardsOf<Block, UnitImpl<Block>, Signatures...>::type;
 
-// Deduces Block::forward's signature, so that the unit has the same one (AnyModule and Sequential look at it).
-template <class Block, class Signature>
-struct UnitOf;
-
-template <class Block, class Owner, class Result, class... Args>
-struct UnitOf<Block, Result (Owner::*)(Args...)> : UnitImpl<Block> {
-  using UnitImpl<Block>::UnitImpl;
-  Result forward(Args... args) { return this->run(std::forward<Args>(args)...); }
-};
-
-}  // namespace detail
-
-template <class Block>
-using UnitModule = detail::UnitOf<Block, decltype(&Block::forward)>;
-
-template <class Block>
-class Unit : public torch::nn::ModuleHolder<UnitModule<Block>> {
+template <class Block, class... Signatures>
+class Unit : public torch::nn::ModuleHolder<UnitModule<Block, Signatures...>> {
  public:
-  using torch::nn::ModuleHolder<UnitModule<Block>>::ModuleHolder;
+  using torch::nn::ModuleHolder<UnitModule<Block, Signatures...>>::ModuleHolder;
+
+  /// Calls forward; arguments that have defaults may be left out (unit->forward() takes all of them).
+  template <class... Args>
+  auto operator()(Args&&... args) {
+    UnitModule<Block, Signatures...>& unit = *this->get();
+    if constexpr (requires { unit.forward(std::forward<Args>(args)...); }) {
+      return unit.forward(std::forward<Args>(args)...);
+    } else {
+      return unit.run(std::forward<Args>(args)...);
+    }
+  }
 };
 
 }  // namespace sherd
