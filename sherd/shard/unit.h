@@ -35,6 +35,14 @@ class UnitImpl : public Block, public UnitBase {
  public:
   using Block::Block;
 
+  /// For a forward that returns nothing: what it makes, it leaves in its arguments.
+  template <class... Args>
+  void run_in_place(Args&&... args) {
+    ForwardScope scope(state_.get(), tensors_in(args...));
+    Block::forward(std::forward<Args>(args)...);
+    scope.finish({});
+  }
+
   template <class... Args>
   auto run(Args&&... args) {
     ForwardScope scope(state_.get(), tensors_in(args...));
@@ -58,8 +66,11 @@ class Unit : public torch::nn::ModuleHolder<UnitModule<Block, Signatures...>> {
   template <class... Args>
   auto operator()(Args&&... args) {
     UnitModule<Block, Signatures...>& unit = *this->get();
+    using BlockResult = decltype(unit.Block::forward(std::forward<Args>(args)...));
     if constexpr (requires { unit.forward(std::forward<Args>(args)...); }) {
       return unit.forward(std::forward<Args>(args)...);
+    } else if constexpr (std::is_void_v<BlockResult>) {
+      return unit.run_in_place(std::forward<Args>(args)...);
     } else {
       return unit.run(std::forward<Args>(args)...);
     }

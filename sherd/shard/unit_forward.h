@@ -28,6 +28,16 @@ concept HasOneForward = requires {
   &Block::forward;
 };
 
+template <class Result, class Unit, class... Args>
+Result run_forward(Unit& unit, Args&&... args) {
+  static_assert(!std::is_reference_v<Result>, "a unit's forward returns values: a reference may not live long enough");
+  if constexpr (std::is_void_v<Result>) {
+    unit.run_in_place(std::forward<Args>(args)...);
+  } else {
+    return unit.run(std::forward<Args>(args)...);
+  }
+}
+
 /// Base with a forward of this signature, in the place of those that Base has.
 template <class Base, class Signature>
 class WithForward;
@@ -36,7 +46,7 @@ template <class Base, class Result, class... Args>
 class WithForward<Base, Result(Args...)> : public Base {
  public:
   using Base::Base;
-  Result forward(Args... args) { return this->run(std::forward<Args>(args)...); }
+  Result forward(Args... args) { return run_forward<Result>(*this, std::forward<Args>(args)...); }
 };
 
 template <class Base, class Result, class... Args>
@@ -44,7 +54,9 @@ class WithForward<Base, Result(Args...) const> : public Base {
  public:
   using Base::Base;
   // A unit's state changes in a const forward too; modules are never made const.
-  Result forward(Args... args) const { return const_cast<WithForward*>(this)->run(std::forward<Args>(args)...); }
+  Result forward(Args... args) const {
+    return run_forward<Result>(const_cast<WithForward&>(*this), std::forward<Args>(args)...);
+  }
 };
 
 /// A virtual forward that is noexcept can only be overridden by its like: a fault ends the process there.
@@ -52,7 +64,7 @@ template <class Base, class Result, class... Args>
 class WithForward<Base, Result(Args...) noexcept> : public Base {
  public:
   using Base::Base;
-  Result forward(Args... args) noexcept { return this->run(std::forward<Args>(args)...); }
+  Result forward(Args... args) noexcept { return run_forward<Result>(*this, std::forward<Args>(args)...); }
 };
 
 template <class Base, class Result, class... Args>
@@ -60,7 +72,7 @@ class WithForward<Base, Result(Args...) const noexcept> : public Base {
  public:
   using Base::Base;
   Result forward(Args... args) const noexcept {
-    return const_cast<WithForward*>(this)->run(std::forward<Args>(args)...);
+    return run_forward<Result>(const_cast<WithForward&>(*this), std::forward<Args>(args)...);
   }
 };
 

@@ -2,6 +2,8 @@
 
 #include <ATen/core/grad_mode.h>
 
+#include <algorithm>
+
 namespace sherd {
 
 struct UnitState::ForwardRecord {
@@ -51,7 +53,11 @@ void UnitState::producer_reached(ForwardRecord& record) {
 ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs) : unit_(unit) {
   if (unit_ == nullptr) return;
   unit_->observer_.entering_forward(*unit_);
-  if (at::GradMode::is_enabled()) producers_ = producer_nodes(inputs);
+  if (at::GradMode::is_enabled()) {
+    producers_ = producer_nodes(inputs);
+    for (const at::Tensor& input : inputs)
+      if (input.defined()) inputs_.push_back({decltype(Input::tensor)(input.getIntrusivePtr()), input.grad_fn()});
+  }
   unit_->unshard();
   unit_->observer_.unsharded_in_forward(*unit_);
 }
@@ -60,7 +66,8 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   if (unit_ == nullptr) return;
   UnitState& unit = *std::exchange(unit_, nullptr);
   const bool with_gradients = at::GradMode::is_enabled();
-  const std::vector<AutogradNode> nodes = with_gradients ? output_nodes(outputs) : std::vector<AutogradNode>();
+  std::vector<AutogradNode> nodes = with_gradients ? output_nodes(outputs) : std::vector<AutogradNode>();
+  if (with_gradients) add_changed_inputs(nodes);
   if (!nodes.empty()) {
     auto record = std::make_shared<UnitState::ForwardRecord>();
     record->producers = producers_.size();
@@ -77,6 +84,17 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   }
   if (inside_backward()) return;
   if (unit.after_forward_ == AfterForward::reshard || nodes.empty()) unit.reshard();
+}
+
+void ForwardScope::add_changed_inputs(std::vector<AutogradNode>& nodes) const {
+  for (const Input& input : inputs_) {
+    const auto alive = input.tensor.lock();
+    if (alive.get() == c10::UndefinedTensorImpl::singleton()) continue;
+    const at::Tensor tensor(alive);
+    if (tensor.grad_fn() == input.producer) continue;
+    for (const auto& node : output_nodes({tensor}))
+      if (std::find(nodes.begin(), nodes.end(), node) == nodes.end()) nodes.push_back(node);
+  }
 }
 
 ForwardScope::~ForwardScope() {

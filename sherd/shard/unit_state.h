@@ -68,7 +68,8 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
 };
 
 /// Around one forward of a unit: unshards at once; finish() with the outputs installs the hooks. Destroyed without
-/// finish() (an exception in forward), it only reshards. A null state does nothing at all.
+/// finish() (an exception in forward), it only reshards. A null state does nothing at all. Inputs that the forward has
+/// changed in place are outputs too.
 class ForwardScope {
  public:
   ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs);
@@ -79,6 +80,13 @@ class ForwardScope {
 
  private:
   UnitState* unit_;
+  struct Input {
+    c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl> tensor;  // a forward may let go of it early
+    AutogradNode producer;
+  };
+  void add_changed_inputs(std::vector<AutogradNode>& nodes) const;
+
+  std::vector<Input> inputs_;
   std::vector<AutogradNode> producers_;
 };
 

@@ -104,6 +104,53 @@ TEST(UnitForward, OverloadsAreNamed) {
   EXPECT_EQ(all_model.state(), GroupState::sharded);
 }
 
+/// Changes its arguments, and returns nothing.
+struct VoidImpl : FivesImpl {
+  void forward(at::Tensor x, std::vector<at::Tensor>& more, double times = 1) const {
+    x.mul_(w * times);
+    more.push_back(x * w);
+  }
+};
+
+TEST(UnitForward, NothingReturnedAndArgumentsChangedInPlace) {
+  Unit<VoidImpl> unit;
+  const Sharded model(unit.ptr());
+  for (const bool with_default : {true, false}) {
+    const at::Tensor leaf = at::full({2, 3}, 3.0f).requires_grad_();
+    const at::Tensor x = leaf * 1;
+    std::vector<at::Tensor> more;
+    if (with_default) {
+      unit(x, more);
+    } else {
+      unit->forward(x, more, 1);
+    }
+    EXPECT_EQ(model.state(), GroupState::sharded);
+    EXPECT_TRUE(at::equal(x, at::full({2, 3}, 15.0f)));
+    // w is needed in backward, and nothing but x says so.
+    x.sum().backward();
+    EXPECT_TRUE(at::equal(leaf.grad(), at::full({2, 3}, 5.0f)));
+    EXPECT_EQ(model.state(), GroupState::sharded);
+  }
+}
+
+struct BothImpl : FivesImpl {
+  at::Tensor forward(const at::Tensor& x) {
+    x.mul_(w);
+    return x.detach() + 1;
+  }
+};
+
+TEST(UnitForward, AChangedArgumentIsAnOutputBesideTheResult) {
+  Unit<BothImpl> unit;
+  const Sharded model(unit.ptr());
+  const at::Tensor leaf = at::full({2, 3}, 3.0f).requires_grad_();
+  const at::Tensor x = leaf * 1;
+  EXPECT_TRUE(at::equal(unit(x), at::full({2, 3}, 16.0f)));
+  EXPECT_EQ(model.state(), GroupState::sharded);
+  x.sum().backward();
+  EXPECT_TRUE(at::equal(leaf.grad(), at::full({2, 3}, 5.0f)));
+}
+
 /// Defaults for a caller, and (FORWARD_HAS_DEFAULT_ARGS) for Sequential.
 struct DefaultsImpl : FivesImpl {
   at::Tensor forward(at::Tensor x, double times = 2, std::optional<at::Tensor> more = {}) {
