@@ -47,6 +47,10 @@ ParameterSource seeded_normal(uint64_t seed, double std) {
       std::fill(out, out + count, 1.0F);
       return;
     }
+    if (range.fqn.ends_with("bias")) {
+      std::fill(out, out + count, 0.0F);
+      return;
+    }
     const NormalStream stream(seed, range.fqn);
     const auto first = static_cast<uint64_t>(range.first_row * range.row_elements);
     for (uint64_t i = first; i < first + count;) {

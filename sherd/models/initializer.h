@@ -10,7 +10,7 @@
 
 namespace sherd {
 
-/// normal(0, std) for matrices, ones for norms (names that end in "norm.weight").
+/// normal(0, std) for matrices, ones for norms (names that end in "norm.weight"), zeros for biases ("bias").
 ParameterSource seeded_normal(uint64_t seed, double std = 0.02);
 
 }  // namespace sherd

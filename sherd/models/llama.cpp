@@ -3,11 +3,15 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/embedding.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/outer.h>
 #include <ATen/ops/pow.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 #include <fmt/ranges.h>
+
+#include <cmath>
 
 #include "sherd/base/error.h"
 #include "sherd/models/chunked_loss.h"
@@ -26,30 +30,42 @@ at::Tensor rotary_table(const LlamaConfig& config) {
   return at::stack({angle.cos(), angle.sin()});
 }
 
+// What is added to the scores of queries (rows) and keys: -inf for keys that come later, or `window` or more before.
+at::Tensor window_mask(int64_t time, int64_t window, at::Device device) {
+  const auto seen = at::ones({time, time}, at::TensorOptions().dtype(at::kBool).device(device));
+  const auto hidden = seen.tril().triu_(1 - window).logical_not_();
+  return at::zeros({time, time}, seen.options().dtype(at::kFloat)).masked_fill_(hidden, -HUGE_VAL);
+}
+
 }  // namespace
 
-WeightModule::WeightModule(at::IntArrayRef sizes, const std::string& device)
-    : weight(register_parameter("weight", deferred_parameter(sizes, at::Device(device)))) {}
+WeightModule::WeightModule(at::IntArrayRef sizes, const std::string& device, Bias has_bias)
+    : weight(register_parameter("weight", deferred_parameter(sizes, at::Device(device)))) {
+  if (has_bias == Bias::yes) bias = register_parameter("bias", deferred_parameter({sizes[0]}, at::Device(device)));
+}
 
 LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config)
     : heads_(config.heads), kv_heads_(config.kv_heads), head_dim_(config.head_dim) {
-  const auto projection = [&](const char* name, int64_t out, int64_t in) {
-    return register_module(name, std::make_shared<WeightModule>(at::IntArrayRef({out, in}), config.device));
+  using Bias = WeightModule::Bias;
+  const auto projection = [&](const char* name, int64_t out, int64_t in, Bias bias) {
+    return register_module(name, std::make_shared<WeightModule>(at::IntArrayRef({out, in}), config.device, bias));
   };
-  q_proj_ = projection("q_proj", heads_ * head_dim_, config.dim);
-  k_proj_ = projection("k_proj", kv_heads_ * head_dim_, config.dim);
-  v_proj_ = projection("v_proj", kv_heads_ * head_dim_, config.dim);
-  o_proj_ = projection("o_proj", config.dim, heads_ * head_dim_);
+  const Bias bias = config.has_qkv_bias() ? Bias::yes : Bias::no;
+  q_proj_ = projection("q_proj", heads_ * head_dim_, config.dim, bias);
+  k_proj_ = projection("k_proj", kv_heads_ * head_dim_, config.dim, bias);
+  v_proj_ = projection("v_proj", kv_heads_ * head_dim_, config.dim, bias);
+  o_proj_ = projection("o_proj", config.dim, heads_ * head_dim_, Bias::no);
 }
 
-at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const at::Tensor& rope) {
-  const auto made = linears(x, {{q_proj_->weight, {}}, {k_proj_->weight, {}}, {v_proj_->weight, {}}});
+at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const at::Tensor& rope,
+                                       const std::optional<at::Tensor>& mask) {
+  const auto made = linears(x, {q_proj_->linear(), k_proj_->linear(), v_proj_->linear()});
   // [batch, heads, time, head_dim], as attention wants them: views, and so is what comes back.
   const auto heads = [&](const at::Tensor& y) { return y.unflatten(-1, {-1, head_dim_}).transpose(1, 2); };
   const auto y = at::scaled_dot_product_attention(heads(rotate_halves(made[0], rope)),
-                                                  heads(rotate_halves(made[1], rope)), heads(made[2]), {}, 0.0,
-                                                  /*is_causal=*/true, {}, /*enable_gqa=*/heads_ != kv_heads_);
-  return linear(y.transpose(1, 2).flatten(-2), {o_proj_->weight, {}});
+                                                  heads(rotate_halves(made[1], rope)), heads(made[2]), mask, 0.0,
+                                                  /*is_causal=*/!mask, {}, /*enable_gqa=*/heads_ != kv_heads_);
+  return linear(y.transpose(1, 2).flatten(-2), o_proj_->linear());
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
@@ -61,8 +77,8 @@ LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
           "down_proj", std::make_shared<WeightModule>(at::IntArrayRef({config.dim, config.ffn}), config.device))) {}
 
 at::Tensor LlamaMlpImpl::forward(const at::Tensor& x) {
-  const auto made = linears(x, {{gate_proj_->weight, {}}, {up_proj_->weight, {}}});
-  return linear(silu_product(made[0], made[1]), {down_proj_->weight, {}});
+  const auto made = linears(x, {gate_proj_->linear(), up_proj_->linear()});
+  return linear(silu_product(made[0], made[1]), down_proj_->linear());
 }
 
 LlamaBlockImpl::LlamaBlockImpl(const LlamaConfig& config)
@@ -74,8 +90,8 @@ LlamaBlockImpl::LlamaBlockImpl(const LlamaConfig& config)
       self_attn_(register_module("self_attn", std::make_shared<LlamaAttentionImpl>(config))),
       mlp_(register_module("mlp", std::make_shared<LlamaMlpImpl>(config))) {}
 
-at::Tensor LlamaBlockImpl::forward(const at::Tensor& x, const at::Tensor& rope) {
-  const auto attended = x + self_attn_->forward(rms_norm(x, input_layernorm_->weight, norm_eps_), rope);
+at::Tensor LlamaBlockImpl::forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask) {
+  const auto attended = x + self_attn_->forward(rms_norm(x, input_layernorm_->weight, norm_eps_), rope, mask);
   return attended + mlp_->forward(rms_norm(attended, post_attention_layernorm_->weight, norm_eps_));
 }
 
@@ -109,7 +125,13 @@ at::Tensor LlamaImpl::hidden(const at::Tensor& tokens) {
                  fmt::join(tokens.sizes(), ", "), config_.context);
   const auto rope = rope_.narrow(1, 0, tokens.size(1));
   auto x = at::embedding(embed_tokens_->weight, tokens);
-  for (const auto& block : blocks_) x = block->forward(x, rope);
+  std::optional<at::Tensor> mask;
+  if (config_.window > 0 && tokens.size(1) > config_.window)
+    mask = window_mask(tokens.size(1), config_.window, tokens.device());
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const bool windowed = config_.window_of(static_cast<int64_t>(i)) > 0;
+    x = blocks_[i]->forward(x, rope, windowed ? mask : std::nullopt);
+  }
   return rms_norm(x, norm_->weight, config_.norm_eps);
 }
 

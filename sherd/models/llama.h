@@ -1,4 +1,4 @@
-// A Llama with Hugging Face's parameter names, semantics and defaults, on plain at:: operators.
+// A Llama, Mistral or Qwen2 with Hugging Face's parameter names, semantics and defaults.
 //
 // All parameters are deferred (models/deferred.h): building a model takes no memory. The model knows nothing of
 // sharding: what wraps the blocks comes in as a factory, and a wrapped block is a LlamaBlockImpl whose forward is
@@ -13,21 +13,25 @@
 #include <memory>
 #include <vector>
 
+#include "sherd/models/linear.h"
 #include "sherd/models/llama_config.h"
 
 namespace sherd {
 
-/// A module with one parameter, "weight".
+/// A module with the parameter "weight", and for some also "bias".
 struct WeightModule : torch::nn::Module {
-  WeightModule(at::IntArrayRef sizes, const std::string& device);
-  at::Tensor weight;
+  enum class Bias { no, yes };
+  WeightModule(at::IntArrayRef sizes, const std::string& device, Bias has_bias = Bias::no);
+  LinearWeights linear() const { return {weight, bias}; }
+  at::Tensor weight, bias;  // bias [sizes[0]] or undefined
 };
 
-/// self_attn: grouped-query attention with rotary embeddings, causal.
+/// self_attn: grouped-query attention with rotary embeddings. `mask` [time, time], fp32, is added to the scores;
+/// without it attention is causal.
 class LlamaAttentionImpl : public torch::nn::Module {
  public:
   explicit LlamaAttentionImpl(const LlamaConfig& config);
-  at::Tensor forward(const at::Tensor& x, const at::Tensor& rope);
+  at::Tensor forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask);
 
  private:
   int64_t heads_, kv_heads_, head_dim_;
@@ -44,11 +48,11 @@ class LlamaMlpImpl : public torch::nn::Module {
   std::shared_ptr<WeightModule> gate_proj_, up_proj_, down_proj_;
 };
 
-/// One transformer block. x: [batch, time, dim]; rope: [2, time, head_dim / 2].
+/// One transformer block. x: [batch, time, dim]; rope: [2, time, head_dim / 2]; mask: as for attention.
 class LlamaBlockImpl : public torch::nn::Module {
  public:
   explicit LlamaBlockImpl(const LlamaConfig& config);
-  virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& rope);
+  virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask);
 
  private:
   double norm_eps_;
@@ -62,7 +66,8 @@ using LlamaBlockFactory = std::function<std::shared_ptr<LlamaBlockImpl>(const Ll
 /// The factory of unwrapped blocks.
 std::shared_ptr<LlamaBlockImpl> plain_llama_block(const LlamaConfig& config);
 
-/// The whole model. Tokens and targets are int64, [batch, time], time <= config.context.
+/// The whole model. Tokens and targets are int64, [batch, time], time <= config.context. Rows longer than a window cost
+/// as much as without it, and one mask [time, time] for all layers.
 class LlamaImpl : public torch::nn::Module {
  public:
   explicit LlamaImpl(LlamaConfig config, const LlamaBlockFactory& make_block = plain_llama_block);

@@ -29,7 +29,7 @@ bool absent(const json& object, const char* key) { return !object.contains(key) 
 int64_t read_size(const json& object, const char* key, std::string_view file, std::optional<int64_t> fallback = {}) {
   if (absent(object, key)) {
     if (fallback) return *fallback;
-    config_error(file, "got no \"{}\", expected it in a Llama's config", key);
+    config_error(file, "got no \"{}\", expected it in a model's config", key);
   }
   const json& value = object.at(key);
   if (!value.is_number_integer()) config_error(file, "got \"{}\": {}, expected an integer", key, value.dump());
@@ -45,11 +45,11 @@ double read_number(const json& object, const char* key, std::string_view file, d
   return value.get<double>();
 }
 
-OutputHead read_head(const json& object, std::string_view file) {
-  if (absent(object, "tie_word_embeddings")) return OutputHead::untied;
-  const json& value = object.at("tie_word_embeddings");
-  if (!value.is_boolean()) config_error(file, "got \"tie_word_embeddings\": {}, expected true or false", value.dump());
-  return value.get<bool>() ? OutputHead::tied : OutputHead::untied;
+bool read_flag(const json& object, const char* key, std::string_view file) {
+  if (absent(object, key)) return false;
+  const json& value = object.at(key);
+  if (!value.is_boolean()) config_error(file, "got \"{}\": {}, expected true or false", key, value.dump());
+  return value.get<bool>();
 }
 
 // A key that, if present and not null, must have this value, because nothing else is implemented.
@@ -78,6 +78,89 @@ double read_rope_theta(const json& object, std::string_view file) {
   return theta;
 }
 
+// What transformers takes for keys that a config.json leaves out.
+struct Family {
+  Architecture architecture;
+  const char *model_type, *class_name;
+  int64_t kv_heads;  // 0: as many as heads
+  int64_t context;
+};
+
+constexpr Family kFamilies[] = {{Architecture::llama, "llama", "LlamaForCausalLM", 0, 2048},
+                                {Architecture::mistral, "mistral", "MistralForCausalLM", 8, 131072},
+                                {Architecture::qwen2, "qwen2", "Qwen2ForCausalLM", 32, 32768}};
+constexpr int64_t kWindowLeftOut = 4096, kMaxWindowLayersLeftOut = 28;
+
+const Family& read_family(const json& object, std::string_view file) {
+  if (absent(object, "model_type")) config_error(file, "got no \"model_type\", expected one of llama, mistral, qwen2");
+  for (const auto& family : kFamilies) {
+    if (object.at("model_type") == family.model_type) return family;
+  }
+  config_error(file, "got \"model_type\": {}, expected llama, mistral or qwen2; other architectures cannot be loaded",
+               object.at("model_type").dump());
+}
+
+const Family& family_of(Architecture architecture) {
+  for (const auto& family : kFamilies) {
+    if (family.architecture == architecture) return family;
+  }
+  SHERD_CHECK(false);
+}
+
+int64_t read_window(const json& object, std::string_view file) {
+  const int64_t window = read_size(object, "sliding_window", file, kWindowLeftOut);
+  if (window < 1) config_error(file, "got \"sliding_window\": {}, expected at least 1, or null for none", window);
+  return window;
+}
+
+// Null is no window, and leaving the key out is not null.
+void read_mistral_window(const json& object, std::string_view file, LlamaConfig& config) {
+  const bool is_null = object.contains("sliding_window") && object.at("sliding_window").is_null();
+  if (!is_null) config.window = read_window(object, file);
+}
+
+// "layer_types", or else all layers from "max_window_layers" on; and all of it only where "use_sliding_window" is true.
+void read_qwen2_windows(const json& object, std::string_view file, LlamaConfig& config) {
+  const bool is_null = object.contains("sliding_window") && object.at("sliding_window").is_null();
+  const bool used = read_flag(object, "use_sliding_window", file) && !is_null;
+  const int64_t first = read_size(object, "max_window_layers", file, kMaxWindowLayersLeftOut);
+  std::vector<bool> windowed;
+  if (absent(object, "layer_types")) {
+    for (int64_t layer = 0; layer < config.layers; ++layer) windowed.push_back(used && layer >= first);
+  } else {
+    const json& types = object.at("layer_types");
+    if (!types.is_array() || static_cast<int64_t>(types.size()) != config.layers)
+      config_error(file, "got \"layer_types\": {}, expected an array of {}, one for each layer", types.dump(),
+                   config.layers);
+    for (const json& type : types) {
+      if (type != "full_attention" && type != "sliding_attention")
+        config_error(file, "got \"layer_types\": [{}], expected full_attention or sliding_attention", type.dump());
+      windowed.push_back(type == "sliding_attention");
+      if (windowed.back() && !used)
+        config_error(
+            file,
+            "got \"layer_types\" with sliding_attention, but no window; try \"use_sliding_window\": true and a "
+            "number for \"sliding_window\"");
+    }
+  }
+  if (std::find(windowed.begin(), windowed.end(), true) == windowed.end()) return;
+  config.window = read_window(object, file);
+  config.windowed_layers = std::move(windowed);
+}
+
+// The keys that say where the window is.
+void write_windows(const LlamaConfig& config, json& object) {
+  const json window = config.window > 0 ? json(config.window) : json(nullptr);
+  if (config.architecture == Architecture::mistral) object["sliding_window"] = window;
+  if (config.architecture != Architecture::qwen2) return;
+  object["use_sliding_window"] = config.window > 0;
+  object["sliding_window"] = window;
+  object["max_window_layers"] = config.layers;  // "layer_types" has the last word
+  auto& types = object["layer_types"] = json::array();
+  for (int64_t layer = 0; layer < config.layers; ++layer)
+    types.push_back(config.window_of(layer) > 0 ? "sliding_attention" : "full_attention");
+}
+
 }  // namespace
 
 LlamaConfig LlamaConfig::preset(std::string_view name) {
@@ -95,29 +178,30 @@ std::vector<std::string> LlamaConfig::preset_names() {
 
 LlamaConfig LlamaConfig::from_hugging_face(const json& object, std::string_view file) {
   if (!object.is_object()) config_error(file, "got {}, expected a JSON object", object.type_name());
-  if (absent(object, "model_type")) config_error(file, "got no \"model_type\", expected \"model_type\": \"llama\"");
-  if (object.at("model_type") != "llama")
-    config_error(file, "got \"model_type\": {}, expected \"llama\"; other architectures cannot be loaded",
-                 object.at("model_type").dump());
+  const Family& family = read_family(object, file);
   require_value(object, "hidden_act", "silu", file);
-  require_value(object, "attention_bias", false, file);
-  require_value(object, "mlp_bias", false, file);
+  if (family.architecture == Architecture::llama) {  // the others do not read these keys
+    require_value(object, "attention_bias", false, file);
+    require_value(object, "mlp_bias", false, file);
+  }
   require_value(object, "attention_dropout", 0.0, file);
   require_value(object, "partial_rotary_factor", 1.0, file);
   if (!absent(object, "quantization_config"))
     config_error(file, "got \"quantization_config\", expected plain weights; try the unquantized model");
 
   LlamaConfig config;
+  config.architecture = family.architecture;
   config.dim = read_size(object, "hidden_size", file);
   config.layers = read_size(object, "num_hidden_layers", file);
   config.heads = read_size(object, "num_attention_heads", file);
   config.ffn = read_size(object, "intermediate_size", file);
   config.vocab = read_size(object, "vocab_size", file);
-  config.kv_heads = read_size(object, "num_key_value_heads", file, config.heads);
-  config.context = read_size(object, "max_position_embeddings", file, 2048);
+  const bool all_heads = family.kv_heads == 0 || object.contains("num_key_value_heads");  // null means all, too
+  config.kv_heads = read_size(object, "num_key_value_heads", file, all_heads ? config.heads : family.kv_heads);
+  config.context = read_size(object, "max_position_embeddings", file, family.context);
   config.norm_eps = read_number(object, "rms_norm_eps", file, 1e-6);
   config.rope_theta = read_rope_theta(object, file);
-  config.head = read_head(object, file);
+  config.head = read_flag(object, "tie_word_embeddings", file) ? OutputHead::tied : OutputHead::untied;
   if (absent(object, "head_dim")) {
     if (config.heads < 1 || config.dim % config.heads != 0)
       config_error(file,
@@ -127,28 +211,35 @@ LlamaConfig LlamaConfig::from_hugging_face(const json& object, std::string_view 
   } else {
     config.head_dim = read_size(object, "head_dim", file);
   }
+  if (config.architecture == Architecture::mistral) read_mistral_window(object, file, config);
+  if (config.architecture == Architecture::qwen2) read_qwen2_windows(object, file, config);
   config.validate();
   return config;
 }
 
 json LlamaConfig::to_hugging_face() const {
-  return {{"architectures", {"LlamaForCausalLM"}},
-          {"model_type", "llama"},
-          {"hidden_act", "silu"},
-          {"hidden_size", dim},
-          {"num_hidden_layers", layers},
-          {"num_attention_heads", heads},
-          {"num_key_value_heads", kv_heads},
-          {"head_dim", head_dim},
-          {"intermediate_size", ffn},
-          {"vocab_size", vocab},
-          {"max_position_embeddings", context},
-          {"rope_theta", rope_theta},
-          {"rms_norm_eps", norm_eps},
-          {"attention_bias", false},
-          {"mlp_bias", false},
-          {"tie_word_embeddings", head == OutputHead::tied},
-          {"torch_dtype", "float32"}};
+  const Family& family = family_of(architecture);
+  json object = {{"architectures", {family.class_name}},
+                 {"model_type", family.model_type},
+                 {"hidden_act", "silu"},
+                 {"hidden_size", dim},
+                 {"num_hidden_layers", layers},
+                 {"num_attention_heads", heads},
+                 {"num_key_value_heads", kv_heads},
+                 {"head_dim", head_dim},
+                 {"intermediate_size", ffn},
+                 {"vocab_size", vocab},
+                 {"max_position_embeddings", context},
+                 {"rope_theta", rope_theta},
+                 {"rms_norm_eps", norm_eps},
+                 {"tie_word_embeddings", head == OutputHead::tied},
+                 {"torch_dtype", "float32"}};
+  if (architecture == Architecture::llama) {
+    object["attention_bias"] = false;
+    object["mlp_bias"] = false;
+  }
+  write_windows(*this, object);
+  return object;
 }
 
 void LlamaConfig::validate() const {
@@ -164,12 +255,26 @@ void LlamaConfig::validate() const {
                  kv_heads);
   if (head_dim % 2 != 0)
     config_error("model", "got head_dim = {}, expected an even number, since rotary embeddings turn pairs", head_dim);
+  if (window < 0) config_error("model", "got window = {}, expected at least 0", window);
+  const bool windows_fit = windowed_layers.empty() || static_cast<int64_t>(windowed_layers.size()) == layers;
+  if (!windows_fit)
+    config_error("model", "got windowed_layers for {} layers, expected {} or none", windowed_layers.size(), layers);
+  // What config.json of the architecture cannot say.
+  if (architecture == Architecture::llama && window > 0)
+    config_error("model", "got window = {} in a Llama, expected 0; try Architecture::mistral", window);
+  if (architecture == Architecture::mistral && !windowed_layers.empty())
+    config_error("model", "got windowed_layers in a Mistral, expected the window in all layers; try none");
   if (!(rope_theta > 0.0)) config_error("model", "got rope_theta = {}, expected more than 0", rope_theta);
   if (!(norm_eps >= 0.0)) config_error("model", "got norm_eps = {}, expected at least 0", norm_eps);
 }
 
+int64_t LlamaConfig::window_of(int64_t layer) const {
+  return windowed_layers.empty() || windowed_layers.at(static_cast<size_t>(layer)) ? window : 0;
+}
+
 int64_t LlamaConfig::parameters() const {
-  const int64_t attention = 2 * dim * (heads + kv_heads) * head_dim;
+  const int64_t biases = has_qkv_bias() ? (heads + 2 * kv_heads) * head_dim : 0;
+  const int64_t attention = 2 * dim * (heads + kv_heads) * head_dim + biases;
   const int64_t embeddings = vocab * dim * (head == OutputHead::tied ? 1 : 2);
   return embeddings + dim + layers * (attention + 3 * dim * ffn + 2 * dim);
 }

@@ -1,6 +1,7 @@
-// The shape of a Llama: presets, and Hugging Face's config.json both ways.
+// The shape of a Llama, or of a Mistral or Qwen2, which are Llamas but for what is said here: presets, and Hugging
+// Face's config.json both ways.
 //
-// Plain values. Everything that this model does not compute (biases, scaled rotary embeddings, other activations)
+// Plain values. Everything that this model does not compute (other biases, scaled rotary embeddings, other activations)
 // is a ConfigError that names the key of config.json, instead of a model that is silently another one.
 #pragma once
 
@@ -15,6 +16,9 @@ namespace sherd {
 /// Whether the output projection has weights of its own or uses the embedding's.
 enum class OutputHead { untied, tied };
 
+/// A Mistral may have a window in all layers. A Qwen2 has biases on q, k and v, and may have a window in some layers.
+enum class Architecture { llama, mistral, qwen2 };
+
 struct LlamaConfig {
   int64_t dim = 0;
   int64_t layers = 0;
@@ -28,6 +32,9 @@ struct LlamaConfig {
   double norm_eps = 1e-5;
   OutputHead head = OutputHead::untied;
   std::string device = "cpu";  // where its parameters live; not part of config.json
+  Architecture architecture = Architecture::llama;
+  int64_t window = 0;                      // positions that a token attends to, its own included; 0: all before it
+  std::vector<bool> windowed_layers = {};  // which layers have the window; empty: all
 
   /// tiny, small, base, 1b, 7b, or bytes-10m (bytes as tokens, 9.9 M parameters). Throws ConfigError.
   static LlamaConfig preset(std::string_view name);
@@ -43,6 +50,12 @@ struct LlamaConfig {
 
   /// Throws ConfigError if a size is impossible.
   void validate() const;
+
+  /// The window of a layer, 0 for none.
+  int64_t window_of(int64_t layer) const;
+
+  /// Whether the products that make queries, keys and values have biases.
+  bool has_qkv_bias() const { return architecture == Architecture::qwen2; }
 
   /// Number of parameters, a tied head counted once.
   int64_t parameters() const;

@@ -81,6 +81,109 @@ TEST(LlamaConfig, ReadsBothFormsOfRope) {
   EXPECT_EQ(LlamaConfig::from_hugging_face(object).rope_theta, 1e6);
 }
 
+json changed(json object, const char* key, const json& value) {
+  object[key] = value;
+  return object;
+}
+
+LlamaConfig family(Architecture architecture) {
+  auto config = LlamaConfig::preset("tiny");
+  config.architecture = architecture;
+  config.layers = 3;
+  return config;
+}
+
+TEST(LlamaConfig, ReadsTheWindowOfAMistral) {
+  const json object = family(Architecture::mistral).to_hugging_face();
+  const auto window = [](const json& from) { return LlamaConfig::from_hugging_face(from).window; };
+  EXPECT_EQ(LlamaConfig::from_hugging_face(object).architecture, Architecture::mistral);
+  EXPECT_EQ(window(object), 0);
+  EXPECT_EQ(window(changed(object, "sliding_window", 12)), 12);
+  EXPECT_EQ(window(changed(object, "sliding_window", nullptr)), 0);
+  auto left_out = object;
+  left_out.erase("sliding_window");
+  EXPECT_EQ(window(left_out), 4096);
+  EXPECT_EQ(LlamaConfig::from_hugging_face(changed(object, "sliding_window", 12)).window_of(2), 12);
+}
+
+TEST(LlamaConfig, ReadsTheWindowsOfAQwen2) {
+  auto object = family(Architecture::qwen2).to_hugging_face();
+  const auto windows = [](const json& from) {
+    const auto config = LlamaConfig::from_hugging_face(from);
+    return std::vector<int64_t>{config.window_of(0), config.window_of(1), config.window_of(2)};
+  };
+  using Windows = std::vector<int64_t>;
+  EXPECT_EQ(windows(object), (Windows{0, 0, 0}));
+  object.update({{"use_sliding_window", true}, {"sliding_window", 8}});
+  EXPECT_EQ(windows(object), (Windows{0, 0, 0}));  // layer_types says so
+  object["layer_types"] = {"sliding_attention", "full_attention", "sliding_attention"};
+  EXPECT_EQ(windows(object), (Windows{8, 0, 8}));
+  object.erase("layer_types");
+  EXPECT_EQ(windows(object), (Windows{0, 0, 0}));
+  EXPECT_EQ(windows(changed(object, "max_window_layers", 1)), (Windows{0, 8, 8}));
+  EXPECT_EQ(windows(changed(changed(object, "max_window_layers", 0), "use_sliding_window", false)), (Windows{0, 0, 0}));
+  EXPECT_EQ(windows(changed(changed(object, "max_window_layers", 0), "sliding_window", nullptr)), (Windows{0, 0, 0}));
+}
+
+TEST(LlamaConfig, FamiliesRoundTripThroughHuggingFace) {
+  auto mistral = family(Architecture::mistral), qwen2 = family(Architecture::qwen2);
+  mistral.window = 5;
+  qwen2.window = 6;
+  qwen2.windowed_layers = {false, true, true};
+  for (const auto& config : {family(Architecture::mistral), family(Architecture::qwen2), mistral, qwen2}) {
+    const auto read = LlamaConfig::from_hugging_face(config.to_hugging_face());
+    EXPECT_EQ(read.architecture, config.architecture);
+    EXPECT_EQ(read.to_hugging_face(), config.to_hugging_face());
+    for (int64_t layer = 0; layer < 3; ++layer) EXPECT_EQ(read.window_of(layer), config.window_of(layer));
+    EXPECT_EQ(read.parameters(), config.parameters());
+  }
+  EXPECT_EQ(qwen2.parameters() - mistral.parameters(), 3 * (4 + 2 * 2) * 16);  // biases of q, k and v
+}
+
+TEST(LlamaConfig, FamiliesFillInTheirOwnValues) {
+  json object = {{"model_type", "mistral"},   {"hidden_size", 64}, {"num_hidden_layers", 1},
+                 {"num_attention_heads", 32}, {"vocab_size", 99},  {"intermediate_size", 96}};
+  auto config = LlamaConfig::from_hugging_face(object);
+  EXPECT_EQ(config.kv_heads, 8);
+  EXPECT_EQ(config.context, 131072);
+  EXPECT_EQ(LlamaConfig::from_hugging_face(changed(object, "num_key_value_heads", nullptr)).kv_heads, 32);
+  config = LlamaConfig::from_hugging_face(changed(object, "model_type", "qwen2"));
+  EXPECT_EQ(config.kv_heads, 32);
+  EXPECT_EQ(config.context, 32768);
+  EXPECT_EQ(config.window, 0);
+}
+
+TEST(LlamaConfig, RefusesWindowsThatMakeNoSense) {
+  const json mistral = family(Architecture::mistral).to_hugging_face();
+  auto qwen2 = family(Architecture::qwen2).to_hugging_face();
+  for (const json& window : {json(0), json(-4), json("wide"), json(2.5)})
+    EXPECT_NE(error_of(changed(mistral, "sliding_window", window)).find("\"sliding_window\""), std::string::npos);
+  const json sliding = {"sliding_attention", "sliding_attention", "sliding_attention"};
+  EXPECT_NE(error_of(changed(qwen2, "layer_types", sliding)).find("use_sliding_window"), std::string::npos);
+  qwen2.update({{"use_sliding_window", true}, {"sliding_window", 8}});
+  EXPECT_EQ(error_of(changed(qwen2, "layer_types", sliding)), "");
+  const json wrong[] = {
+      {"full_attention"}, "full_attention", {"chunked_attention", "full_attention", "full_attention"}};
+  for (const json& types : wrong)
+    EXPECT_NE(error_of(changed(qwen2, "layer_types", types)).find("\"layer_types\""), std::string::npos) << types;
+  EXPECT_NE(error_of(changed(qwen2, "use_sliding_window", 1)).find("use_sliding_window"), std::string::npos);
+
+  auto config = family(Architecture::llama);
+  config.window = 3;
+  EXPECT_THROW(config.validate(), ConfigError);
+  config.architecture = Architecture::mistral;
+  EXPECT_NO_THROW(config.validate());
+  config.windowed_layers = {true, false, true};
+  EXPECT_THROW(config.validate(), ConfigError);
+  config.architecture = Architecture::qwen2;
+  EXPECT_NO_THROW(config.validate());
+  config.windowed_layers = {true};
+  EXPECT_THROW(config.validate(), ConfigError);
+  config.windowed_layers.clear();
+  config.window = -1;
+  EXPECT_THROW(config.validate(), ConfigError);
+}
+
 TEST(LlamaConfig, RefusesWhatItDoesNotCompute) {
   const std::pair<const char*, json> unsupported[] = {
       {"model_type", "gpt2"},

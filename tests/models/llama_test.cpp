@@ -1,6 +1,7 @@
 #include "sherd/models/llama.h"
 
 #include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/nonzero.h>
 #include <ATen/ops/randint.h>
 #include <ATen/record_function.h>
 #include <gtest/gtest.h>
@@ -165,13 +166,62 @@ TEST(Llama, IsCausal) {
   EXPECT_GT(difference.narrow(0, 20, 10).min().item<float>(), 1e-4F);
 }
 
+// A token sees so many positions, its own included, in each windowed layer; and attention still takes the flash path.
+TEST(Llama, WindowsLimitWhatATokenSees) {
+  auto config = odd_config(OutputHead::untied);
+  config.architecture = Architecture::qwen2;
+  config.window = 4;
+  config.windowed_layers = {true, false, true};
+  const auto farthest = [](const LlamaConfig& shape) {
+    Llama model(shape);
+    materialize(*model, seeded_normal(1, 0.2));
+    const at::NoGradGuard no_grad;
+    const auto tokens = some_tokens(1, 30, 101);
+    auto changed = tokens.clone();
+    changed.select(1, 2).add_(1).remainder_(101);
+    const auto difference = (model->logits(tokens) - model->logits(changed)).abs().amax({0, 2});
+    return difference.gt(0).nonzero().max().item<int64_t>() - 2;
+  };
+  EXPECT_EQ(farthest(config), 27);
+  config.windowed_layers = {};
+  EXPECT_EQ(farthest(config), 3 * 3);
+  config.layers = 1;
+  EXPECT_EQ(farthest(config), 3);
+
+  Llama model(config);
+  materialize(*model, seeded_normal(0));
+  const auto tokens = some_tokens(2, 33, config.vocab);
+  const auto names = operators_of([&] { model->loss(tokens, tokens, 1.0).backward(); });
+  EXPECT_EQ(names.count("aten::_scaled_dot_product_flash_attention_for_cpu"), 1U);
+  EXPECT_EQ(names.count("aten::_scaled_dot_product_flash_attention_for_cpu_backward"), 1U);
+}
+
+TEST(Llama, AQwen2HasBiasesThatStartAtZeroAndLearn) {
+  auto config = odd_config(OutputHead::tied);
+  config.architecture = Architecture::qwen2;
+  Llama model(config);
+  materialize(*model, seeded_normal(0));
+  const auto tokens = some_tokens(2, 33, config.vocab);
+  model->loss(tokens, tokens, 1.0).backward();
+  int64_t count = 0, biases = 0;
+  for (const auto& item : model->named_parameters()) {
+    count += item.value().numel();
+    if (!item.key().ends_with(".bias")) continue;
+    ++biases;
+    EXPECT_EQ(item.value().abs().max().item<float>(), 0.0F) << item.key();
+    EXPECT_GT(item.value().grad().abs().max().item<float>(), 0.0F) << item.key();
+  }
+  EXPECT_EQ(biases, 3 * config.layers);
+  EXPECT_EQ(count, config.parameters());
+}
+
 TEST(Llama, BlocksComeFromTheFactory) {
   struct Counted : LlamaBlockImpl {
     using LlamaBlockImpl::LlamaBlockImpl;
     int calls = 0;
-    at::Tensor forward(const at::Tensor& x, const at::Tensor& rope) override {
+    at::Tensor forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask) override {
       ++calls;
-      return LlamaBlockImpl::forward(x, rope);
+      return LlamaBlockImpl::forward(x, rope, mask);
     }
   };
   std::vector<std::shared_ptr<Counted>> blocks;
