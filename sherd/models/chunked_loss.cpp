@@ -1,19 +1,26 @@
 #include "sherd/models/chunked_loss.h"
 
-#include <ATen/ops/_softmax.h>
-#include <ATen/ops/amax.h>
+#include <ATen/ops/_log_softmax.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/exp.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/scalar_tensor.h>
 #include <ATen/ops/zeros_like.h>
 
+#include <numeric>
+
 #include "sherd/base/error.h"
+#include "sherd/kernels/cross_entropy.h"
+#include "sherd/kernels/parallel.h"
 
 namespace sherd {
 namespace {
 
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
+
+constexpr int64_t kLogitsOfThread = 16384;  // at least
 
 // What the forward pass leaves behind; a gradient that is not wanted is undefined.
 struct LossAndGradients {
@@ -28,25 +35,40 @@ void check_targets(const at::Tensor& targets, int64_t vocab) {
                  targets.masked_select(outside)[0].item<int64_t>(), vocab - 1, kIgnoredTarget);
 }
 
-// Adds the chunk's loss, and turns its logits, in place, into their gradient if `softmax` is defined.
-// -log p[t] = log(sum exp(l - max)) + max - l[t], and the logarithm is that of the largest probability, so that
-// one pass for the softmax serves both the loss and the gradient.
-double chunk_loss(const at::Tensor& logits, const at::Tensor& targets, at::Tensor& softmax, double scale) {
+enum class Wanted { no, yes };
+
+// The chunk's loss; its logits become their gradient times `scale`, if that is wanted.
+double loss_on_cpu(at::Tensor& logits, const at::Tensor& targets, double scale, Wanted want_gradient) {
+  const int64_t vocab = logits.size(1), stride = logits.stride(0);
+  std::vector<double> losses(static_cast<size_t>(logits.size(0)));
+  float* const values = logits.mutable_data_ptr<float>();
+  const int64_t* const wanted = targets.const_data_ptr<int64_t>();
+  kernels::parallel_ranges(
+      logits.size(0), std::max<int64_t>(1, kLogitsOfThread / vocab), [&](int64_t first, int64_t last) {
+        const kernels::LogitRows rows{last - first, vocab, stride, wanted + first, kIgnoredTarget};
+        if (want_gradient == Wanted::yes) {
+          kernels::cross_entropy_gradient(rows, scale, values + first * stride, losses.data() + first);
+        } else {
+          kernels::cross_entropy(rows, values + first * stride, losses.data() + first);
+        }
+      });
+  return scale * std::accumulate(losses.begin(), losses.end(), 0.0);
+}
+
+// The same with torch's operators.
+double loss_elsewhere(at::Tensor& logits, const at::Tensor& targets, double scale, Wanted want_gradient) {
   const auto kept = targets.ne(kIgnoredTarget);
   const auto index = targets.clamp_min(0).unsqueeze(1);
-  const auto of_target = logits.gather(1, index).squeeze(1);
-  at::_softmax_out(softmax, logits, 1, /*half_to_float=*/false);
-  const auto losses = logits.amax(1) - softmax.amax(1).log() - of_target;
+  const auto log_softmax = at::_log_softmax(logits, 1, /*half_to_float=*/false);
+  const auto losses = log_softmax.gather(1, index).squeeze(1).neg();
+  if (want_gradient == Wanted::yes) {
+    const auto row_scale = kept.to(logits.scalar_type()).mul_(scale).unsqueeze(1);
+    at::exp_out(logits, log_softmax);
+    logits.mul_(row_scale);
+    logits.scatter_add_(1, index, row_scale.neg());
+  }
   return scale * losses.to(at::kDouble).masked_fill_(kept.logical_not(), 0.0).sum().item<double>();
 }
-
-void scale_to_gradient(at::Tensor& softmax, const at::Tensor& targets, double scale) {
-  const auto row_scale = targets.ne(kIgnoredTarget).to(softmax.scalar_type()).mul_(scale).unsqueeze(1);
-  softmax.mul_(row_scale);
-  softmax.scatter_add_(1, targets.clamp_min(0).unsqueeze(1), row_scale.neg());
-}
-
-enum class Wanted { no, yes };
 
 LossAndGradients over_chunks(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets, double scale,
                              Wanted want_dx, Wanted want_dweight) {
@@ -54,25 +76,28 @@ LossAndGradients over_chunks(const at::Tensor& x, const at::Tensor& weight, cons
   if (want_dx == Wanted::yes) result.dx = at::empty_like(x, at::MemoryFormat::Contiguous);
   const int64_t tokens = x.size(0), vocab = weight.size(0);
   const int64_t chunk = std::min(loss_chunk_tokens(vocab), std::max<int64_t>(tokens, 1));
-  const auto all_logits = at::empty({chunk, vocab}, x.options()), all_softmax = at::empty_like(all_logits);
+  // Rows a power of two apart fall into the same cache sets, which costs the products up to a seventh.
+  constexpr int64_t kPadding = 16;
+  const auto all_logits = at::empty({chunk, (vocab / kPadding + 2) * kPadding}, x.options()).narrow(1, 0, vocab);
+  const bool want_gradient = want_dx == Wanted::yes || want_dweight == Wanted::yes;
   const auto transposed = weight.t();
   for (int64_t first = 0; first < tokens; first += chunk) {
     const int64_t count = std::min(chunk, tokens - first);
     const auto rows = x.narrow(0, first, count), target = targets.narrow(0, first, count);
-    auto logits = all_logits.narrow(0, 0, count), softmax = all_softmax.narrow(0, 0, count);
+    auto logits = all_logits.narrow(0, 0, count);
     at::mm_out(logits, rows, transposed);
-    result.loss += chunk_loss(logits, target, softmax, scale);
-    if (want_dx == Wanted::no && want_dweight == Wanted::no) continue;
-    scale_to_gradient(softmax, target, scale);
+    const auto chunk_loss = x.is_cpu() ? loss_on_cpu : loss_elsewhere;
+    result.loss += chunk_loss(logits, target, scale, want_gradient ? Wanted::yes : Wanted::no);
+    // Now the logits are their gradient.
     if (want_dx == Wanted::yes) {
       auto dx = result.dx.narrow(0, first, count);
-      at::mm_out(dx, softmax, weight);
+      at::mm_out(dx, logits, weight);
     }
     if (want_dweight == Wanted::no) continue;
     if (first == 0) {
-      result.dweight = at::mm(softmax.t(), rows);
+      result.dweight = at::mm(logits.t(), rows);
     } else {
-      result.dweight.addmm_(softmax.t(), rows);
+      result.dweight.addmm_(logits.t(), rows);
     }
   }
   if (want_dweight == Wanted::yes && !result.dweight.defined()) result.dweight = at::zeros_like(weight);
@@ -115,9 +140,10 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight, c
   SHERD_CHECK(x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat);
   check_targets(targets, weight.size(0));
   if (at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad()))
-    return LinearCrossEntropy::apply(x, weight, targets, scale);
+    return LinearCrossEntropy::apply(x, weight, targets.contiguous(), scale);
   const at::NoGradGuard no_grad;
-  return at::scalar_tensor(over_chunks(x, weight, targets, scale, Wanted::no, Wanted::no).loss, x.options());
+  return at::scalar_tensor(over_chunks(x, weight, targets.contiguous(), scale, Wanted::no, Wanted::no).loss,
+                           x.options());
 }
 
 }  // namespace sherd

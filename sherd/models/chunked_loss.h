@@ -2,7 +2,8 @@
 //
 // With gradients on, the forward pass computes the gradients of `x` and `weight` along with the loss while a chunk's
 // logits are in cache, so that backward only hands them out, and the weight is not needed again after forward.
-// Memory: two chunks of logits, and the gradients themselves (as large as `x` and `weight`).
+// Memory: one chunk of logits (elsewhere than on the CPU two), and the gradients themselves (as large as `x` and
+// `weight`).
 #pragma once
 
 #include <ATen/core/Tensor.h>
