@@ -8,8 +8,11 @@
 // Single-threaded; callers split the range over threads (kernels/parallel.h). Any n >= 0 and any alignment of a float;
 // the four spans do not overlap. The result is the same bits on every instruction set (no fused multiply-add, correctly
 // rounded square root and division) and wherever the range is split. Against torch it differs by roundings only: eps
-// and lr are multiplied by bias_correction2_sqrt beforehand, which saves a division. Cost: reads 16 and writes 12 bytes
-// a parameter, bound by memory; nothing is allocated.
+// and lr are multiplied by bias_correction2_sqrt beforehand, which saves a division.
+// Moments that have decayed below the smallest normal fp32 become zero: a parameter without gradients would otherwise
+// keep denormals for ever (0.95 x rounds back to x), 1.6 times as slow in cache on the AMD core where it was tried.
+// Beside eps it is nothing, and unlike a processor's flush-to-zero mode it gives the same bits on every machine. Cost:
+// reads 16 and writes 12 bytes a parameter, bound by memory; nothing is allocated.
 #pragma once
 
 #include <cstdint>
