@@ -110,7 +110,9 @@ void C10dTransport::failed(const char* what, const std::exception& error) {
     look_for_trouble(what);
     std::this_thread::sleep_for(milliseconds(20));
   }
-  const std::string cause = fmt::format("{} failed on rank {}: {}", what, rank(), first_line(error.what()));
+  std::string cause = fmt::format("{} failed on rank {}: {}", what, rank(), first_line(error.what()));
+  if (const auto stopped = family_->watch.stopped_rank())
+    cause += fmt::format("; rank {} is stopped; try to let it go on (SIGCONT) sooner", *stopped);
   abort(cause);
   fault(name(), "{}", cause);
 }

@@ -47,7 +47,11 @@ struct HostSegment::Control {
   char cause[1020];
   std::atomic<uint64_t> recovery;  // 2 * how many have succeeded, + 1 once one has failed
   RankLine ranks[kMaxRanks];
-  double mailbox[2][kMaxRanks][kMailbox];
+  double mailbox[kMaxRanks][2][kMailbox];  // only those of ranks that there are
+
+  static int64_t bytes_for(int ranks) {
+    return static_cast<int64_t>(offsetof(Control, mailbox) + static_cast<size_t>(ranks) * sizeof(mailbox[0]));
+  }
 };
 
 std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
@@ -76,7 +80,7 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
     return std::shared_ptr<HostSegment>(
         new HostSegment(world, std::move(sockets), SharedMemory::adopt(std::move(fd), bytes)));
   }
-  SharedMemory control = SharedMemory::create(sizeof(Control));
+  SharedMemory control = SharedMemory::create(Control::bytes_for(world.size));
   for (int connected = 1; connected < world.size; ++connected) {
     UniqueFd peer = accept_same_user(listener.get(), world.timeout);
     set_receive_timeout(peer.get(), world.timeout);
@@ -146,9 +150,12 @@ void HostSegment::wait(int peer, const std::function<bool()>& ready, std::string
     const auto dead = first().watch_.dead_rank();
     if (dead && ready()) return;  // It ended after its part was done, and what we wait for came before that.
     check_peers(dead, what, heed);
-    if (std::chrono::steady_clock::now() > deadline)
-      give_up(fmt::format("rank {} waited {} s for rank {}: {}; try a longer timeout_s if the rank is only slow",
-                          rank(), static_cast<double>(world_.timeout.count()) / 1000, peer, what));
+    if (std::chrono::steady_clock::now() <= deadline) continue;
+    const auto stopped = first().watch_.stopped_rank();
+    give_up(fmt::format("rank {} waited {} s for rank {}: {}; {}", rank(),
+                        static_cast<double>(world_.timeout.count()) / 1000, peer, what,
+                        stopped ? fmt::format("rank {} is stopped; try to let it go on (SIGCONT) sooner", *stopped)
+                                : "try a longer timeout_s if the rank is only slow"));
   }
 }
 
@@ -239,8 +246,7 @@ std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) 
   check_peers(std::nullopt, "an exchange", Heed::aborts);
   // Two mailboxes suffice: a rank writes exchange k+2 only after all have published k+1, and so have read k.
   const uint64_t turn = ++exchanges_;
-  auto& boxes = control_->mailbox[turn % 2];
-  std::copy(values.begin(), values.end(), boxes[rank()]);
+  std::copy(values.begin(), values.end(), control_->mailbox[rank()][turn % 2]);
   control_->ranks[rank()].exchanged.store(turn, std::memory_order_release);
   notify();
   std::vector<double> result;
@@ -249,7 +255,8 @@ std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) 
     const auto& line = control_->ranks[r];
     wait_for(
         r, [&] { return line.exchanged.load(std::memory_order_acquire) >= turn; }, "an exchange");
-    result.insert(result.end(), boxes[r], boxes[r] + values.size());
+    const double* box = control_->mailbox[r][turn % 2];
+    result.insert(result.end(), box, box + values.size());
   }
   return result;
 }
@@ -274,9 +281,14 @@ SharedMemory HostSegment::receive_segment(int peer) {
     return poll(&polled, 1, 0) == 1;
   };
   wait_for(peer, arrived, "a shared segment");
-  int64_t bytes = 0;
-  UniqueFd fd = receive_fd(socket, bytes);
-  return SharedMemory::adopt(std::move(fd), bytes);
+  try {
+    int64_t bytes = 0;
+    UniqueFd fd = receive_fd(socket, bytes);
+    return SharedMemory::adopt(std::move(fd), bytes);
+  } catch (const FaultError&) {
+    check_peers(std::nullopt, "a shared segment", Heed::aborts);  // why the peer has gone, where it said so
+    throw;
+  }
 }
 
 SharedMemory HostSegment::share(int64_t bytes, int creator) {

@@ -5,6 +5,10 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <fstream>
+#include <string>
+
+#include "sherd/base/error.h"
 
 namespace sherd {
 
@@ -12,8 +16,10 @@ PeerWatch::PeerWatch(const std::vector<pid_t>& pids) {
   for (size_t rank = 0; rank < pids.size(); ++rank) {
     if (pids[rank] == 0 || pids[rank] == getpid()) continue;
     UniqueFd fd(static_cast<int>(syscall(SYS_pidfd_open, pids[rank], 0)));
+    if (!fd && (errno == EMFILE || errno == ENFILE))
+      fault_errno("peers", fmt::format("cannot watch rank {}; try ulimit -n 4096", rank));
     if (!fd && errno == ESRCH && !gone_) gone_ = static_cast<int>(rank);
-    if (fd) watched_.push_back({static_cast<int>(rank), std::move(fd)});
+    if (fd) watched_.push_back({static_cast<int>(rank), pids[rank], std::move(fd)});
   }
 }
 
@@ -24,6 +30,18 @@ std::optional<int> PeerWatch::dead_rank() const {
   if (polled.empty() || poll(polled.data(), polled.size(), 0) <= 0) return std::nullopt;
   for (size_t i = 0; i < polled.size(); ++i)
     if (polled[i].revents != 0) return watched_[i].rank;
+  return std::nullopt;
+}
+
+std::optional<int> PeerWatch::stopped_rank() const {
+  for (const auto& peer : watched_) {
+    std::string text;
+    std::getline(std::ifstream(fmt::format("/proc/{}/stat", peer.pid)), text);
+    // "1234 (name) T ...", where the name may hold anything.
+    const size_t end = text.rfind(") ");
+    if (end != std::string::npos && end + 2 < text.size() && (text[end + 2] == 'T' || text[end + 2] == 't'))
+      return peer.rank;
+  }
   return std::nullopt;
 }
 

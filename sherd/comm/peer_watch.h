@@ -14,14 +14,18 @@ class PeerWatch {
  public:
   PeerWatch() = default;
   /// pids[r] is rank r's process, or 0 where it is unknown; this process itself (ranks as threads) is never watched.
+  /// Throws FaultError when there are too few file descriptors; a kernel without pidfds watches nobody.
   explicit PeerWatch(const std::vector<pid_t>& pids);
 
   /// A rank whose process has ended. One poll system call.
   std::optional<int> dead_rank() const;
+  /// A rank whose process is stopped (SIGSTOP, a debugger). Reads a file of /proc for each peer.
+  std::optional<int> stopped_rank() const;
 
  private:
   struct Watched {
     int rank;
+    pid_t pid;
     UniqueFd pidfd;
   };
   std::vector<Watched> watched_;

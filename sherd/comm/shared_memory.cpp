@@ -6,11 +6,13 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
+#include "sherd/comm/available_memory.h"
 
 namespace sherd {
 namespace {
@@ -32,15 +34,33 @@ Mapping::~Mapping() {
   if (base_ != nullptr) munmap(base_, static_cast<size_t>(mapped_));
 }
 
-SharedMemory SharedMemory::create(int64_t bytes) {
+int SegmentSystem::make(unsigned flags) const { return memfd_create("sherd", flags); }
+int SegmentSystem::seal(int fd) const { return fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL); }
+std::optional<int64_t> SegmentSystem::available() const { return available_memory(); }
+int SegmentSystem::reserve(int fd, int64_t bytes) const {
+  // A signal may come before it is done; what is there by then stays.
+  int result = fallocate(fd, 0, 0, bytes);
+  while (result != 0 && errno == EINTR) result = fallocate(fd, 0, 0, bytes);
+  return result;
+}
+
+SharedMemory SharedMemory::create(int64_t bytes, const SegmentSystem& system) {
   SharedMemory memory;
   memory.bytes_ = round_up(std::max<int64_t>(bytes, 1), kPage);
-  memory.fd_ = UniqueFd(memfd_create("sherd", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  // Reserving more than there is would not fail: the kernel would look for a process to end.
+  const std::optional<int64_t> available = system.available();
+  const std::string there_is = available ? format_bytes(*available) + " available" : "an unknown amount available";
+  if (available && memory.bytes_ > *available)
+    fault(kSharedMemory, "cannot make a segment of {}: {}; try fewer parameters a host, or more hosts",
+          format_bytes(memory.bytes_), there_is);
+  memory.fd_ = UniqueFd(system.make(MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  if (!memory.fd_ && errno == EINVAL) memory.fd_ = UniqueFd(system.make(MFD_CLOEXEC));
   if (!memory.fd_) fault_errno(kSharedMemory, "memfd_create failed");
-  if (ftruncate(memory.fd(), memory.bytes_) != 0)
-    fault_errno(kSharedMemory, fmt::format("cannot make a segment of {}", format_bytes(memory.bytes_)));
+  const bool resized = ftruncate(memory.fd(), memory.bytes_) == 0;
+  if (!resized || (system.reserve(memory.fd(), memory.bytes_) != 0 && errno != EOPNOTSUPP && errno != ENOSYS))
+    fault_errno(kSharedMemory, fmt::format("cannot make a segment of {}: {}", format_bytes(memory.bytes_), there_is));
   // A peer that shrinks the segment would end us with SIGBUS. Where sealing is not allowed, we trust the peers.
-  fcntl(memory.fd(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+  system.seal(memory.fd());
   return memory;
 }
 
@@ -92,8 +112,10 @@ void send_fd(int socket, int fd, int64_t number) {
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof(int));
   std::memcpy(CMSG_DATA(header), &fd, sizeof(int));
-  if (sendmsg(socket, &message, MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof(number)))
-    fault_errno(kSharedMemory, "cannot send a descriptor to a peer");
+  ssize_t sent = 0;
+  do sent = sendmsg(socket, &message, MSG_NOSIGNAL);
+  while (sent < 0 && errno == EINTR);
+  if (sent != static_cast<ssize_t>(sizeof(number))) fault_errno(kSharedMemory, "cannot send a descriptor to a peer");
 }
 
 UniqueFd receive_fd(int socket, int64_t& number) {
@@ -104,7 +126,9 @@ UniqueFd receive_fd(int socket, int64_t& number) {
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
-  const ssize_t received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+  ssize_t received = 0;
+  do received = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_WAITALL);
+  while (received < 0 && errno == EINTR);
   if (received == 0) fault(kSharedMemory, "a peer ended before it sent its descriptor");
   if (received != static_cast<ssize_t>(sizeof(number)))
     fault_errno(kSharedMemory, "cannot receive a descriptor from a peer");

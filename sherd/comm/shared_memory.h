@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 
 #include "sherd/base/unique_fd.h"
 
@@ -26,11 +27,22 @@ class Mapping {
   int64_t bytes_ = 0;
 };
 
+/// What the system does for a new segment; tests replace parts of it.
+class SegmentSystem {
+ public:
+  virtual ~SegmentSystem() = default;
+  virtual int make(unsigned flags) const;            // memfd_create
+  virtual int seal(int fd) const;                    // against resizing
+  virtual int reserve(int fd, int64_t bytes) const;  // fallocate
+  virtual std::optional<int64_t> available() const;  // bytes that could still be allocated
+};
+
 /// The segment. It has no name: it is gone when its last process closes it, whatever happened.
 class SharedMemory {
  public:
-  /// A new zero-filled segment, sealed against resizing. Throws FaultError.
-  static SharedMemory create(int64_t bytes);
+  /// A new zero-filled segment, sealed against resizing where the system can. All its memory is taken here, so that no
+  /// later write ends the process for want of it. Throws FaultError, with what is wanted and what there is.
+  static SharedMemory create(int64_t bytes, const SegmentSystem& system = SegmentSystem());
   /// A segment from a received descriptor. Throws FaultError when it is smaller than `bytes`.
   static SharedMemory adopt(UniqueFd fd, int64_t bytes);
 

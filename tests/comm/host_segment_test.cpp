@@ -2,6 +2,7 @@
 #include "sherd/comm/host_segment.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <csignal>
 
@@ -130,7 +131,7 @@ TEST(HostSegmentFaults, AStoppedProcessIsNamedAfterTheTimeOut) {
         barrier(*host);
         if (world.rank == 1) raise(SIGSTOP);
         const std::string text = fault_of([&] { barrier(*host); });
-        EXPECT_TRUE(contains(text, "waited 0.8 s for rank 1: an exchange")) << text;
+        EXPECT_TRUE(contains(text, "waited 0.8 s for rank 1: an exchange; rank 1 is stopped")) << text;
       },
       std::chrono::milliseconds(800));
   EXPECT_EQ(statuses[0], 0);
@@ -199,6 +200,67 @@ TEST(HostSegment, ShareGivesAllRanksTheCreatorsSegment) {
       EXPECT_EQ(all.data()[0], std::byte(creator + 1));
     }
   });
+}
+
+TEST(HostSegmentFaults, AStoppedProcessIsNamedOnGlooToo) {
+  const auto statuses = run_processes(
+      3,
+      [](const World& world) {
+        C10dTransport transport(world, gloo_backend, "gloo");
+        barrier(transport);
+        if (world.rank == 1) raise(SIGSTOP);
+        const std::string text = fault_of([&] { barrier(transport); });
+        EXPECT_TRUE(contains(text, "rank 1 is stopped")) << text;
+      },
+      std::chrono::milliseconds(800));
+  EXPECT_EQ(statuses[0], 0);
+  EXPECT_EQ(statuses[2], 0);
+}
+
+TEST(HostSegmentFaults, AllHearThatTheMemoryOfOneDidNotSuffice) {
+  std::atomic<int> heard{0};
+  EXPECT_THROW(run_ranks(3, Kind::host,
+                         [&](Transport& transport) {
+                           const std::string text = fault_of([&] { host_of(transport).share(int64_t{1} << 50, 1); });
+                           EXPECT_TRUE(contains(text, "cannot make a segment of ")) << text;
+                           EXPECT_TRUE(contains(text, " available")) << text;
+                           ++heard;
+                           fault("test", "{}", text);  // which aborts the transport
+                         }),
+               FaultError);
+  EXPECT_EQ(heard, 3);
+}
+
+// Whatever number of descriptors a process may still open: it connects, or says that they are too few. Nobody hangs.
+TEST(HostSegmentFaults, TooFewFileDescriptorsAreAClearError) {
+  int failed = 0;
+  for (const int spare : {0, 1, 2, 3, 4, 6, 8, 40}) {
+    const auto statuses = run_processes(
+        3,
+        [spare](const World& world) {
+          rlimit before = {};
+          ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &before), 0);
+          const rlimit few = {static_cast<rlim_t>(testing::next_descriptor() + spare), before.rlim_max};
+          ASSERT_EQ(setrlimit(RLIMIT_NOFILE, world.rank == 1 ? &few : &before), 0);
+          try {
+            const auto host = HostSegment::connect(world);
+            ASSERT_NE(host, nullptr);
+            host->share(1000, 1);
+            barrier(*host);
+          } catch (const std::exception& error) {
+            setrlimit(RLIMIT_NOFILE, &before);  // the test's store opens a file to say goodbye
+            const bool says_why = contains(error.what(), "Too many open files") || contains(error.what(), "ulimit -n");
+            EXPECT_TRUE(world.rank != 1 || says_why) << error.what();
+            throw;
+          }
+        },
+        std::chrono::milliseconds(700));
+    for (const int status : statuses)
+      EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) != testing::kRankFailed) << spare;
+    if (WEXITSTATUS(statuses[1]) == testing::kRankThrew) ++failed;
+    EXPECT_TRUE(spare < 40 || statuses == (std::vector<int>{0, 0, 0}));
+  }
+  EXPECT_GE(failed, 4) << "the limit was not felt";
 }
 
 }  // namespace

@@ -59,6 +59,10 @@ TEST(PeerWatch, AStoppedProcessIsAlive) {
   kill(peer.pid(), SIGSTOP);
   waitpid(peer.pid(), nullptr, WUNTRACED);
   EXPECT_EQ(watch.dead_rank(), std::nullopt);
+  EXPECT_EQ(watch.stopped_rank(), 0);
+  kill(peer.pid(), SIGCONT);
+  waitpid(peer.pid(), nullptr, WCONTINUED);
+  EXPECT_EQ(watch.stopped_rank(), std::nullopt);
 }
 
 TEST(PeerWatch, ItselfAndUnknownProcessesAreNotWatched) {

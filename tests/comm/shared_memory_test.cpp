@@ -107,14 +107,19 @@ TEST(SharedMemory, ASegmentBeyondALimitIsAFault) {
     const rlimit limit = {.rlim_cur = 1 << 20, .rlim_max = 1 << 20};
     ASSERT_EQ(setrlimit(RLIMIT_FSIZE, &limit), 0);
     std::signal(SIGXFSZ, SIG_IGN);
-    EXPECT_EQ(fault_of([] { SharedMemory::create(2 << 20); }),
-              "[shared memory] cannot make a segment of 2.00 MiB: File too large");
+    const std::string text = fault_of([] { SharedMemory::create(2 << 20); });
+    EXPECT_TRUE(text.starts_with("[shared memory] cannot make a segment of 2.00 MiB: ")) << text;
+    EXPECT_TRUE(text.ends_with(" available: File too large")) << text;
   });
   EXPECT_EQ(statuses[0], 0);
 }
 
 TEST(SharedMemory, AMappingBeyondTheAddressSpaceIsAFault) {
-  const SharedMemory memory = SharedMemory::create(int64_t{1} << 60);
+  struct Unreserved : SegmentSystem {
+    int reserve(int, int64_t) const override { return 0; }
+    std::optional<int64_t> available() const override { return std::nullopt; }
+  };
+  const SharedMemory memory = SharedMemory::create(int64_t{1} << 60, Unreserved());
   EXPECT_EQ(fault_of([&] { memory.map_read_only(); }),
             "[shared memory] cannot map 1048576.0 TiB: Cannot allocate memory");
   EXPECT_EQ(fault_of([&] { memory.map_writable(0, int64_t{1} << 59); }),
@@ -177,6 +182,63 @@ TEST(SharedMemory, WhatIsNotADescriptorIsAFault) {
   EXPECT_EQ(fault_of([&] { receive_fd(sockets[1].get(), number); }),
             "[shared memory] a peer ended before it sent its descriptor");
   EXPECT_EQ(fault_of([&] { send_fd(sockets[1].get(), 0, 0); }).find("[shared memory] cannot send a descriptor"), 0);
+}
+
+TEST(SharedMemory, AllOfItIsTakenAtOnce) {
+  const SharedMemory memory = SharedMemory::create(100 * kPage);
+  struct stat status = {};
+  ASSERT_EQ(fstat(memory.fd(), &status), 0);
+  EXPECT_EQ(status.st_blocks * 512, 100 * kPage) << "a page that is taken at its first touch may not be there then";
+}
+
+TEST(SharedMemory, MoreThanThereIsIsAFaultThatSaysHowMuchThereIs) {
+  const auto before = open_descriptors();
+  struct Small : SegmentSystem {
+    std::optional<int64_t> available() const override { return 20 * kPage; }
+  };
+  EXPECT_NO_THROW(SharedMemory::create(20 * kPage, Small()));
+  EXPECT_EQ(
+      fault_of([] { SharedMemory::create(20 * kPage + 1, Small()); }),
+      "[shared memory] cannot make a segment of 84.0 KiB: 80.0 KiB available; try fewer parameters a host, or more "
+      "hosts");
+  // The machine itself: nothing has a PiB.
+  const std::string text = fault_of([] { SharedMemory::create(int64_t{1} << 50); });
+  EXPECT_TRUE(text.starts_with("[shared memory] cannot make a segment of 1024.0 TiB: ")) << text;
+  EXPECT_NE(text.find(" available; try"), std::string::npos) << text;
+  EXPECT_EQ(open_descriptors(), before);
+}
+
+TEST(SharedMemory, WhatTheSystemRefusesIsAFaultWithBothSizes) {
+  struct Full : SegmentSystem {
+    std::optional<int64_t> available() const override { return 40 * kPage; }
+    int reserve(int, int64_t) const override {
+      errno = ENOSPC;
+      return -1;
+    }
+  };
+  EXPECT_EQ(fault_of([] { SharedMemory::create(30 * kPage, Full()); }),
+            "[shared memory] cannot make a segment of 120.0 KiB: 160.0 KiB available: No space left on device");
+}
+
+TEST(SharedMemory, WorksWhereTheSystemCannotSealOrReserve) {
+  struct Old : SegmentSystem {
+    int make(unsigned flags) const override {
+      if ((flags & MFD_ALLOW_SEALING) == 0) return SegmentSystem::make(flags);
+      errno = EINVAL;
+      return -1;
+    }
+    int seal(int fd) const override { return SegmentSystem::seal(fd); }  // refused: made without sealing
+    int reserve(int, int64_t) const override {
+      errno = EOPNOTSUPP;
+      return -1;
+    }
+    std::optional<int64_t> available() const override { return std::nullopt; }
+  };
+  const SharedMemory memory = SharedMemory::create(5 * kPage, Old());
+  EXPECT_EQ(Old().seal(memory.fd()), -1);
+  const Mapping all = memory.map_read_only(), mine = memory.map_writable(kPage, 10);
+  mine.data()[3] = std::byte{9};
+  EXPECT_EQ(all.data()[kPage + 3], std::byte{9});
 }
 
 }  // namespace

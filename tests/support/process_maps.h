@@ -70,4 +70,11 @@ inline std::set<std::string> open_descriptors() {
   return result;
 }
 
+/// The number that the next descriptor will have.
+inline int next_descriptor() {
+  const int fd = dup(STDERR_FILENO);
+  close(fd);
+  return fd;
+}
+
 }  // namespace sherd::testing
