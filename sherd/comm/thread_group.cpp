@@ -14,13 +14,15 @@ namespace sherd {
 
 // Collective number k of rank r is the k-th entry of r's list: a pointer to what r offers, and how many peers have
 // taken it. Nothing is copied before all have offered; an offer may be reused once all have taken it, or, after an
-// abort, once nobody is copying from it.
+// abort, once nobody is copying from it. What an exchange offers is a copy that stays until all have taken it, so that
+// an abort that follows the exchange on one rank cannot undo it on another.
 struct ThreadGroup::Shared {
   explicit Shared(int ranks, std::chrono::milliseconds time) : size(ranks), timeout(time) {}
 
   struct Offer {
     const void* data = nullptr;
     Descriptor descriptor;
+    std::shared_ptr<const void> kept = nullptr;  // owns `data` where it outlives the call
     int taken = 0, copying = 0;
   };
   /// The ranks of one transport, by their place in it.
@@ -105,8 +107,11 @@ class ThreadGroup::ThreadTransport : public Transport {
 
   std::vector<double> exchange(std::span<const double> values) override {
     std::vector<double> result(values.size() * static_cast<size_t>(size()));
-    collect(values.data(), "an exchange", {Descriptor::Kind::exchange, static_cast<int64_t>(values.size()), {}},
-            [&](int r, const void* data) {
+    const auto kept = std::make_shared<const std::vector<double>>(values.begin(), values.end());
+    collect({.data = kept->data(),
+             .descriptor = {Descriptor::Kind::exchange, static_cast<int64_t>(values.size()), {}},
+             .kept = kept},
+            "an exchange", [&](int r, const void* data) {
               std::copy_n(static_cast<const double*>(data), values.size(),
                           result.begin() + r * static_cast<int64_t>(values.size()));
             })();
@@ -153,9 +158,10 @@ class ThreadGroup::ThreadTransport : public Transport {
                           std::function<void(int, const at::Tensor&)> take) {
     // The tensor object outlives the offer: the last call withdraws it.
     const auto held = std::make_shared<at::Tensor>(mine);
-    return Pending([held, finish = collect(held.get(), what, descriptor, [take](int r, const void* theirs) {
-                            take(r, *static_cast<const at::Tensor*>(theirs));
-                          })] { finish(); });
+    return Pending([held, finish = collect({.data = held.get(), .descriptor = descriptor}, what,
+                                           [take](int r, const void* theirs) {
+                                             take(r, *static_cast<const at::Tensor*>(theirs));
+                                           })] { finish(); });
   }
 
   /// One collective of this rank: its number since the last recovery, and which recovery that was.
@@ -164,34 +170,38 @@ class ThreadGroup::ThreadTransport : public Transport {
     const char* what;
   };
 
-  // Offers `data` now; the returned function takes every rank's offer of the same number and waits until all took ours.
-  std::function<void()> collect(const void* data, const char* what, const Descriptor& descriptor, Take take) {
+  // Offers now; the returned function takes every rank's offer of the same number and waits until all took ours.
+  std::function<void()> collect(const Shared::Offer& offer, const char* what, Take take) {
     const Shared::Lock lock(shared_->mutex);
     if (shared_->aborted) throw FaultError(*shared_->aborted);
     if (generation_ != shared_->generation) next_ = 0;
     generation_ = shared_->generation;
     const Turn turn{generation_, next_++, what};
-    mine()[turn.number] = {data, descriptor};
+    mine()[turn.number] = offer;
     shared_->changed.notify_all();
     return [this, turn, take = std::move(take)] { finish(turn, take); };
   }
 
   void finish(const Turn& turn, const Take& take) {
     Shared::Lock lock(shared_->mutex);
+    const bool kept = mine()[turn.number].kept != nullptr;
+    const Descriptor descriptor = mine()[turn.number].descriptor;
     try {
       for (int r = 0; r < size(); ++r) {
         auto& theirs = circle_->offers[static_cast<size_t>(r)];
         if (!shared_->wait(lock, turn.generation, turn.what, [&] { return theirs.contains(turn.number); }))
           fault("threads", "waited {} s for rank {}: {}", shared_->seconds(), r, turn.what);
-        compare(mine()[turn.number].descriptor, r, theirs[turn.number].descriptor);
+        compare(descriptor, r, theirs[turn.number].descriptor);
         copy(lock, theirs[turn.number], [&](const void* data) { take(r, data); });
+        if (theirs[turn.number].kept && theirs[turn.number].taken == size()) theirs.erase(turn.number);
       }
+      if (kept) return;
       const auto all_took = [&] { return mine()[turn.number].taken == size(); };
       if (!shared_->wait(lock, turn.generation, turn.what, all_took))
         fault("threads", "rank {} waited {} s until all had taken its part: {}", rank(), shared_->seconds(), turn.what);
     } catch (...) {
       // What we offered lives no longer than this call.
-      if (turn.generation == shared_->generation) {
+      if (!kept && turn.generation == shared_->generation) {
         shared_->changed.wait(lock, [&] { return mine()[turn.number].copying == 0; });
         mine().erase(turn.number);
       }

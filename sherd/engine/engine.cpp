@@ -3,13 +3,36 @@
 #include <cmath>
 
 #include "sherd/base/error.h"
+#include "sherd/engine/broadcast_buffers.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/reduction.h"
 
 namespace sherd {
+namespace {
+
+ShardOptions shard_options(const EngineOptions& options, const Transport& transport) {
+  ShardOptions shard;
+  shard.strategy = find_strategy(options.strategy);
+  shard.reshard_after_forward = options.reshard_after_forward;
+  shard.summing = options.summing;
+  shard.device = options.device;
+  shard.units = options.units;
+  shard.recompute = options.recompute;
+  shard.writing_units = options.writing_units;
+  shard.persistent_below = options.persistent_below;
+  shard.mesh = Mesh::over(transport.size(), transport.rank(), options.replicate, 0);
+  return shard;
+}
+
+}  // namespace
 
 void EngineOptions::validate() const {
-  find_strategy(strategy);
+  const Strategy& row = find_strategy(strategy);
+  if (replicate != 1 && row.name != "hsdp")
+    config_error("mesh.replicate", "got {} with strategy {}, which shards over all ranks, expected 1; try hsdp",
+                 replicate, row.name);
+  if (persistent_below < 0)
+    config_error("persistent_below", "got {} bytes, expected 0 or more; try 65536", persistent_below);
   if (clip && !(*clip > 0)) config_error("clip", "got {}, expected a number above 0, or null; try 1.0", *clip);
   update.validate();
   optimizer.validate();
@@ -23,9 +46,10 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
       optim_groups_(options_.optimizer, options_.optimizer_groups),
       rule_(make_update_rule(options_.update)) {
   options_.validate();
-  const ShardOptions shard_options{find_strategy(options_.strategy), options_.reshard_after_forward, options_.summing,
-                                   options_.device};
-  model_ = std::make_unique<ShardedModel>(module_, *transport_, ledger_, shard_options);
+  // An odd factor: the ranks' seeds are far apart.
+  if (options_.seed)
+    at::manual_seed(*options_.seed + 0x9e3779b97f4a7c15ULL * static_cast<uint64_t>(transport_->rank()));
+  model_ = std::make_unique<ShardedModel>(module_, *transport_, ledger_, shard_options(options_, *transport_));
   for (const auto& group : model_->groups()) {
     const auto& layout = group->layout();
     auto& hyper = hyper_.emplace_back();
@@ -37,6 +61,7 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
       state.push_back(make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device));
   }
   model_->fill(source);
+  if (options_.buffers == Buffers::broadcast) broadcast_buffers(*module_, *transport_);
 }
 
 Engine::~Engine() = default;
@@ -45,18 +70,29 @@ void Engine::backward(const at::Tensor& loss) {
   try {
     loss.backward();
     model_->finish_backward();
-  } catch (...) {
-    model_->abandon_backward();
+  } catch (const std::exception& error) {
+    model_->interrupt(error.what());
     throw;
   }
 }
 
+void Engine::failed_in_forward(const std::exception& error) {
+  model_->interrupt(error.what());
+  if (const auto* torchs = dynamic_cast<const c10::Error*>(&error)) explain_write(*torchs, &model_->root_unit());
+}
+
 StepReport Engine::step(double lr_scale, std::span<const double> shared_values) {
   const at::NoGradGuard no_grad;
-  model_->finish_backward();
   StepReport report;
-  // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
-  report.grad_norm = global_norm(shared_values, report.shared);
+  try {
+    model_->recover();
+    model_->finish_backward();
+    // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
+    report.grad_norm = global_norm(shared_values, report.shared);
+  } catch (const std::exception& error) {
+    model_->interrupt(error.what());
+    throw;
+  }
   double gradient_scale = 1;
   if (options_.clip) gradient_scale = std::min(1.0, *options_.clip / (report.grad_norm + 1e-6));
   ++steps_;
@@ -80,21 +116,43 @@ double Engine::global_norm(std::span<const double> shared_values, std::vector<do
     mine.push_back(sum_of_squares(own_gradient(g)));
   }
   const size_t groups = mine.size();
+  mine.push_back(model_->schedule_hash());
+  mine.push_back(static_cast<double>(steps_));
   mine.insert(mine.end(), shared_values.begin(), shared_values.end());
   const std::vector<double> all = transport_->exchange(mine);
+  check_ranks_agree(all, groups, mine.size());
+  // Where ranks hold the same rows, those of the first replica count.
+  const int owners = model_->groups().front()->layout().ranks;
   double sum = 0;
   for (size_t g = 0; g < groups; ++g)
-    for (size_t r = 0; r < static_cast<size_t>(transport_->size()); ++r) sum += all[r * mine.size() + g];
+    for (size_t r = 0; r < static_cast<size_t>(owners); ++r) sum += all[r * mine.size() + g];
   for (size_t r = 0; r < static_cast<size_t>(transport_->size()); ++r) {
-    const auto first = all.begin() + static_cast<int64_t>(r * mine.size() + groups);
+    const auto first = all.begin() + static_cast<int64_t>(r * mine.size() + groups + 2);
     shared.insert(shared.end(), first, first + static_cast<int64_t>(shared_values.size()));
   }
   return std::sqrt(sum);
 }
 
+// `all`: rank by rank `each` values, of which the two at `at` are the schedule's hash and the number of steps done.
+void Engine::check_ranks_agree(std::span<const double> all, size_t at, size_t each) {
+  std::vector<double> hashes;
+  for (size_t r = 0; r * each < all.size(); ++r) {
+    hashes.push_back(all[r * each + at]);
+    const auto steps = static_cast<int64_t>(all[r * each + at + 1]);
+    if (steps != steps_)
+      fault("step",
+            "got rank {} in step {} and this rank in step {}, expected all ranks in the same one: a fault has "
+            "parted them; try to go on from the last checkpoint",
+            r, steps + 1, steps_ + 1);
+  }
+  model_->compare_schedules(hashes);
+}
+
+bool Engine::holds_first_copy() const { return transport_->rank() < model_->groups().front()->layout().ranks; }
+
 at::Tensor Engine::own_gradient(size_t g) const {
   const int64_t piece = model_->groups()[g]->layout().shard_elements;
-  const int64_t index = model_->store().owned().size() == 1 ? 0 : transport_->rank();
+  const int64_t index = model_->store().owned().size() == 1 ? 0 : model_->store().index();
   return model_->store().gradient(g).narrow(0, index * piece, piece);
 }
 
@@ -108,9 +166,12 @@ void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
       if (values.numel() == 0) continue;
       const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
       const auto piece = [&](const at::Tensor& all) { return all.narrow(0, first, values.numel()); };
-      UpdatePiece update{values, piece(gradient), {}};
+      // Parameters of two bytes are updated in fp32 and rounded.
+      const bool wide = values.scalar_type() == at::kFloat;
+      UpdatePiece update{wide ? values : values.to(at::kFloat), piece(gradient), {}};
       for (const Buffer& state : state_[g]) update.state.push_back(piece(state.tensor));
       rule_->update(update, *hyper_[g][p], {steps_, lr_scale, gradient_scale});
+      if (!wide) values.copy_(update.parameter);
     }
   }
 }
@@ -123,7 +184,7 @@ ShardView Engine::view_of(size_t g, size_t p, int owner, at::Tensor values) cons
 
 std::vector<ShardView> Engine::shards() {
   std::vector<ShardView> views;
-  const int me = transport_->rank();
+  const int me = model_->store().index();
   for (size_t g = 0; g < state_.size(); ++g)
     for (size_t p = 0; p < model_->groups()[g]->parameters().size(); ++p)
       views.push_back(view_of(g, p, me, model_->store().rows(g, p, me)));
@@ -132,7 +193,7 @@ std::vector<ShardView> Engine::shards() {
 
 std::vector<ShardView> Engine::gradient_shards() {
   std::vector<ShardView> views;
-  const int me = transport_->rank();
+  const int me = model_->store().index();
   for (size_t g = 0; g < state_.size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     const auto& layout = model_->groups()[g]->layout();

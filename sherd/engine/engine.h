@@ -20,28 +20,15 @@
 
 #include "sherd/base/parameter_source.h"
 #include "sherd/comm/transport.h"
+#include "sherd/engine/engine_options.h"
 #include "sherd/memory/buffer.h"
 #include "sherd/memory/ledger.h"
 #include "sherd/optim/optim_groups.h"
 #include "sherd/optim/update_rule.h"
+#include "sherd/recompute/tensors_in.h"
 #include "sherd/shard/sharded_model.h"
-#include "sherd/shard/tensors_in.h"
 
 namespace sherd {
-
-struct EngineOptions {
-  std::string strategy = "zero3";  // ddp, zero1, zero2, zero3 (fsdp)
-  ReshardPolicy reshard_after_forward = ReshardPolicy::units;
-  Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
-  std::optional<double> clip = 1.0;  // largest global gradient norm
-  UpdateRuleOptions update = {};     // AdamW
-  Hyperparameters optimizer = {};
-  std::vector<OptimGroup> optimizer_groups = {};
-  at::Device device = at::kCPU;
-
-  /// Throws ConfigError.
-  void validate() const;
-};
 
 /// What a step did, the same on all ranks.
 struct StepReport {
@@ -68,14 +55,20 @@ class Engine {
   /// Runs the whole model: `run` calls it and returns tensors. The root's parameters are there meanwhile.
   template <class Run>
   auto forward(Run&& run) {
-    ForwardScope scope(&model_->root_unit(), {});
-    auto result = run();
-    scope.finish(tensors_in(result));
-    return result;
+    try {
+      ForwardScope scope(&model_->root_unit(), {});
+      auto result = run();
+      scope.finish(tensors_in(result));
+      return result;
+    } catch (const std::exception& error) {
+      failed_in_forward(error);
+      throw;
+    }
   }
 
-  /// loss.backward(), and the reduction of what it made. After an exception this step's gradients are dropped on this
-  /// rank, parameters and optimizer are untouched, and training can go on (if all ranks do the same).
+  /// loss.backward(), and the reduction of what it made. An exception here, in forward() or in step() before it updates
+  /// anything reaches all ranks: their next wait throws FaultError with the cause. Then all gradients of the step are
+  /// dropped, parameters and optimizer are as after the last step, and training can go on with the next forward().
   void backward(const at::Tensor& loss);
   /// Whether the following backwards reduce their gradients or hold them for a later one.
   void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }
@@ -92,13 +85,20 @@ class Engine {
   /// The model's registered buffers by name: whole on every rank, and each rank's own.
   std::vector<std::pair<std::string, at::Tensor>> buffers() const;
 
+  /// What is allowed, but perhaps not meant.
+  const std::vector<std::string>& warnings() const { return model_->warnings(); }
+  /// True where this rank's shards() are not the same as those of a rank before it: these ranks save the model.
+  bool holds_first_copy() const;
+
   Ledger& ledger() { return ledger_; }
   Transport& transport() { return *transport_; }
   ShardedModel& sharded_model() { return *model_; }
   int64_t steps() const { return steps_; }
 
  private:
+  void failed_in_forward(const std::exception& error);
   double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
+  void check_ranks_agree(std::span<const double> all, size_t at, size_t each);
   at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
   void update_group(size_t g, double lr_scale, double gradient_scale);
   ShardView view_of(size_t g, size_t p, int owner, at::Tensor values) const;

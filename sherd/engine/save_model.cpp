@@ -20,8 +20,8 @@ void save_weights(Engine& engine, const std::string& folder) {
   barrier(engine.transport());
   if (!writer) writer.emplace(SafetensorsWriter::open(hugging_face_weights(folder)));
   for (const auto& shard : shards) {
-    if (shard.rows.count == 0) continue;
-    const at::Tensor values = shard.values.cpu();
+    if (shard.rows.count == 0 || !engine.holds_first_copy()) continue;
+    const at::Tensor values = shard.values.cpu().to(at::kFloat);
     writer->write_rows(shard.fqn, shard.rows.first, shard.rows.count, values.const_data_ptr<float>());
   }
   writer->sync();

@@ -10,8 +10,12 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-at::Tensor map_cpu(int64_t elements) {
-  const int64_t bytes = std::max<int64_t>(elements, 1) * static_cast<int64_t>(sizeof(float));
+int64_t bytes_of(int64_t elements, at::ScalarType type) {
+  return elements * static_cast<int64_t>(c10::elementSize(type));
+}
+
+at::Tensor map_cpu(int64_t elements, at::ScalarType type) {
+  const int64_t bytes = std::max<int64_t>(bytes_of(elements, type), 1);
   const int64_t slack = bytes >= kHugePage ? kHugePage : 0;
   const int64_t mapped = round_up(bytes + slack, 4096);
   void* base = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -24,18 +28,19 @@ at::Tensor map_cpu(int64_t elements) {
   }
   return at::from_blob(
       reinterpret_cast<void*>(address), {elements},
-      [base, mapped](void*) { munmap(base, static_cast<size_t>(mapped)); }, at::TensorOptions().dtype(at::kFloat));
+      [base, mapped](void*) { munmap(base, static_cast<size_t>(mapped)); }, at::TensorOptions().dtype(type));
 }
 
 }  // namespace
 
-at::Tensor allocate(int64_t elements, at::Device device) {
-  if (device.is_cpu()) return map_cpu(elements);
-  return at::zeros({elements}, at::TensorOptions().dtype(at::kFloat).device(device));
+at::Tensor allocate(int64_t elements, at::Device device, at::ScalarType type) {
+  if (device.is_cpu()) return map_cpu(elements, type);
+  return at::zeros({elements}, at::TensorOptions().dtype(type).device(device));
 }
 
-Buffer make_buffer(Ledger& ledger, MemoryKind kind, const std::string& unit, int64_t elements, at::Device device) {
-  return {allocate(elements, device), ledger.book(kind, unit, elements * static_cast<int64_t>(sizeof(float)))};
+Buffer make_buffer(Ledger& ledger, MemoryKind kind, const std::string& unit, int64_t elements, at::Device device,
+                   at::ScalarType type) {
+  return {allocate(elements, device, type), ledger.book(kind, unit, bytes_of(elements, type))};
 }
 
 BufferPool::Loan& BufferPool::Loan::operator=(Loan&& other) noexcept {
@@ -53,7 +58,9 @@ void BufferPool::Loan::give_back() {
   buffer_ = {};
 }
 
-BufferPool::Loan BufferPool::lend(int64_t elements) {
+BufferPool::Loan BufferPool::lend(int64_t elements, at::ScalarType type) {
+  const int64_t asked = elements;
+  elements = ceil_div(bytes_of(asked, type), static_cast<int64_t>(sizeof(float)));  // kept buffers are fp32
   Loan loan;
   loan.shelf_ = shelf_;
   // The smallest kept buffer that is large enough, but not one more than twice too large.
@@ -69,7 +76,7 @@ BufferPool::Loan BufferPool::lend(int64_t elements) {
     loan.buffer_ = make_buffer(ledger_, kind_, "", elements, device_);
     ++allocations_;
   }
-  loan.view_ = loan.buffer_.tensor.narrow(0, 0, elements);
+  loan.view_ = loan.buffer_.tensor.narrow(0, 0, elements).view(type).narrow(0, 0, asked);
   return loan;
 }
 

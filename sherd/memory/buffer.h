@@ -1,6 +1,6 @@
 // Buffers of the engine: aligned, booked, and kept.
 //
-// A Buffer is one 1-D fp32 tensor on a device together with its booking. On a CPU it is a private mapping, aligned to
+// A Buffer is one 1-D tensor (fp32 unless said otherwise) on a device together with its booking. On a CPU it is a private mapping, aligned to
 // 2 MiB where it is that large and advised for huge pages, zero-filled by the kernel on first touch.
 // A BufferPool lends buffers and keeps those that come back: after the first step nothing is allocated.
 #pragma once
@@ -14,16 +14,17 @@
 
 namespace sherd {
 
-/// A zero-filled fp32 tensor of `elements` on `device`. Throws FaultError when memory is out.
-at::Tensor allocate(int64_t elements, at::Device device);
+/// A zero-filled tensor of `elements` on `device`. Throws FaultError when memory is out.
+at::Tensor allocate(int64_t elements, at::Device device, at::ScalarType type = at::kFloat);
 
 struct Buffer {
-  at::Tensor tensor;  // [elements], fp32, zero-filled when made
+  at::Tensor tensor;  // [elements], zero-filled when made
   Booking booking;
 };
 
 /// Makes a buffer of `elements` and books it.
-Buffer make_buffer(Ledger& ledger, MemoryKind kind, const std::string& unit, int64_t elements, at::Device device);
+Buffer make_buffer(Ledger& ledger, MemoryKind kind, const std::string& unit, int64_t elements, at::Device device,
+                   at::ScalarType type = at::kFloat);
 
 /// Lends buffers by size. A returned buffer stays allocated (and booked under the pool's kind) for the next loan.
 /// Not thread-safe: one pool a rank. Loans may outlive the pool.
@@ -49,7 +50,7 @@ class BufferPool {
     at::Tensor view_;
   };
 
-  Loan lend(int64_t elements);
+  Loan lend(int64_t elements, at::ScalarType type = at::kFloat);
   /// How many buffers this pool has ever allocated: constant once the first step is over.
   int64_t allocations() const { return allocations_; }
 

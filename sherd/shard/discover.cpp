@@ -29,8 +29,18 @@ size_t lowest_common(const std::vector<FoundUnit>& units, size_t a, size_t b) {
   return a;
 }
 
+int64_t elements_in(const torch::nn::Module& module) {
+  std::unordered_set<const c10::TensorImpl*> seen;
+  int64_t elements = 0;
+  for (const auto& parameter : module.parameters())
+    if (parameter.defined() && seen.insert(parameter.unsafeGetTensorImpl()).second) elements += parameter.numel();
+  return elements;
+}
+
 class Walk {
  public:
+  explicit Walk(const UnitPolicy& policy) : policy_(policy) {}
+
   std::vector<FoundUnit> units;
   std::vector<Use> uses;  // one a tensor, in the order of first sight
 
@@ -40,8 +50,14 @@ class Walk {
     for (const auto& child : module.named_children()) {
       const std::string child_name = joined(name, child.key());
       size_t child_unit = unit;
-      if (auto* base = dynamic_cast<UnitBase*>(child.value().get())) {
+      auto* base = dynamic_cast<UnitBase*>(child.value().get());
+      candidates += base != nullptr ? 1 : 0;
+      // Under a second name it is the same unit: its parameters are tied, which use() sees.
+      if (base != nullptr && known_.contains(base)) {
+        child_unit = known_.at(base);
+      } else if (base != nullptr && chosen(child_name, *child.value())) {
         child_unit = units.size();
+        known_.emplace(base, child_unit);
         units.push_back({child_name, base, unit, 0, {}});
         ++units[unit].children;
       }
@@ -49,7 +65,13 @@ class Walk {
     }
   }
 
+  int candidates = 0;
+
  private:
+  bool chosen(const std::string& name, const torch::nn::Module& module) const {
+    return !policy_ || policy_({name, module, elements_in(module)});
+  }
+
   void use(const std::string& fqn, const at::Tensor& tensor, size_t unit) {
     if (!tensor.defined()) return;
     const auto [it, fresh] = seen_.try_emplace(tensor.unsafeGetTensorImpl(), uses.size());
@@ -60,20 +82,29 @@ class Walk {
     }
   }
 
+  const UnitPolicy& policy_;
   std::unordered_map<const c10::TensorImpl*, size_t> seen_;
+  std::unordered_map<const UnitBase*, size_t> known_;
 };
+
+bool can_be_sharded(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf; }
 
 }  // namespace
 
-std::vector<FoundUnit> discover_units(torch::nn::Module& root) {
-  Walk walk;
+std::vector<FoundUnit> discover_units(torch::nn::Module& root, const UnitPolicy& policy) {
+  Walk walk(policy);
   walk.units.push_back({"", dynamic_cast<UnitBase*>(&root), 0, 0, {}});
   walk.visit(root, "", 0);
+  if (walk.candidates > 0 && walk.units.size() == 1)
+    config_error("units", "got a policy that chooses none of {} units, expected one or more; try all_units()",
+                 walk.candidates);
   std::unordered_set<const c10::StorageImpl*> storages;
   for (auto& use : walk.uses) {
     const at::Tensor& tensor = use.parameter.tensor;
-    if (tensor.scalar_type() != at::kFloat)
-      config_error("shard", "got parameter '{}' of type {}, expected float32; try model.to(torch::kFloat32)",
+    if (!can_be_sharded(tensor.scalar_type()))
+      config_error("shard",
+                   "got parameter '{}' of type {}, expected float32, bfloat16 or float16; try "
+                   "model.to(torch::kFloat32)",
                    use.parameter.fqn, c10::toString(tensor.scalar_type()));
     const c10::StorageImpl* storage = tensor.storage().unsafeGetStorageImpl();
     const bool alone = storage->nbytes() == tensor.nbytes() && storages.insert(storage).second;

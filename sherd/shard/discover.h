@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sherd/shard/unit.h"
+#include "sherd/shard/unit_policy.h"
 
 namespace sherd {
 
@@ -24,10 +25,11 @@ struct FoundUnit {
   std::vector<FoundParameter> parameters;
 };
 
-/// The units of `root` in the order of the module tree, the root first. A parameter belongs to the innermost unit
-/// around it, a tied one to the lowest unit that contains all its uses. Throws ConfigError for a parameter that cannot
-/// be sharded (not fp32, not contiguous).
-std::vector<FoundUnit> discover_units(torch::nn::Module& root);
+/// The units of `root` that `policy` chooses (all, where it is empty) in the order of the module tree, the root first.
+/// A parameter belongs to the innermost of them around it, a tied one to the lowest that contains all its uses. Throws
+/// ConfigError for a parameter that cannot be sharded (not fp32, bf16 or fp16; not contiguous), and for a policy that
+/// chooses none of several units.
+std::vector<FoundUnit> discover_units(torch::nn::Module& root, const UnitPolicy& policy = {});
 
 /// All names of all parameters with the name each is stored under: {"lm_head.weight" -> "model.embed_tokens.weight"}.
 std::vector<std::pair<std::string, std::string>> parameter_aliases(torch::nn::Module& root);

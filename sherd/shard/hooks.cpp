@@ -36,6 +36,15 @@ void add_once(std::vector<AutogradNode>& nodes, const AutogradNode& node) {
 
 AutogradNode producer(const at::TensorBase& tensor) { return tensor.grad_fn(); }
 
+// A leaf's is what accumulates its gradient: not for our own parameters (they have a hook), whose nodes stay for ever
+// and would collect callbacks.
+AutogradNode receiver(const at::TensorBase& base) {
+  const at::Tensor tensor(base);
+  if (!tensor.requires_grad()) return {};
+  const AutogradNode node = torch::autograd::impl::gradient_edge(tensor).function;
+  return tensor.is_leaf() && !node->post_hooks().empty() ? AutogradNode() : node;
+}
+
 }  // namespace
 
 void before_node(torch::autograd::Node& node, std::function<void()> call) {
@@ -62,8 +71,8 @@ std::vector<AutogradNode> producer_nodes(const std::vector<at::Tensor>& tensors)
   std::vector<AutogradNode> nodes;
   for (const auto& tensor : tensors) {
     if (!tensor.defined() || !tensor.requires_grad()) continue;
-    const AutogradNode base = tensor.is_view() ? producer(tensor._base()) : AutogradNode();
-    add_once(nodes, base ? base : producer(tensor));
+    const AutogradNode base = tensor.is_view() ? receiver(tensor._base()) : AutogradNode();
+    add_once(nodes, base ? base : receiver(tensor));
   }
   return nodes;
 }

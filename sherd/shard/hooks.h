@@ -22,8 +22,9 @@ AutogradNode after_accumulation(const at::Tensor& parameter, std::function<void(
 /// the grad_fns of their bases (an in-place operation on a view replaces its own grad_fn). Without duplicates.
 std::vector<AutogradNode> output_nodes(const std::vector<at::Tensor>& tensors);
 
-/// One node for each tensor that needs a gradient and has a producer: it runs after all users of the tensor are done
-/// in backward. For a view the base's producer, which even in-place operations do not replace.
+/// One node for each tensor that needs a gradient: its producer, or for a leaf what accumulates its gradient. It runs
+/// after all users of the tensor are done in backward. For a view the base's node, which even in-place operations do
+/// not replace.
 std::vector<AutogradNode> producer_nodes(const std::vector<at::Tensor>& tensors);
 
 /// True inside backward, on the thread that runs it.

@@ -4,14 +4,8 @@
 
 namespace sherd {
 
-ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters,
-                       Spread spread)
-    : store_(store),
-      index_(index),
-      layout_(plan.layout),
-      trainable_(plan.trainable),
-      spread_(spread),
-      parameters_(std::move(parameters)) {
+ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters)
+    : store_(store), index_(index), plan_(plan), parameters_(std::move(parameters)) {
   arm();
 }
 
@@ -29,10 +23,15 @@ void ParamGroup::unshard() {
 
 void ParamGroup::reshard() {
   if (state_ == GroupState::sharded) return;
-  if (spread_ == Spread::sharded) {
+  if (plan_.parameters == Spread::sharded) {
     arm();
     store_.reshard(index_);
   }
+  state_ = GroupState::sharded;
+}
+
+void ParamGroup::interrupt() noexcept {
+  if (plan_.parameters == Spread::sharded) arm();
   state_ = GroupState::sharded;
 }
 
@@ -49,7 +48,7 @@ void ParamGroup::arm() {
     storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
         fmt::format("[shard] parameter '{}' of unit '{}' was used while it is sharded; try to use it inside its unit's "
                     "forward, or through the engine's sharded views",
-                    layout_.parameters[p].fqn, layout_.unit.empty() ? "the root" : layout_.unit));
+                    layout().parameters[p].fqn, layout().unit.empty() ? "the root" : layout().unit));
   }
   pointed_ = nullptr;
 }
@@ -60,10 +59,10 @@ void ParamGroup::point_to(const at::Tensor& whole) {
   for (size_t p = 0; p < parameters_.size(); ++p) {
     auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
     storage->clear_data_ptr_access_error_msg_();
-    storage->set_data_ptr_noswap(
-        at::DataPtr(static_cast<float*>(base) + layout_.parameters[p].offset, parameters_[p].device()));
+    storage->set_data_ptr_noswap(at::DataPtr(
+        static_cast<char*>(base) + layout().parameters[p].offset * plan_.element_bytes(), parameters_[p].device()));
     // An in-place write would be lost, or reach other ranks: it throws. (Kernels that only read ask for const data.)
-    storage->set_throw_on_mutable_data_ptr();
+    if (plan_.access == Access::read) storage->set_throw_on_mutable_data_ptr();
   }
   pointed_ = base;
 }

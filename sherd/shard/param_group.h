@@ -22,7 +22,7 @@ enum class GroupState {
 class ParamGroup {
  public:
   /// `parameters` in the order of the plan's layout. All are armed until the first unshard.
-  ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters, Spread spread);
+  ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters);
 
   /// Leaves the parameters armed: their memory goes with the store.
   ~ParamGroup() { arm(); }
@@ -33,13 +33,16 @@ class ParamGroup {
   void unshard();
   /// Makes the tensors unusable where the strategy spreads parameters; otherwise leaves them.
   void reshard();
+  /// As sharded, after the store has dropped what was under way.
+  void interrupt() noexcept;
   /// After this rank has written its rows: peers may read them, and a backward that saved the old values throws.
   void publish();
 
   GroupState state() const { return state_; }
   size_t index() const { return index_; }
-  const GroupLayout& layout() const { return layout_; }
-  bool trainable() const { return trainable_; }
+  const GroupLayout& layout() const { return plan_.layout; }
+  at::ScalarType type() const { return plan_.type; }
+  bool trainable() const { return plan_.trainable; }
   const std::vector<at::Tensor>& parameters() const { return parameters_; }
 
  private:
@@ -48,9 +51,7 @@ class ParamGroup {
 
   Store& store_;
   size_t index_;
-  GroupLayout layout_;
-  bool trainable_;
-  Spread spread_;
+  GroupPlan plan_;
   std::vector<at::Tensor> parameters_;
   GroupState state_ = GroupState::sharded;
   void* pointed_ = nullptr;

@@ -11,6 +11,10 @@ namespace {
 constexpr size_t kRingSlots = 2;
 constexpr int64_t kFloatBytes = sizeof(float);
 
+std::string name_of(const GroupLayout& layout) {
+  return layout.unit.empty() ? "the root" : fmt::format("unit '{}'", layout.unit);
+}
+
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
   std::vector<int> all(static_cast<size_t>(transport.size()));
@@ -20,20 +24,24 @@ std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
 
 }  // namespace
 
-PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
-    : transport_(transport),
+PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan plan)
+    : transports_(std::move(transports)),
+      transport_(*transports_.shard),
       plan_(std::move(plan)),
-      owned_(owners(transport, plan_.strategy)),
+      owned_(owners(transport_, plan_.strategy)),
       unsharded_(ledger, MemoryKind::unsharded, plan_.device),
       communication_(ledger, MemoryKind::communication, plan_.device),
       groups_(plan_.groups.size()) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
     const GroupLayout& where = layout(g);
-    if (keeps_whole()) {
-      group.whole_buffer = make_buffer(ledger, MemoryKind::parameters, where.unit, where.whole_elements, plan_.device);
+    const auto parameters = [&](int64_t elements) {
+      return make_buffer(ledger, MemoryKind::parameters, where.unit, elements, plan_.device, plan_.groups[g].type);
+    };
+    if (keeps_whole(g)) {
+      group.whole_buffer = parameters(where.whole_elements);
     } else {
-      group.shard = make_buffer(ledger, MemoryKind::parameters, where.unit, where.shard_elements, plan_.device);
+      group.shard = parameters(where.shard_elements);
     }
     if (!plan_.groups[g].trainable) continue;
     const bool dedicated = plan_.groups[g].slot == SlotKind::dedicated || replicates_optimizer();
@@ -43,7 +51,8 @@ PrivateStore::PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan)
       const int64_t all = where.shard_elements * transport_.size();
       int64_t kept = in_place ? where.shard_elements : 0;
       if (plan_.strategy.gradients == Spread::whole) kept = all;
-      group.dedicated = {allocate(all, plan_.device), ledger.book(MemoryKind::gradients, where.unit, kept * kFloatBytes)};
+      group.dedicated = {allocate(all, plan_.device),
+                         ledger.book(MemoryKind::gradients, where.unit, kept * kFloatBytes)};
       group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * kFloatBytes);
     }
     if (in_place && replicates_optimizer()) {
@@ -62,7 +71,7 @@ at::Tensor PrivateStore::rows(size_t g, size_t parameter, int owner) {
   const auto& p = layout(g).parameters[parameter];
   const Rows rows = layout(g).rows(parameter, owner);
   const int64_t count = rows.count * p.row_elements;
-  if (keeps_whole()) return groups_[g].whole_buffer.tensor.narrow(0, p.offset + rows.first * p.row_elements, count);
+  if (keeps_whole(g)) return groups_[g].whole_buffer.tensor.narrow(0, p.offset + rows.first * p.row_elements, count);
   SHERD_CHECK(owner == transport_.rank());
   return groups_[g].shard.tensor.narrow(0, p.shard_offset, count);
 }
@@ -73,16 +82,17 @@ void PrivateStore::publish(size_t g) {
   // Where every rank updates all rows, or there is one rank, the whole buffer is up to date already.
   const bool complete = transport_.size() == 1 || replicates_optimizer();
   group.whole = complete ? Whole::ready : Whole::stale;
-  if (!keeps_whole()) reshard(g);
+  if (!keeps_whole(g)) reshard(g);
 }
 
 void PrivateStore::begin_unshard(size_t g) {
   Group& group = groups_[g];
   if (group.whole != Whole::stale || transport_.size() == 1) return;
   const GroupLayout& where = layout(g);
+  const at::ScalarType type = plan_.groups[g].type;
   at::Tensor mine;
-  if (keeps_whole()) {
-    group.send = communication_.lend(where.shard_elements);
+  if (keeps_whole(g)) {
+    group.send = communication_.lend(where.shard_elements, type);
     mine = group.send.tensor();
     for (size_t p = 0; p < where.parameters.size(); ++p) {
       const at::Tensor own = rows(g, p, transport_.rank());
@@ -90,17 +100,18 @@ void PrivateStore::begin_unshard(size_t g) {
     }
   } else {
     mine = group.shard.tensor;
-    group.loan = unsharded_.lend(where.whole_elements);
+    group.loan = unsharded_.lend(where.whole_elements, type);
   }
-  group.received = communication_.lend(where.shard_elements * transport_.size());
-  group.gather = transport_.all_gather(mine, group.received.tensor());
+  group.received = communication_.lend(where.shard_elements * transport_.size(), type);
+  // Transports move fp32; a shard is a multiple of 16 elements of two bytes or more.
+  group.gather = transport_.all_gather(mine.view(at::kFloat), group.received.tensor().view(at::kFloat), name_of(where));
   group.whole = Whole::in_flight;
 }
 
 at::Tensor PrivateStore::unshard(size_t g) {
   Group& group = groups_[g];
   begin_unshard(g);
-  const at::Tensor whole = keeps_whole() ? group.whole_buffer.tensor : group.loan.tensor();
+  const at::Tensor whole = keeps_whole(g) ? group.whole_buffer.tensor : group.loan.tensor();
   if (group.whole == Whole::in_flight) {
     group.gather.wait();
     const GroupLayout& where = layout(g);
@@ -121,10 +132,23 @@ at::Tensor PrivateStore::unshard(size_t g) {
   return whole;
 }
 
+// What a writing unit has changed in this rank's own rows stays; what it has changed in others' is lost.
+void PrivateStore::keep_written_rows(size_t g) {
+  const GroupLayout& where = layout(g);
+  for (size_t p = 0; p < where.parameters.size(); ++p) {
+    const auto& parameter = where.parameters[p];
+    const Rows own = where.rows(p, transport_.rank());
+    rows(g, p, transport_.rank())
+        .copy_(groups_[g].loan.tensor().narrow(0, parameter.offset + own.first * parameter.row_elements,
+                                               own.count * parameter.row_elements));
+  }
+}
+
 void PrivateStore::reshard(size_t g) {
-  if (keeps_whole()) return;
+  if (keeps_whole(g)) return;
   Group& group = groups_[g];
   group.gather.wait();
+  if (group.whole == Whole::ready && plan_.groups[g].access == Access::write) keep_written_rows(g);
   group.received.give_back();
   group.loan.give_back();
   group.whole = Whole::stale;
@@ -155,7 +179,7 @@ void PrivateStore::contribute(size_t g) {
   const at::Tensor slot = slot_tensor(g);
   if (transport_.size() > 1) {
     group.exchanged = communication_.lend(slot.numel());
-    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor());
+    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor(), name_of(layout(g)));
   }
   group.outstanding = true;
   if (!group.dedicated.tensor.defined()) ring_.push_back(g);
@@ -167,25 +191,48 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   SHERD_CHECK(group.outstanding);
   const int64_t piece = layout(g).shard_elements;
   const at::Tensor mine = group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
-  if (transport_.size() == 1) {
-    const at::Tensor slot = slot_tensor(g);
-    canonical_sum({&slot, 1}, mine, round);
-  } else {
-    group.exchange.wait();
-    std::vector<at::Tensor> sources;
-    for (int r = 0; r < transport_.size(); ++r) sources.push_back(group.exchanged.tensor().narrow(0, r * piece, piece));
-    canonical_sum(sources, mine, round);
-    if (replicates_optimizer()) {
-      // Every rank updates every row: the summed pieces travel on.
-      group.exchanged.tensor().narrow(0, 0, piece).copy_(mine);
-      transport_.all_gather(group.exchanged.tensor().narrow(0, 0, piece), group.gradient).wait();
-    }
-    group.exchanged.give_back();
+  group.exchange.wait();
+  sum_over_ranks(g, mine, round);
+  if (replicates_optimizer()) {
+    // Every rank updates every row: the summed pieces travel on.
+    group.exchanged.tensor().narrow(0, 0, piece).copy_(mine);
+    transport_.all_gather(group.exchanged.tensor().narrow(0, 0, piece), group.gradient, name_of(layout(g))).wait();
   }
+  group.exchanged.give_back();
   group.slot.give_back();
   group.outstanding = false;
   std::erase(ring_, g);
   return true;
+}
+
+// Along the shard axis, then along the replicas: with a power of two of shards that is the canonical tree over all
+// ranks.
+void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round) {
+  const int64_t piece = layout(g).shard_elements;
+  const at::Tensor all = transport_.size() == 1 ? slot_tensor(g) : groups_[g].exchanged.tensor();
+  std::vector<at::Tensor> sources;
+  for (int r = 0; r < transport_.size(); ++r) sources.push_back(all.narrow(0, r * piece, piece));
+  if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round);
+
+  const int replicas = transports_.replicas->size();
+  const BufferPool::Loan sum = communication_.lend(piece), sums = communication_.lend(piece * replicas);
+  canonical_sum(sources, sum.tensor(), Round::first);
+  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), name_of(layout(g))).wait();
+  sources.clear();
+  for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
+  canonical_sum(sources, mine, round);
+}
+
+void PrivateStore::drop() noexcept {
+  for (Group& group : groups_) {
+    group.gather = Pending();
+    group.exchange = Pending();
+    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged}) loan->give_back();
+    // Which gathers have ended differs between ranks; all are done again. (Else every rank has the whole anyway.)
+    if (transport_.size() > 1 && !replicates_optimizer()) group.whole = Whole::stale;
+    group.outstanding = false;
+  }
+  ring_.clear();
 }
 
 }  // namespace sherd

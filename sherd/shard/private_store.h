@@ -11,7 +11,7 @@ namespace sherd {
 
 class PrivateStore : public Store {
  public:
-  PrivateStore(Transport& transport, Ledger& ledger, StorePlan plan);
+  PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan plan);
 
   void begin_unshard(size_t g) override;
   at::Tensor unshard(size_t g) override;
@@ -24,14 +24,17 @@ class PrivateStore : public Store {
   at::Tensor open_slot(size_t g) override;
   void contribute(size_t g) override;
   bool reduce(size_t g, Round round, Patience patience) override;
+  int index() const override { return transport_.rank(); }
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+  void drop() noexcept override;
+  void restart() override { barrier(transport_); }
 
  private:
   enum class Whole { stale, in_flight, ready };
 
   struct Group {
-    // Parameters. Strategy zero3: `shard` stays, `loan` is the whole buffer while unsharded. Else: `whole_buffer`
-    // stays.
+    // Parameters. Spread over the ranks: `shard` stays, `loan` is the whole buffer while unsharded. Else:
+    // `whole_buffer` stays.
     Whole whole = Whole::stale;
     Buffer shard, whole_buffer;
     BufferPool::Loan loan, send, received;
@@ -45,12 +48,15 @@ class PrivateStore : public Store {
     at::Tensor gradient;
   };
 
-  bool keeps_whole() const { return plan_.strategy.parameters == Spread::whole || transport_.size() == 1; }
+  bool keeps_whole(size_t g) const { return plan_.groups[g].parameters == Spread::whole || transport_.size() == 1; }
   bool replicates_optimizer() const { return owned_.size() > 1; }
   const GroupLayout& layout(size_t g) const { return plan_.groups[g].layout; }
   at::Tensor slot_tensor(size_t g) const;
+  void keep_written_rows(size_t g);
+  void sum_over_ranks(size_t g, const at::Tensor& mine, Round round);
 
-  Transport& transport_;
+  StoreTransports transports_;
+  Transport& transport_;  // transports_.shard
   StorePlan plan_;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;

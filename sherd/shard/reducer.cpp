@@ -65,8 +65,9 @@ void Reducer::deposit(size_t g, size_t p) {
   const auto& layout = group.layout();
   const auto& parameter = layout.parameters[p];
   at::Tensor& held = group.parameters()[p].mutable_grad();
-  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == at::kFloat, "[shard] got a ", held.layout(), " ",
-              held.scalar_type(), " gradient for '", parameter.fqn, "', expected dense float32");
+  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == group.type(), "[shard] got a ", held.layout(), " ",
+              held.scalar_type(), " gradient for '", parameter.fqn, "', expected a dense one of ", group.type(),
+              "; try a layer without sparse gradients");
   const at::Tensor gradient = held.detach().contiguous().view(-1);
   for (int r = 0; r < layout.ranks; ++r) {
     const Rows rows = layout.rows(p, r);
@@ -153,9 +154,8 @@ void Reducer::start_window() {
   for (auto& entry : entries_) entry.rounds = 0;
 }
 
-void Reducer::abandon() {
-  bool done = true;
-  while (!pending_.empty()) reduce_oldest(Patience::wait, done);
+void Reducer::abandon() noexcept {
+  pending_.clear();
   for (size_t g = 0; g < groups_.size(); ++g) {
     for (const auto& parameter : groups_[g]->parameters()) parameter.mutable_grad().reset();
     entries_[g].slot.reset();

@@ -39,8 +39,8 @@ class Reducer {
   void finish();
   /// The step is over: the next round starts new sums.
   void start_window();
-  /// Drops the round under way and what this window has summed. All ranks must do so at the same place.
-  void abandon();
+  /// Drops the round under way and what this window has summed, with a store that does the same.
+  void abandon() noexcept;
 
   /// Rounds of group g that are reduced since the window began.
   int rounds(size_t g) const { return entries_[g].rounds; }

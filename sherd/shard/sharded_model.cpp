@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
+#include "sherd/optim/optim_groups.h"
 #include "sherd/shard/discover.h"
 
 namespace sherd {
@@ -28,6 +30,37 @@ std::vector<size_t> reduction_order(const StorePlan& plan) {
   return order;
 }
 
+// The ranks are replicate x shard, row by row. On one host there is one copy of everything: the mesh does not matter.
+StoreTransports transports_on(const Mesh& mesh, Transport& transport) {
+  const auto all = std::shared_ptr<Transport>(std::shared_ptr<void>(), &transport);
+  if (mesh.replicate == 1 || transport.host_segment() != nullptr) return {all, nullptr};
+  std::vector<int> row, column;
+  for (int i = 0; i < mesh.shard; ++i) row.push_back(mesh.replicate_index() * mesh.shard + i);
+  for (int i = 0; i < mesh.replicate; ++i) column.push_back(i * mesh.shard + mesh.shard_index());
+  return {all->subgroup(row), all->subgroup(column)};
+}
+
+bool matches_any(const std::vector<std::string>& patterns, const std::string& name) {
+  return std::any_of(patterns.begin(), patterns.end(),
+                     [&](const auto& pattern) { return glob_matches(pattern, name); });
+}
+
+// Parameters that communicate together: one type, trainable or not. Trainable ones first, types as they appear.
+std::vector<std::vector<FoundParameter>> in_groups(const std::vector<FoundParameter>& parameters) {
+  std::vector<std::vector<FoundParameter>> groups;
+  for (const bool trainable : {true, false}) {
+    const size_t first = groups.size();
+    for (const auto& p : parameters) {
+      if (p.tensor.requires_grad() != trainable) continue;
+      auto group = std::find_if(groups.begin() + static_cast<std::ptrdiff_t>(first), groups.end(),
+                                [&](const auto& g) { return g[0].tensor.scalar_type() == p.tensor.scalar_type(); });
+      if (group == groups.end()) group = groups.insert(group, std::vector<FoundParameter>());
+      group->push_back(p);
+    }
+  }
+  return groups;
+}
+
 }  // namespace
 
 ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger,
@@ -40,12 +73,13 @@ ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& t
   // Strategies that hold whole gradients have every slot to themselves.
   if (options.strategy.gradients == Spread::whole)
     for (auto& group : plan.groups) group.slot = SlotKind::dedicated;
-  store_ = make_store(transport_, ledger, plan);
+  StoreTransports transports = transports_on(options.mesh, transport_);
+  warn_of_large_units(plan);
+  store_ = make_store(std::move(transports), ledger, plan);
 
   std::vector<ParamGroup*> pointers;
   for (size_t g = 0; g < plan.groups.size(); ++g) {
-    groups_.push_back(
-        std::make_unique<ParamGroup>(*store_, g, plan.groups[g], std::move(tensors[g]), options.strategy.parameters));
+    groups_.push_back(std::make_unique<ParamGroup>(*store_, g, plan.groups[g], std::move(tensors[g])));
     pointers.push_back(groups_.back().get());
     units_[unit_of_group_[g]]->groups().push_back(pointers.back());
   }
@@ -64,22 +98,34 @@ ShardedModel::~ShardedModel() {
   for (UnitBase* unit : attached_) unit->attach(nullptr);
 }
 
-void ShardedModel::make_units(ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors) {
-  const std::vector<FoundUnit> found = discover_units(*root_);
+void ShardedModel::make_units(const ShardOptions& options, StorePlan& plan,
+                              std::vector<std::vector<at::Tensor>>& tensors) {
+  const std::vector<FoundUnit> found = discover_units(*root_, options.units);
+  for (const auto& pattern : options.writing_units)
+    if (std::none_of(found.begin(), found.end(), [&](const auto& unit) { return glob_matches(pattern, unit.name); }))
+      config_error("writing_units", "got '{}', which no unit's name matches; try one of the units' names", pattern);
+  const bool on_host = transport_.host_segment() != nullptr;
+  const int owners = on_host || options.mesh.replicate == 1 ? transport_.size() : options.mesh.shard;
+  size_t outermost = 0;
   for (size_t u = 0; u < found.size(); ++u) {
-    units_.push_back(
-        std::make_shared<UnitState>(*this, found[u].name, u, after_forward(options.reshard_after_forward, u == 0)));
+    const bool recomputed = u != 0 && found[u].parent == 0 && options.recompute.applies_to(outermost++);
+    units_.push_back(std::make_shared<UnitState>(*this, found[u].name, u,
+                                                 after_forward(options.reshard_after_forward, u == 0),
+                                                 recomputed ? Activations::recompute : Activations::keep));
     if (found[u].unit != nullptr && u != 0) {
       found[u].unit->attach(units_.back());
       attached_.push_back(found[u].unit);
     }
-    for (const bool trainable : {true, false}) {
-      std::vector<FoundParameter> members;
-      for (const auto& p : found[u].parameters)
-        if (p.tensor.requires_grad() == trainable) members.push_back(p);
-      if (members.empty()) continue;
-      GroupPlan group{lay_out(found[u].name, shapes_of(members), transport_.size()),
-                      found[u].children > 0 ? SlotKind::dedicated : SlotKind::ring, trainable};
+    for (const auto& members : in_groups(found[u].parameters)) {
+      GroupPlan group;
+      group.layout = lay_out(found[u].name, shapes_of(members), owners);
+      group.slot = found[u].children > 0 ? SlotKind::dedicated : SlotKind::ring;
+      group.trainable = members[0].tensor.requires_grad();
+      group.type = members[0].tensor.scalar_type();
+      if (group.layout.whole_elements * group.element_bytes() < options.persistent_below)
+        group.parameters = Spread::whole;
+      if (options.strategy.parameters == Spread::whole) group.parameters = Spread::whole;
+      if (matches_any(options.writing_units, found[u].name)) group.access = Access::write;
       plan.groups.push_back(std::move(group));
       unit_of_group_.push_back(u);
       tensors.emplace_back();
@@ -97,15 +143,39 @@ void ShardedModel::fill(const ParameterSource& source) {
         const Rows rows = layout.rows(p, owner);
         if (rows.count == 0) continue;
         const at::Tensor to = store_->rows(g, p, owner);
-        const at::Tensor staged = to.is_cpu() ? to : at::empty(to.sizes(), at::kFloat);
+        const bool direct = to.is_cpu() && to.scalar_type() == at::kFloat;
+        const at::Tensor staged = direct ? to : at::empty(to.sizes(), at::kFloat);
         const auto& parameter = layout.parameters[p];
         source({parameter.fqn, rows.first, rows.count, parameter.row_elements}, staged.mutable_data_ptr<float>());
-        if (!to.is_cpu()) to.copy_(staged);
+        if (!direct) to.copy_(staged);
       }
     }
   }
   publish();
   barrier(transport_);
+}
+
+void ShardedModel::warn_of_large_units(const StorePlan& plan) {
+  std::vector<int64_t> bytes(units_.size(), 0);
+  int64_t all = 0;
+  for (size_t g = 0; g < plan.groups.size(); ++g) {
+    bytes[unit_of_group_[g]] += plan.groups[g].layout.whole_elements * plan.groups[g].element_bytes();
+    all += plan.groups[g].layout.whole_elements * plan.groups[g].element_bytes();
+  }
+  const auto largest = std::max_element(bytes.begin(), bytes.end());
+  if (transport_.size() == 1 || 2 * *largest <= all) return;
+  const std::string& name = units_[static_cast<size_t>(largest - bytes.begin())]->name();
+  warnings_.push_back(fmt::format(
+      "{} holds {} of the model's {}: whole parameters and gradients of it take up to {} on each rank at once; "
+      "try smaller units",
+      name.empty() ? "the root" : fmt::format("unit '{}'", name), format_bytes(*largest), format_bytes(all),
+      format_bytes(2 * *largest)));
+}
+
+void ShardedModel::compare_schedules(std::span<const double> hashes) const {
+  std::vector<std::string> names;
+  for (const auto& unit : units_) names.push_back(unit->name());
+  schedule_.compare(hashes, transport_, names);
 }
 
 void ShardedModel::set_gradients(Gradients gradients) {
@@ -118,7 +188,9 @@ void ShardedModel::entering_forward(UnitState& unit) {
     entering_backward();
     return;
   }
-  if (in_backward_) abandon_backward();  // An exception left it.
+  if (in_backward_) interrupt("an exception ended a backward");
+  recover();
+  if (at::GradMode::is_enabled()) schedule_.add(unit.index());
   if (unit.index() == 0 || forward_order_now_.size() > 4 * units_.size())
     forward_order_ = std::exchange(forward_order_now_, {});
   forward_order_now_.push_back(unit.index());
@@ -166,14 +238,29 @@ void ShardedModel::finish_backward() {
   for (const auto& unit : units_) unit->end_backward();
 }
 
-void ShardedModel::abandon_backward() {
+void ShardedModel::interrupt(std::string_view cause) noexcept {
+  transport_.abort(cause);
+  interrupted_ = true;
   in_backward_ = false;
   reducer_->abandon();
-  for (const auto& unit : units_) unit->end_backward();
+  schedule_.clear();
+  // Ranks were interrupted at different places: prefetching by what each has seen would part their collectives.
+  forward_order_.clear();
+  forward_order_now_.clear();
+  store_->drop();
+  for (const auto& unit : units_) unit->interrupt();
+}
+
+void ShardedModel::recover() {
+  if (!interrupted_) return;
+  transport_.recover();
+  store_->restart();
+  interrupted_ = false;
 }
 
 void ShardedModel::publish() {
   reducer_->start_window();
+  schedule_.clear();
   for (const auto& group : groups_) group->publish();
 }
 

@@ -8,12 +8,16 @@
 #include <vector>
 
 #include "sherd/base/parameter_source.h"
+#include "sherd/comm/mesh.h"
 #include "sherd/comm/transport.h"
 #include "sherd/memory/ledger.h"
+#include "sherd/recompute/recompute_policy.h"
 #include "sherd/shard/param_group.h"
 #include "sherd/shard/reducer.h"
+#include "sherd/shard/schedule.h"
 #include "sherd/shard/store.h"
 #include "sherd/shard/unit.h"
+#include "sherd/shard/unit_policy.h"
 #include "sherd/shard/unit_state.h"
 
 namespace sherd {
@@ -30,6 +34,11 @@ struct ShardOptions {
   ReshardPolicy reshard_after_forward = ReshardPolicy::units;
   Summing summing = Summing::apart;
   at::Device device = at::kCPU;
+  UnitPolicy units = {};                        // which units are sharded on their own; all of them
+  RecomputePolicy recompute = {};               // whose activations are made again in backward; none
+  std::vector<std::string> writing_units = {};  // globs: units that change their parameters in forward
+  int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
+  Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
 };
 
 class ShardedModel : public UnitObserver {
@@ -45,6 +54,12 @@ class ShardedModel : public UnitObserver {
   /// Whether anything was reduced into group g since the last publish().
   bool has_gradients(size_t g) const { return reducer_->rounds(g) > 0; }
 
+  /// What is allowed, but perhaps not meant: one unit that holds most of the model.
+  const std::vector<std::string>& warnings() const { return warnings_; }
+  /// This rank's schedule since the last publish(), and what compares it.
+  double schedule_hash() const { return schedule_.hash(); }
+  void compare_schedules(std::span<const double> hashes) const;
+
   UnitState& root_unit() { return *units_.front(); }
   Store& store() { return *store_; }
   const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }
@@ -53,8 +68,13 @@ class ShardedModel : public UnitObserver {
   void set_gradients(Gradients gradients);
   /// Ends the backward under way, if it has not ended by itself. Idempotent.
   void finish_backward();
-  /// After an exception in forward or backward: drops all gradients of this step.
-  void abandon_backward();
+  /// After an exception in forward, backward or the exchange before an update: drops all gradients of this step and
+  /// tells the other ranks, whose next wait throws with the cause. Their next forward, and this rank's, starts with
+  /// recover().
+  void interrupt(std::string_view cause) noexcept;
+  /// Waits for all ranks, and makes everything ready for a new step from the parameters of the last one. Collective;
+  /// nothing where nothing was interrupted.
+  void recover();
   /// After the update: publishes every group and starts a new window of rounds.
   void publish();
 
@@ -66,7 +86,8 @@ class ShardedModel : public UnitObserver {
   int64_t backward_number() const override { return backward_number_; }
   bool all_gradients_seen(const UnitState& unit) const override;
   void accumulated(size_t g, size_t p);
-  void make_units(ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors);
+  void make_units(const ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors);
+  void warn_of_large_units(const StorePlan& plan);
 
   std::shared_ptr<torch::nn::Module> root_;
   Transport& transport_;
@@ -79,8 +100,11 @@ class ShardedModel : public UnitObserver {
   std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
 
+  Schedule schedule_;
+  std::vector<std::string> warnings_;
   Gradients gradients_ = Gradients::reduce;
   bool in_backward_ = false;
+  bool interrupted_ = false;
   int64_t backward_number_ = 0;
   std::vector<size_t> forward_order_;      // units as they ran in the last whole forward: drives prefetch in forward
   std::vector<size_t> forward_order_now_;  // in the one under way: drives prefetch in its backward

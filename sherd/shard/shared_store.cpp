@@ -12,8 +12,8 @@ namespace {
 constexpr int64_t kFloat = sizeof(float);
 constexpr int64_t kSlotAlignment = 1024;  // elements: slots start on pages
 
-at::Tensor tensor_over(std::byte* data, int64_t elements) {
-  return at::from_blob(data, {elements}, at::TensorOptions().dtype(at::kFloat));
+at::Tensor tensor_over(std::byte* data, int64_t elements, at::ScalarType type = at::kFloat) {
+  return at::from_blob(data, {elements}, at::TensorOptions().dtype(type));
 }
 
 }  // namespace
@@ -34,27 +34,31 @@ GroupEpochs& SharedStore::epochs(size_t g, int rank) const {
 }
 
 void SharedStore::make_parameters(Ledger& ledger) {
-  int64_t elements = 0;
+  int64_t bytes = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
-    groups_[g].whole_offset = elements;
-    elements += plan_.groups[g].layout.whole_elements;
+    groups_[g].whole_offset = bytes;
+    bytes += plan_.groups[g].layout.whole_elements * plan_.groups[g].element_bytes();
   }
-  parameters_ = host_.share(elements * kFloat, 0);
+  parameters_ = host_.share(bytes, 0);
   view_ = parameters_.map_read_only();
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
     const GroupLayout& layout = plan_.groups[g].layout;
-    group.whole = tensor_over(view_.data() + group.whole_offset * kFloat, layout.whole_elements);
+    const int64_t size = plan_.groups[g].element_bytes();
+    group.whole = tensor_over(view_.data() + group.whole_offset, layout.whole_elements, plan_.groups[g].type);
+    if (plan_.groups[g].access == Access::write)
+      group.copy = make_buffer(ledger, MemoryKind::parameters, layout.unit, layout.whole_elements, at::kCPU,
+                               plan_.groups[g].type);
     int64_t own_elements = 0;
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
       const auto& parameter = layout.parameters[p];
       const Rows rows = layout.rows(p, host_.rank());
-      const int64_t first = group.whole_offset + parameter.offset + rows.first * parameter.row_elements;
+      const int64_t first = parameter.offset + rows.first * parameter.row_elements;
       const int64_t count = rows.count * parameter.row_elements;
-      group.own_rows.push_back(parameters_.map_writable(first * kFloat, count * kFloat));
+      group.own_rows.push_back(parameters_.map_writable(group.whole_offset + first * size, count * size));
       own_elements += count;
     }
-    group.bookings.push_back(ledger.book(MemoryKind::parameters, layout.unit, own_elements * kFloat));
+    group.bookings.push_back(ledger.book(MemoryKind::parameters, layout.unit, own_elements * size));
   }
 }
 
@@ -104,22 +108,51 @@ void SharedStore::make_gradients(Ledger& ledger) {
 }
 
 at::Tensor SharedStore::unshard(size_t g) {
-  const uint64_t version = groups_[g].published;
+  Group& group = groups_[g];
+  const uint64_t version = group.published;
   for (int r = 0; r < host_.size(); ++r) {
     const auto& line = epochs(g, r);
     host_.wait_for(
         r, [&] { return line.published.load(std::memory_order_acquire) >= version; }, "updated parameters");
   }
-  return groups_[g].whole;
+  if (!group.copy.tensor.defined()) return group.whole;
+  if (std::exchange(group.copied, version) != version) copy_peers_rows(g);
+  return group.copy.tensor;
+}
+
+// What this rank has changed in its own rows stays; what it has changed in others' is lost.
+void SharedStore::copy_peers_rows(size_t g) {
+  const GroupLayout& layout = plan_.groups[g].layout;
+  for (size_t p = 0; p < layout.parameters.size(); ++p) {
+    const auto& parameter = layout.parameters[p];
+    for (int r = 0; r < host_.size(); ++r) {
+      const Rows rows = layout.rows(p, r);
+      const int64_t first = parameter.offset + rows.first * parameter.row_elements;
+      const int64_t count = rows.count * parameter.row_elements;
+      if (r != host_.rank() && count > 0)
+        groups_[g].copy.tensor.narrow(0, first, count).copy_(groups_[g].whole.narrow(0, first, count));
+    }
+  }
 }
 
 at::Tensor SharedStore::rows(size_t g, size_t parameter, int owner) {
   SHERD_CHECK(owner == host_.rank());
+  if (groups_[g].copy.tensor.defined()) {
+    const auto& p = plan_.groups[g].layout.parameters[parameter];
+    const Rows own = plan_.groups[g].layout.rows(parameter, owner);
+    return groups_[g].copy.tensor.narrow(0, p.offset + own.first * p.row_elements, own.count * p.row_elements);
+  }
+  return segment_rows(g, parameter);
+}
+
+at::Tensor SharedStore::segment_rows(size_t g, size_t parameter) {
   const Mapping& mapping = groups_[g].own_rows[parameter];
-  return tensor_over(mapping.data(), mapping.bytes() / kFloat);
+  return tensor_over(mapping.data(), mapping.bytes() / plan_.groups[g].element_bytes(), plan_.groups[g].type);
 }
 
 void SharedStore::publish(size_t g) {
+  if (groups_[g].copy.tensor.defined())
+    for (size_t p = 0; p < groups_[g].own_rows.size(); ++p) segment_rows(g, p).copy_(rows(g, p, host_.rank()));
   epochs(g, host_.rank()).published.store(++groups_[g].published, std::memory_order_release);
   host_.notify();
 }
@@ -188,6 +221,19 @@ bool SharedStore::reduce(size_t g, Round round, Patience patience) {
   epochs(g, host_.rank()).reduced.store(++group.reduced, std::memory_order_release);
   host_.notify();
   return true;
+}
+
+// All ranks have stopped: nobody looks at the counters now. What an interrupted round has left in a slot is
+// overwritten.
+void SharedStore::restart() {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    groups_[g].contributed = groups_[g].reduced = 0;
+    epochs(g, host_.rank()).contributed.store(0, std::memory_order_relaxed);
+    epochs(g, host_.rank()).reduced.store(0, std::memory_order_relaxed);
+  }
+  ring_user_[0] = ring_user_[1] = -1;
+  ring_next_ = 0;
+  barrier(host_);
 }
 
 }  // namespace sherd

@@ -24,13 +24,18 @@ class SharedStore : public Store {
   at::Tensor open_slot(size_t g) override;
   void contribute(size_t g) override;
   bool reduce(size_t g, Round round, Patience patience) override;
+  int index() const override { return host_.rank(); }
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+  void drop() noexcept override {}
+  void restart() override;
 
  private:
   struct Group {
     int64_t whole_offset = 0;       // in the parameter segment, in elements
     std::vector<Mapping> own_rows;  // one a parameter
     at::Tensor whole;               // over the read-only mapping
+    Buffer copy;                    // Access::write: this rank's whole buffer, as of `copied`
+    uint64_t copied = 0;
     int64_t dedicated_offset = -1;  // in a gradient segment, in elements; -1: ring
     int64_t slot_offset = 0;        // of the round under way
     uint64_t contributed = 0, reduced = 0, published = 0;
@@ -43,6 +48,8 @@ class SharedStore : public Store {
   void make_parameters(Ledger& ledger);
   void make_gradients(Ledger& ledger);
   void wait_until_reduced(size_t g);
+  void copy_peers_rows(size_t g);
+  at::Tensor segment_rows(size_t g, size_t parameter);
 
   HostSegment& host_;
   StorePlan plan_;

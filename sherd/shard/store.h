@@ -2,8 +2,9 @@
 // SharedStore (one host: one copy of the parameters, peers read gradients in place) and PrivateStore (any transport:
 // each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
 //
-// All tensors are 1-D fp32 in the layouts of [Note: Layout]. Collective calls (publish, unshard, contribute, reduce)
-// come in the same order on all ranks.
+// All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients fp32. Collective
+// calls (publish, unshard, contribute, reduce) come in the same order on all ranks. "This rank" is its index among the
+// ranks that the parameters are spread over.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -30,10 +31,21 @@ enum class Summing {
   apart,     // in a buffer of its own: any number of rounds
 };
 
+/// What a unit's forward may do with the group's parameters.
+enum class Access {
+  read,   // one copy serves all ranks of a host
+  write,  // each rank has a copy that it may change in place
+};
+
 struct GroupPlan {
   GroupLayout layout;
   SlotKind slot = SlotKind::ring;
   bool trainable = true;
+  at::ScalarType type = at::kFloat;
+  Spread parameters = Spread::sharded;  // between uses; the strategy's, or whole for small groups
+  Access access = Access::read;
+
+  int64_t element_bytes() const { return static_cast<int64_t>(c10::elementSize(type)); }
 };
 
 struct StorePlan {
@@ -63,6 +75,8 @@ class Store {
   virtual at::Tensor rows(size_t g, size_t parameter, int owner) = 0;
   /// This rank has written its rows of g; the next unshard on every rank sees them.
   virtual void publish(size_t g) = 0;
+  /// This rank's index among the owners of rows.
+  virtual int index() const = 0;
 
   // Gradients, in rounds: open_slot, fill, contribute, reduce.
   /// The group whose round this rank has to reduce before g can have a slot; -1 when none.
@@ -76,9 +90,23 @@ class Store {
   virtual bool reduce(size_t g, Round round, Patience patience) = 0;
   /// Reduced gradients, rank-major pieces of owned(): [owned().size() * shard_elements].
   virtual at::Tensor gradient(size_t g) = 0;
+
+  // After a fault: drop() what is under way (this rank alone; does not wait), then, when all ranks have done so and the
+  // transport has recovered, restart() (collective). Parameters stay as published.
+  virtual void drop() noexcept = 0;
+  virtual void restart() = 0;
 };
 
-/// Makes the store of `transport`. Collective. Both outlive it.
+/// The transports that a store works on. `replicas` is null but where each rank of `shard` has peers with the same
+/// rows.
+struct StoreTransports {
+  std::shared_ptr<Transport> shard;     // the ranks that rows are spread over
+  std::shared_ptr<Transport> replicas;  // the ranks that own the same rows as this one
+};
+
+/// Makes the store. Collective over both transports.
+std::unique_ptr<Store> make_store(StoreTransports transports, Ledger& ledger, StorePlan plan);
+/// On one axis. The transport outlives the store.
 std::unique_ptr<Store> make_store(Transport& transport, Ledger& ledger, StorePlan plan);
 
 }  // namespace sherd

@@ -18,7 +18,7 @@ struct Strategy {
   Spread optimizer;   // master weights and moments
 };
 
-/// ddp, zero1, zero2, zero3.
+/// ddp, zero1, zero2, zero3, and hsdp: zero3 along the mesh's shard axis, the same on each replicate index.
 std::span<const Strategy> strategies();
 
 /// By name; "fsdp" is zero3. Throws ConfigError.

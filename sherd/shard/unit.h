@@ -13,7 +13,9 @@
 #include <memory>
 #include <utility>
 
-#include "sherd/shard/tensors_in.h"
+#include "sherd/base/error.h"
+#include "sherd/recompute/recompute.h"
+#include "sherd/recompute/tensors_in.h"
 #include "sherd/shard/unit_forward.h"
 #include "sherd/shard/unit_state.h"
 
@@ -38,17 +40,44 @@ class UnitImpl : public Block, public UnitBase {
   /// For a forward that returns nothing: what it makes, it leaves in its arguments.
   template <class... Args>
   void run_in_place(Args&&... args) {
+    if (state_ && state_->activations() == Activations::recompute)
+      config_error("recompute", "got unit '{}', whose forward returns nothing, expected results; try recompute: none",
+                   state_->name());
     ForwardScope scope(state_.get(), tensors_in(args...));
-    Block::forward(std::forward<Args>(args)...);
-    scope.finish({});
+    try {
+      Block::forward(std::forward<Args>(args)...);
+      scope.finish({});
+    } catch (const c10::Error& error) {
+      explain_write(error, state_.get());
+      throw;
+    }
   }
 
   template <class... Args>
   auto run(Args&&... args) {
     ForwardScope scope(state_.get(), tensors_in(args...));
-    auto result = Block::forward(std::forward<Args>(args)...);
-    scope.finish(tensors_in(result));
-    return result;
+    try {
+      auto result = forward_of_block(std::forward<Args>(args)...);
+      scope.finish(tensors_in(result));
+      return result;
+    } catch (const c10::Error& error) {
+      explain_write(error, state_.get());
+      throw;
+    }
+  }
+
+ private:
+  template <class... Args>
+  auto forward_of_block(Args&&... args) {
+    if (!state_ || state_->activations() == Activations::keep) return Block::forward(std::forward<Args>(args)...);
+    // The graph may outlive the model: the model owns the state, and this block as well.
+    const auto call = [this, weak = std::weak_ptr(state_)](auto&&... arguments) {
+      const auto alive = weak.lock();
+      if (!alive)
+        fault("recompute", "got backward through a model that is gone; try to keep the engine alive until then");
+      return Block::forward(std::forward<decltype(arguments)>(arguments)...);
+    };
+    return recompute(call, std::forward<Args>(args)...);
   }
 };
 

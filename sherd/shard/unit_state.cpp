@@ -4,6 +4,8 @@
 
 #include <algorithm>
 
+#include "sherd/base/error.h"
+
 namespace sherd {
 
 struct UnitState::ForwardRecord {
@@ -26,12 +28,18 @@ void UnitState::reshard() {
 }
 
 void UnitState::maybe_reshard() {
-  if (active_ == 0 && observer_.all_gradients_seen(*this)) reshard();
+  const bool passed = active_ == 0 && passed_ == observer_.backward_number();
+  if (passed && observer_.all_gradients_seen(*this)) reshard();
 }
 
 void UnitState::end_backward() {
   active_ = 0;
   reshard();
+}
+
+void UnitState::interrupt() noexcept {
+  active_ = 0;
+  for (auto* group : groups_) group->interrupt();
 }
 
 void UnitState::output_reached(ForwardRecord& record) {
@@ -47,7 +55,22 @@ void UnitState::output_reached(ForwardRecord& record) {
 void UnitState::producer_reached(ForwardRecord& record) {
   if (record.backward != observer_.backward_number() || ++record.reached != record.producers) return;
   --active_;
+  passed_ = record.backward;
   maybe_reshard();
+}
+
+void explain_write(const c10::Error& error, const UnitState* unit) {
+  constexpr std::string_view kWrite = "Cannot access data pointer of Tensor (e.g. FakeTensor";
+  if (unit == nullptr || std::string_view(error.what()).find(kWrite) == std::string_view::npos) return;
+  std::string parameters;
+  for (const auto* group : unit->groups())
+    for (const auto& parameter : group->layout().parameters)
+      parameters += (parameters.empty() ? "'" : ", '") + parameter.fqn + "'";
+  fault(
+      "shard",
+      "got a write in place to a parameter of {} (one of {}) in its forward, expected reads: all ranks of a host share "
+      "it; try EngineOptions::writing_units with its name",
+      unit->name().empty() ? "the root" : fmt::format("unit '{}'", unit->name()), parameters);
 }
 
 ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs) : unit_(unit) {

@@ -2,8 +2,9 @@
 //
 // [Note: Reshard in backward] A unit's parameters are needed until (1) all its gradients are there and (2) the
 // producers of its inputs have started, for every forward whose backward has begun: only then has nothing of the unit's
-// own graph still to run. Whatever is missed (no inputs with gradients, parts of the graph not run) is made up at the
-// end of backward. A forward inside backward (recompute) never reshards.
+// own graph still to run. Whatever is missed is made up at the end of backward: parts of the graph that do not run, and
+// units without inputs that need gradients, which come last anyway (a gradient of theirs may be there before all their
+// uses are done, where those are recomputed). A forward inside backward (recompute) never reshards.
 #pragma once
 
 #include <memory>
@@ -34,14 +35,20 @@ class UnitObserver {
 };
 
 enum class AfterForward { reshard, keep };
+enum class Activations { keep, recompute };
 
 class UnitState : public std::enable_shared_from_this<UnitState> {
  public:
-  UnitState(UnitObserver& observer, std::string name, size_t index, AfterForward after_forward)
-      : observer_(observer), name_(std::move(name)), index_(index), after_forward_(after_forward) {}
+  UnitState(UnitObserver& observer, std::string name, size_t index, AfterForward after_forward, Activations activations)
+      : observer_(observer),
+        name_(std::move(name)),
+        index_(index),
+        after_forward_(after_forward),
+        activations_(activations) {}
 
   const std::string& name() const { return name_; }
   size_t index() const { return index_; }
+  Activations activations() const { return activations_; }
   std::vector<ParamGroup*>& groups() { return groups_; }
   const std::vector<ParamGroup*>& groups() const { return groups_; }
 
@@ -51,6 +58,8 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   void maybe_reshard();
   /// Everything that backward has left open is closed.
   void end_backward();
+  /// The same after a fault, with a store that has dropped what was under way.
+  void interrupt() noexcept;
 
  private:
   friend class ForwardScope;
@@ -63,9 +72,14 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   std::string name_;
   size_t index_;
   AfterForward after_forward_;
+  Activations activations_;
   std::vector<ParamGroup*> groups_;
-  int active_ = 0;  // forwards whose backward has begun and whose producers have not all started
+  int active_ = 0;       // forwards whose backward has begun and whose producers have not all started
+  int64_t passed_ = -1;  // the backward in which the producers of some forward have all started
 };
+
+/// Throws FaultError naming the unit if `error` is what torch says of a write to read-only parameters; else returns.
+void explain_write(const c10::Error& error, const UnitState* unit);
 
 /// Around one forward of a unit: unshards at once; finish() with the outputs installs the hooks. Destroyed without
 /// finish() (an exception in forward), it only reshards. A null state does nothing at all. Inputs that the forward has

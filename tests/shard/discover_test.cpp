@@ -142,8 +142,13 @@ void expect_refused(Root& root, const std::string& parameter, const std::string&
   EXPECT_NE(text.find("try " + advice), std::string::npos) << text;
 }
 
-TEST(DiscoverUnits, OtherTypesThanFloat32AreRefused) {
-  for (const at::ScalarType type : {at::kDouble, at::kHalf, at::kBFloat16}) {
+TEST(DiscoverUnits, OtherTypesThanFloatsOfTwoOrFourBytesAreRefused) {
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    Root root;
+    root.branch->first->register_parameter("narrow", weight().to(type));
+    EXPECT_NO_THROW(discover_units(root));
+  }
+  for (const at::ScalarType type : {at::kDouble, at::kComplexFloat}) {
     Root root;
     root.branch->first->register_parameter("wide", weight().to(type));
     expect_refused(root, "branch.first.wide", "model.to(torch::kFloat32)");

@@ -40,10 +40,18 @@ TEST(OutputNodes, StillRunBeforeUsesOfAViewThatIsWrittenInPlace) {
   EXPECT_EQ(x.grad().sum().item<float>(), 36);
 }
 
-TEST(ProducerNodes, OfLeavesThereAreNone) {
-  EXPECT_TRUE(producer_nodes({at::Tensor(), at::ones({2}), leaf()}).empty());
+TEST(ProducerNodes, OfLeavesAreWhatAccumulatesTheirGradients) {
+  EXPECT_TRUE(producer_nodes({at::Tensor(), at::ones({2})}).empty());
   const at::Tensor x = leaf(), view = x.view({6});
-  EXPECT_EQ(producer_nodes({view}), Nodes{node_of(view)});  // its base is a leaf: its own it is
+  const Nodes nodes = producer_nodes({x, view});
+  ASSERT_EQ(nodes.size(), 1u);
+  EXPECT_EQ(nodes[0], torch::autograd::impl::grad_accumulator(x));
+}
+
+TEST(ProducerNodes, OfOurOwnParametersThereAreNone) {
+  const at::Tensor x = leaf();
+  const AutogradNode kept = after_accumulation(x, [] {});
+  EXPECT_TRUE(producer_nodes({x}).empty());
 }
 
 TEST(ProducerNodes, AreOneATensorAndOfViewsTheBases) {

@@ -21,10 +21,11 @@ struct Toy {
   Toy(Transport& transport, const Strategy& strategy, std::string unit = "unit1")
       : transport(transport), plan(toy_plan(strategy, transport.size(), SlotKind::ring)) {
     plan.groups[1].layout.unit = std::move(unit);
+    for (auto& group : plan.groups) group.parameters = strategy.parameters;
     store = make_store(transport, ledger, plan);
     for (const auto& p : plan.groups[1].layout.parameters) tensors.push_back(at::zeros(p.sizes).requires_grad_());
     for (const auto& tensor : tensors) made.push_back(tensor.unsafeGetTensorImpl());
-    group.emplace(*store, 1, plan.groups[1], tensors, strategy.parameters);
+    group.emplace(*store, 1, plan.groups[1], tensors);
   }
   void update(int version) {
     write_rows(*store, plan.groups[1], 1, version);

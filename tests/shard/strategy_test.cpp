@@ -18,7 +18,8 @@ TEST(Strategy, EachSpreadsOneKindOfStateMore) {
   EXPECT_EQ(row("zero1"), (std::array{whole, whole, sharded}));
   EXPECT_EQ(row("zero2"), (std::array{whole, sharded, sharded}));
   EXPECT_EQ(row("zero3"), (std::array{sharded, sharded, sharded}));
-  EXPECT_EQ(strategies().size(), 4u);
+  EXPECT_EQ(row("hsdp"), row("zero3"));
+  EXPECT_EQ(strategies().size(), 5u);
 }
 
 TEST(Strategy, FsdpIsZero3) { EXPECT_EQ(&find_strategy("fsdp"), &find_strategy("zero3")); }
@@ -30,7 +31,7 @@ TEST(Strategy, UnknownNameSaysWhichThereAre) {
       ADD_FAILURE() << "found '" << name << "'";
     } catch (const ConfigError& error) {
       EXPECT_EQ(std::string(error.what()),
-                fmt::format("[strategy] got '{}', expected ddp, zero1, zero2, zero3 or fsdp; try zero3", name));
+                fmt::format("[strategy] got '{}', expected ddp, zero1, zero2, zero3, fsdp or hsdp; try zero3", name));
     }
   }
 }

@@ -50,7 +50,9 @@ inline StorePlan toy_plan(const Strategy& strategy, int ranks, SlotKind slot, si
   if (strategy.gradients == Spread::whole) slot = SlotKind::dedicated;
   const auto shapes = toy_shapes();
   for (size_t g = 0; g < groups; ++g)
-    plan.groups.push_back({lay_out("unit" + std::to_string(g), shapes[g], ranks), slot, true});
+    plan.groups.push_back({.layout = lay_out("unit" + std::to_string(g), shapes[g], ranks),
+                           .slot = slot,
+                           .parameters = strategy.parameters});
   return plan;
 }
 

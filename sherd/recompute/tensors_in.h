@@ -81,4 +81,14 @@ std::vector<at::Tensor> tensors_in(const T&... values) {
   return found;
 }
 
+/// Puts `replacement(tensor)` in the place of each tensor in `value`, which the caller owns.
+template <class T, class F>
+void replace_tensors(T& value, F&& replacement) {
+  static_assert(!std::is_const_v<T>);
+  // Visitors hand out const references; what they refer to lies inside `value`, which is not const.
+  detail::visit_tensors(value, [&](const at::Tensor& tensor) {
+    const_cast<at::Tensor&>(tensor) = replacement(tensor);  // NOLINT(cppcoreguidelines-pro-type-const-cast)
+  });
+}
+
 }  // namespace sherd

@@ -1,4 +1,4 @@
-#include "sherd/shard/tensors_in.h"
+#include "sherd/recompute/tensors_in.h"
 
 #include <ATen/ops/full.h>
 #include <gtest/gtest.h>
