@@ -5,17 +5,29 @@
 //   bench_kernels [--benchmark_filter=REGEX] [--benchmark_min_time=SECONDS]
 #include <ATen/Parallel.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_log_softmax.h>
 #include <ATen/ops/add.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/exp.h>
+#include <ATen/ops/full.h>
 #include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
+#include <ATen/ops/rms_norm.h>
+#include <ATen/ops/silu.h>
+#include <ATen/ops/silu_backward.h>
 #include <ATen/ops/zeros_like.h>
 #include <benchmark/benchmark.h>
 
 #include <cmath>
 
 #include "sherd/kernels/adamw.h"
+#include "sherd/kernels/cross_entropy.h"
 #include "sherd/kernels/norm.h"
 #include "sherd/kernels/reduce.h"
+#include "sherd/kernels/rms_norm.h"
+#include "sherd/kernels/rotate.h"
+#include "sherd/kernels/silu.h"
 
 namespace {
 
@@ -120,6 +132,115 @@ void sum_of_squares(benchmark::State& state) {
       [&] { benchmark::DoNotOptimize(norm += at::linalg_vector_norm(x, 2).item<double>()); });
 }
 
+// A block's elementwise parts, in the sizes of a step: rows of `dim`, in cache where a model's would be.
+struct Rows {
+  int64_t rows, dim, n;
+  at::Tensor x, other, gradient, out, out2;
+  explicit Rows(const benchmark::State& state)
+      : rows(state.range(0)),
+        dim(state.range(1)),
+        n(rows * dim),
+        x(at::randn({rows, dim})),
+        other(at::randn({rows, dim})),
+        gradient(at::randn({rows, dim})),
+        out(at::zeros({rows, dim})),
+        out2(at::zeros({rows, dim})) {}
+};
+
+const float* in(const at::Tensor& tensor) { return tensor.const_data_ptr<float>(); }
+float* to(const at::Tensor& tensor) { return tensor.mutable_data_ptr<float>(); }
+
+// Yardstick: torch's rms_norm.
+void rms_norm(benchmark::State& state) {
+  const Rows t(state);
+  const at::Tensor weight = at::randn({t.dim}), inverse = at::zeros({t.rows});
+  interleave(
+      state, t.n,
+      [&] {
+        sherd::kernels::rms_norm({t.rows, t.dim}, 1e-5, in(t.x), in(weight), to(t.out), to(inverse));
+      },
+      [&] { benchmark::DoNotOptimize(at::rms_norm(t.x, {t.dim}, weight, 1e-5)); });
+}
+
+// Yardstick: the backward of torch's rms_norm.
+void rms_norm_backward(benchmark::State& state) {
+  const Rows t(state);
+  const at::Tensor weight = at::randn({t.dim}), inverse = at::zeros({t.rows}), dweight = at::zeros({t.dim});
+  sherd::kernels::rms_norm({t.rows, t.dim}, 1e-5, in(t.x), in(weight), to(t.out), to(inverse));
+  const at::Tensor leaf = t.x.clone().requires_grad_(), weight_leaf = weight.clone().requires_grad_();
+  const at::Tensor y = at::rms_norm(leaf, {t.dim}, weight_leaf, 1e-5);
+  interleave(
+      state, t.n,
+      [&] {
+        sherd::kernels::rms_norm_backward({t.rows, t.dim}, in(t.x), in(weight), in(inverse), in(t.gradient),
+                                          {to(t.out), to(dweight)});
+      },
+      [&] {
+        leaf.mutable_grad().reset();
+        weight_leaf.mutable_grad().reset();
+        y.backward(t.gradient, /*retain_graph=*/true);
+      });
+}
+
+// Yardstick: torch's silu and product.
+void silu_product(benchmark::State& state) {
+  const Rows t(state);
+  interleave(
+      state, t.n, [&] { sherd::kernels::silu_product(t.n, in(t.x), in(t.other), to(t.out)); },
+      [&] { benchmark::DoNotOptimize(at::silu(t.x) * t.other); });
+}
+
+// Yardstick: the four operators of torch's backward.
+void silu_product_backward(benchmark::State& state) {
+  const Rows t(state);
+  const at::Tensor activated = at::silu(t.x);
+  interleave(
+      state, t.n,
+      [&] { sherd::kernels::silu_product_backward(t.n, in(t.x), in(t.other), in(t.gradient), to(t.out), to(t.out2)); },
+      [&] {
+        benchmark::DoNotOptimize(t.gradient * activated);
+        benchmark::DoNotOptimize(at::silu_backward(t.gradient * t.other, t.x));
+      });
+}
+
+// Heads of 64. Yardstick: the formula in torch's operators.
+void rotate_halves(benchmark::State& state) {
+  const Rows t(state);
+  const at::Tensor rope = at::randn({2, t.rows, 32}), halves = t.x.view({t.rows, -1, 2, 32});
+  const at::Tensor cosine = rope[0].unsqueeze(1), sine = rope[1].unsqueeze(1);
+  interleave(
+      state, t.n,
+      [&] {
+        sherd::kernels::rotate_halves({t.rows, t.dim / 64, 32}, {in(rope), in(rope) + t.rows * 32, t.rows, 0},
+                                      sherd::kernels::Turn::forward, in(t.x), to(t.out));
+      },
+      [&] {
+        const at::Tensor first = halves.select(2, 0), second = halves.select(2, 1);
+        benchmark::DoNotOptimize(at::cat({first * cosine - second * sine, second * cosine + first * sine}, -1));
+      });
+}
+
+// Loss and gradient; dim is the vocabulary. Both read fresh logits. Yardstick: torch's operators, in place where they
+// can.
+void cross_entropy(benchmark::State& state) {
+  const Rows t(state);
+  const at::Tensor targets = at::randint(t.dim, {t.rows}, at::kLong), index = targets.unsqueeze(1);
+  std::vector<double> losses(static_cast<size_t>(t.rows));
+  interleave(
+      state, t.n,
+      [&] {
+        t.out.copy_(t.x);
+        sherd::kernels::cross_entropy_gradient({t.rows, t.dim, t.dim, targets.const_data_ptr<int64_t>(), -100}, 1e-3,
+                                               to(t.out), losses.data());
+      },
+      [&] {
+        t.out.copy_(t.x);
+        const at::Tensor log_softmax = at::_log_softmax(t.out, 1, false);
+        benchmark::DoNotOptimize(log_softmax.gather(1, index).sum());
+        at::exp(log_softmax).mul_(1e-3).scatter_add_(1, index, at::full({t.rows, 1}, -1e-3));
+      });
+}
+
 constexpr int64_t kMillion = 1 << 20;
 constexpr auto kUnit = benchmark::kMillisecond;
 
@@ -128,6 +249,12 @@ BENCHMARK(tree_sum)->UseManualTime()->Unit(kUnit)->ArgsProduct({{1, 2, 3, 4, 8, 
 BENCHMARK(add)->UseManualTime()->Unit(kUnit)->Arg(256 * 1024)->Arg(16 * kMillion);
 BENCHMARK(copy)->UseManualTime()->Unit(kUnit)->Arg(256 * 1024)->Arg(4 * kMillion)->Arg(16 * kMillion);
 BENCHMARK(sum_of_squares)->UseManualTime()->Unit(kUnit)->Arg(4096)->Arg(16 * kMillion);
+BENCHMARK(rms_norm)->UseManualTime()->Unit(kUnit)->Args({512, 512})->Args({512, 4096});
+BENCHMARK(rms_norm_backward)->UseManualTime()->Unit(kUnit)->Args({512, 512})->Args({512, 4096});
+BENCHMARK(silu_product)->UseManualTime()->Unit(kUnit)->Args({512, 1408})->Args({512, 11008});
+BENCHMARK(silu_product_backward)->UseManualTime()->Unit(kUnit)->Args({512, 1408})->Args({512, 11008});
+BENCHMARK(rotate_halves)->UseManualTime()->Unit(kUnit)->Args({512, 512})->Args({512, 4096});
+BENCHMARK(cross_entropy)->UseManualTime()->Unit(kUnit)->Args({256, 8192})->Args({128, 32000});
 
 }  // namespace
 

@@ -141,4 +141,8 @@ at::Tensor LlamaImpl::loss(const at::Tensor& tokens, const at::Tensor& targets, 
   return linear_cross_entropy(hidden(tokens).flatten(0, 1), head_weight(), targets.flatten(), scale);
 }
 
+at::Tensor LlamaImpl::forward(const at::Tensor& tokens, const at::Tensor& targets, double scale) {
+  return loss(tokens, targets, scale);
+}
+
 }  // namespace sherd

@@ -63,7 +63,6 @@ class LlamaBlockImpl : public torch::nn::Module {
 
 using LlamaBlockFactory = std::function<std::shared_ptr<LlamaBlockImpl>(const LlamaConfig&)>;
 
-/// The factory of unwrapped blocks.
 std::shared_ptr<LlamaBlockImpl> plain_llama_block(const LlamaConfig& config);
 
 /// The whole model. Tokens and targets are int64, [batch, time], time <= config.context. Rows longer than a window cost
@@ -85,9 +84,7 @@ class LlamaImpl : public torch::nn::Module {
   at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, double scale);
 
   /// What a trainer calls: loss().
-  at::Tensor forward(const at::Tensor& tokens, const at::Tensor& targets, double scale) {
-    return loss(tokens, targets, scale);
-  }
+  at::Tensor forward(const at::Tensor& tokens, const at::Tensor& targets, double scale);
 
  private:
   const at::Tensor& head_weight() const;
