@@ -54,7 +54,7 @@ int train(const TrainConfig& config, int rank) {
 CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
   CLI::App* command = app.add_subcommand("train", "Train a model");
   command->add_option("config", options.config, "The configuration, a JSON file")->required();
-  command->add_option("--strategy", options.strategy, "ddp, zero1, zero2, zero3 (or fsdp): the key \"strategy\"");
+  command->add_option("--strategy", options.strategy, "ddp, zero1, zero2, zero3 (or fsdp), hsdp: the key \"strategy\"");
   command->add_option("--transport", options.transport, "auto, host or gloo: the key \"transport\"");
   command
       ->add_option("--ranks", options.ranks,

@@ -76,12 +76,27 @@ void check_combinations(const TrainConfig& config) {
     config_error("config", "got {} for 'schedule.warmup', expected at most 'steps' ({}); try {}",
                  config.schedule.warmup, config.steps, config.steps / 10);
   }
-  if (config.reshard_after_forward == ReshardAfterForward::always && config.strategy != "zero3") {
+  if (config.reshard_after_forward == ReshardAfterForward::always && config.strategy != "zero3" &&
+      config.strategy != "hsdp") {
     config_error(
         "config",
         "got true for 'reshard_after_forward' with strategy \"{}\", which keeps parameters whole, expected \"auto\" "
         "or false; try \"auto\", or strategy \"zero3\"",
         config.strategy);
+  }
+  if (config.replicate > 1 && config.strategy != "hsdp") {
+    config_error(
+        "config",
+        "got {} for 'mesh.replicate' with strategy \"{}\", which shards over all ranks, expected 1; try strategy "
+        "\"hsdp\"",
+        config.replicate, config.strategy);
+  }
+  if (config.persistent_below > 0 && config.strategy != "zero3" && config.strategy != "hsdp") {
+    config_error(
+        "config",
+        "got {} for 'persistent_below' with strategy \"{}\", which keeps parameters whole, expected 0; try 0, or "
+        "strategy \"zero3\"",
+        config.persistent_below, config.strategy);
   }
   if (config.eval_every > 0 && config.data.validation == 0) {
     config_error("config",

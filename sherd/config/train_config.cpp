@@ -8,6 +8,7 @@
 #include "sherd/config/check_config.h"
 #include "sherd/config/json_file.h"
 #include "sherd/config/json_reader.h"
+#include "sherd/recompute/recompute_policy.h"
 
 namespace sherd {
 namespace {
@@ -185,6 +186,16 @@ void read_reshard(JsonReader& reader, ReshardAfterForward& reshard) {
   }
 }
 
+void read_recompute(JsonReader& reader, std::string& recompute) {
+  if (!reader.string("recompute", recompute)) return;
+  try {
+    recompute = RecomputePolicy::parse(recompute).text();
+  } catch (const ConfigError&) {
+    config_error("config", "got {} for 'recompute', expected none, full or every:K with K of at least 1; try \"full\"",
+                 describe(recompute));
+  }
+}
+
 json model_to_json(const ModelConfig& model) {
   json out = json::object();
   if (!model.path.empty()) out["path"] = model.path;
@@ -293,9 +304,11 @@ TrainConfig read_train_config(const json& document) {
   section("schedule", read_schedule, config.schedule);
   section("mesh", read_mesh, config);
   read_clip(reader, config.clip);
-  reader.choice("strategy", config.strategy, {"ddp", "zero1", "zero2", "zero3", "fsdp"});
+  reader.choice("strategy", config.strategy, {"ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp"});
   if (config.strategy == "fsdp") config.strategy = "zero3";
   read_reshard(reader, config.reshard_after_forward);
+  read_recompute(reader, config.recompute);
+  reader.integer("persistent_below", config.persistent_below, {.min = 0, .max = std::numeric_limits<int64_t>::max()});
   reader.string("transport", config.transport);
   reader.string("device", config.device);
   reader.integer("steps", config.steps, {});
@@ -334,6 +347,8 @@ json to_json(const TrainConfig& config) {
       {"clip", config.clip ? json(*config.clip) : json(nullptr)},
       {"strategy", config.strategy},
       {"reshard_after_forward", reshard_to_json(config.reshard_after_forward)},
+      {"recompute", config.recompute},
+      {"persistent_below", config.persistent_below},
       {"transport", config.transport},
       {"mesh", {{"replicate", config.replicate}, {"shard", config.shard == 0 ? json("auto") : json(config.shard)}}},
       {"device", config.device},

@@ -55,11 +55,11 @@ struct BatchConfig {
 struct OptimizerConfig {
   std::string type = "adamw";  // adamw, adam, sgd
   double lr = 3e-4;
-  double beta1 = 0.9, beta2 = 0.95;  // adamw, adam
-  double eps = 1e-8;                 // adamw, adam
-  double momentum = 0.0;             // sgd
-  bool nesterov = false;             // sgd
-  double weight_decay = 0.1;         // adamw: of the parameter; adam, sgd: added to the gradient
+  double beta1 = 0.9, beta2 = 0.95;                         // adamw, adam
+  double eps = 1e-8;                                        // adamw, adam
+  double momentum = 0.0;                                    // sgd
+  bool nesterov = false;                                    // sgd
+  double weight_decay = 0.1;                                // adamw: of the parameter; adam, sgd: added to the gradient
   std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
 };
 
@@ -79,10 +79,12 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   ScheduleConfig schedule;
   std::optional<double> clip = 1.0;  // largest global gradient norm; null: no clipping
-  std::string strategy = "zero3";    // ddp, zero1, zero2, zero3; fsdp is read as zero3
-  ReshardAfterForward reshard_after_forward = ReshardAfterForward::automatic;  // "auto", true, false; true: zero3 only
+  std::string strategy = "zero3";    // ddp, zero1, zero2, zero3, hsdp; fsdp is read as zero3
+  ReshardAfterForward reshard_after_forward = ReshardAfterForward::automatic;  // "auto", true, false; true: zero3, hsdp
+  std::string recompute = "none";  // full, every:K: blocks whose activations are made again in backward
+  int64_t persistent_below = 0;    // bytes: parameter groups below stay whole on every rank
   std::string transport = "auto";  // auto, host, gloo, threads or another c10d backend by name
-  int64_t replicate = 1;           // mesh: {"replicate": R, "shard": S}
+  int64_t replicate = 1;           // mesh: {"replicate": R, "shard": S}; R above 1 with hsdp only
   int64_t shard = 0;               // 0 ("auto"): all the ranks that `replicate` leaves
   std::string device = "cpu";
   int64_t steps = 100;

@@ -54,6 +54,7 @@ class Training {
                     world_.size, world_.size == 1 ? "" : "s", transport_->name()));
 
     for (const auto& warning : setup_.warnings) say(warning);
+    for (const auto& warning : engine_->warnings()) say(warning);
     read_memory(0);
 
     TrainingResult result;

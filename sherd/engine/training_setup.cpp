@@ -100,6 +100,9 @@ EngineOptions engine_options(const TrainConfig& config) {
       break;
   }
   const auto& o = config.optimizer;
+  options.replicate = static_cast<int>(config.replicate);
+  options.recompute = RecomputePolicy::parse(config.recompute);
+  options.persistent_below = config.persistent_below;
   options.update = update_options(o);
   options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
   if (!o.no_decay.empty()) {
@@ -134,10 +137,7 @@ TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan s
   const at::Device device = checked_device(config.device);
   find_strategy(config.strategy);
   validate_transport(config.transport);
-  const Mesh mesh = Mesh::over(world, 0, static_cast<int>(config.replicate), static_cast<int>(config.shard));
-  if (mesh.replicate != 1)
-    config_error("mesh.replicate", "got {}, expected 1: the strategies here shard over all ranks; try replicate 1",
-                 mesh.replicate);
+  Mesh::over(world, 0, static_cast<int>(config.replicate), static_cast<int>(config.shard));  // throws if it is not one
 
   if (!config.model.path.empty()) {
     const HuggingFaceFolder folder(config.model.path);

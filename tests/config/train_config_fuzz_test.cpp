@@ -42,6 +42,8 @@ class Fuzz {
         {"mesh", {{"replicate", 1}, {"shard", "auto"}}},
         {"clip", nullptr},
         {"strategy", "fsdp"},
+        {"recompute", "every:2"},
+        {"persistent_below", 4096},
         {"reshard_after_forward", true},
         {"transport", "gloo"},
         {"device", "cpu"},

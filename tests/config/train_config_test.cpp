@@ -63,7 +63,8 @@ TEST(TrainConfig, RoundTrips) {
     "batch": {"rows": 7, "micro": 2, "accumulate": 3, "reduce": "last", "last": "weighted"},
     "optimizer": {"lr": 0.1, "betas": [0, 0.999], "eps": 1e-6, "weight_decay": 0, "no_decay": ["a*"]},
     "schedule": {"type": "cosine", "warmup": 5, "final_ratio": 0.1},
-    "strategy": "fsdp", "reshard_after_forward": true, "transport": "nccl", "mesh": {"replicate": 2, "shard": 3},
+    "strategy": "hsdp", "reshard_after_forward": true, "transport": "nccl", "mesh": {"replicate": 2, "shard": 3},
+    "recompute": "every:3", "persistent_below": 65536,
     "device": "cuda:1", "steps": 12, "seed": 9223372036854775807, "output": "a b/ü", "eval_every": 4, "eval_rows": 3,
     "timeout_s": 1.5})");
   full["clip"] = nullptr;
@@ -79,7 +80,12 @@ TEST(TrainConfig, RoundTrips) {
     EXPECT_EQ(once.dump(), twice.dump());
   }
   const TrainConfig config = read_train_config(full);
-  EXPECT_EQ(config.strategy, "zero3") << "fsdp is an alias";
+  EXPECT_EQ(config.strategy, "hsdp");
+  EXPECT_EQ(config.replicate, 2);
+  EXPECT_EQ(config.recompute, "every:3");
+  EXPECT_EQ(config.persistent_below, 65536);
+  EXPECT_EQ(read_train_config(with(R"({"strategy": "fsdp"})")).strategy, "zero3") << "an alias";
+  EXPECT_EQ(read_train_config(with(R"({"recompute": "every:1"})")).recompute, "full");
   EXPECT_EQ(config.reshard_after_forward, ReshardAfterForward::always);
   EXPECT_EQ(config.clip, std::nullopt);
   EXPECT_EQ(config.model.embeddings, Embeddings::tied);
@@ -194,9 +200,17 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"data": {"validation": 1}})", {"got 1 for 'data.validation'", "below 1"}},
       {R"({"data": {"context": -1}})", {"got -1 for 'data.context'"}},
       {R"({"data": {"order": "random"}})", {"\"random\"", "sequential, shuffled"}},
-      {R"({"strategy": "zero4"})", {"\"zero4\" (a string) for 'strategy'", "ddp, zero1, zero2, zero3, fsdp"}},
+      {R"({"strategy": "zero4"})", {"\"zero4\" (a string) for 'strategy'", "ddp, zero1, zero2, zero3, fsdp, hsdp"}},
       {R"({"strategy": "dpp"})", {"try \"ddp\""}},
       {R"({"strategy": "ddp", "reshard_after_forward": true})", {"'reshard_after_forward'", "\"ddp\""}},
+      {R"({"mesh": {"replicate": 2}})", {"got 2 for 'mesh.replicate'", "\"zero3\"", "try strategy \"hsdp\""}},
+      {R"({"recompute": "some"})",
+       {"got \"some\" (a string) for 'recompute'", "none, full or every:K", "try \"full\""}},
+      {R"({"recompute": "every:0"})", {"got \"every:0\" (a string) for 'recompute'"}},
+      {R"({"recompute": true})", {"got true for 'recompute'", "string"}},
+      {R"({"persistent_below": -1})", {"got -1 for 'persistent_below'"}},
+      {R"({"persistent_below": 10, "strategy": "zero2"})",
+       {"'persistent_below'", "\"zero2\"", "keeps parameters whole"}},
       {R"({"transport": "TCP/IP"})", {"\"TCP/IP\" for 'transport'", "auto, host, threads, gloo"}},
       {R"({"device": "gpu"})", {"\"gpu\" for 'device'", "try \"cpu\""}},
       {R"({"device": "cuda:99999999999999999999"})", {"'device'"}},

@@ -66,6 +66,25 @@ def test_accumulation_gives_the_same_bits_everywhere(train, reduce):
             assert bits(result) == first, f"{strategy} over {transport}"
 
 
+def test_recomputation_and_persistent_groups_do_not_change_a_bit(train):
+    first = bits(train("--ranks", "2", steps=4))
+    for change in [{"recompute": "full"}, {"recompute": "every:2"}, {"persistent_below": 20000},
+                   {"recompute": "full", "persistent_below": 20000, "transport": "gloo"}]:
+        assert bits(train("--ranks", "2", steps=4, **change)) == first, change
+
+
+@pytest.mark.parametrize("transport", ["host", "gloo"])
+def test_hsdp_gives_the_reference(train, transport):
+    reference = json.loads((GOLDEN / "losses.json").read_text())
+    expected = load_file(GOLDEN / "final.safetensors")
+    for ranks, replicate in [(2, 2), (4, 2)]:
+        metrics, weights = train("--ranks", str(ranks), strategy="hsdp", mesh={"replicate": replicate},
+                                 transport=transport)
+        np.testing.assert_allclose([line["loss"] for line in metrics], reference["losses"], rtol=2e-6)
+        for name in expected:
+            np.testing.assert_allclose(weights[name], expected[name], rtol=0, atol=1e-5)
+
+
 def test_metrics_have_what_other_tools_rely_on(train):
     metrics, _ = train("--ranks", "2", steps=3)
     assert [line["step"] for line in metrics] == [1, 2, 3]
