@@ -77,7 +77,10 @@ c10d::Backend& C10dTransport::backend() {
 
 std::string C10dTransport::abort_key() const { return fmt::format("abort/{}", family_->generation); }
 
+// An exchange that one rank has left is about to end on the others too: it must not be broken off there because of what
+// that rank did next.
 void C10dTransport::break_off() noexcept {
+  std::this_thread::sleep_for(kSlice);
   for (C10dTransport* member : family_->members) {
     try {
       if (member->backend_) member->backend_->abort();
