@@ -4,18 +4,18 @@
 
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
+#include "sherd/base/fnv.h"
 
 namespace sherd {
 namespace {
 
-// A number that two buffers share only if they have one name, shape and type; 52 bits travel as a double.
+// A number that two buffers share only if they have one name, shape and type.
 double signature(const std::string& name, const at::Tensor& buffer) {
-  uint64_t hash = 0xcbf29ce484222325ULL;
-  const auto mix = [&](uint64_t value) { hash = (hash ^ value) * 0x100000001b3ULL; };
-  for (const char c : name) mix(static_cast<unsigned char>(c));
-  mix(static_cast<uint64_t>(buffer.scalar_type()));
-  for (const int64_t size : buffer.sizes()) mix(static_cast<uint64_t>(size) + 1);
-  return static_cast<double>(hash >> 12);
+  Fnv hash;
+  hash.add(name);
+  hash.add(static_cast<uint64_t>(buffer.scalar_type()));
+  for (const int64_t size : buffer.sizes()) hash.add(static_cast<uint64_t>(size) + 1);
+  return hash.as_double();
 }
 
 }  // namespace

@@ -1,13 +1,14 @@
 #include "sherd/kernels/adamw.h"
 
 #include <cstddef>
-#include <limits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sherd/kernels/adamw.cpp"
 #include <hwy/cache_control.h>
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
+
+#include "sherd/kernels/elements_inl.h"
 
 #ifndef SHERD_KERNELS_ADAMW_ONCE
 #define SHERD_KERNELS_ADAMW_ONCE
@@ -36,11 +37,6 @@ HWY_BEFORE_NAMESPACE();
 namespace sherd::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-template <class D, class V>
-HWY_INLINE V without_denormals(D d, V x) {  // NaN stays
-  return hn::IfThenZeroElse(hn::Lt(hn::Abs(x), hn::Set(d, std::numeric_limits<float>::min())), x);
-}
 
 // One vector, or with a vector of one lane one element: the same operations, so the same rounding. No MulAdd here:
 // targets without it would round differently.

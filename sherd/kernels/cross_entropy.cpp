@@ -11,14 +11,15 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "sherd/kernels/elements_inl.h"
 #include "sherd/kernels/exponential_inl.h"
+#include "sherd/kernels/lanes_inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace sherd::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr size_t kLanes = 32;  // virtual: 2 registers of AVX-512, 4 of AVX2, 8 of SSE
 constexpr size_t kBlock = 1024;
 
 float largest(size_t n, const float* x) {
@@ -74,10 +75,7 @@ HWY_INLINE float sum_of_block(size_t n, const float* x, float most, const Keep& 
     keep(one, e, i);
     lane[k] += hn::GetLane(e);
   }
-  for (size_t half = kLanes / 2; half > 0; half /= 2) {
-    for (size_t k = 0; k < half; ++k) lane[k] += lane[k + half];
-  }
-  return lane[0];
+  return fold_lanes(lane);
 }
 
 // The row's loss; the sum of its exponentials into `sum`.
@@ -102,8 +100,6 @@ void loss_loop(const LogitRows& shape, const float* logits, double* losses) {
 
 void gradient_loop(const LogitRows& shape, double scale, float* logits, double* losses) {
   const size_t n = static_cast<size_t>(shape.vocab);
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
   for (int64_t row = 0; row < shape.rows; ++row, logits += shape.stride) {
     const int64_t target = shape.targets[row];
     if (target == shape.ignored) {
@@ -115,9 +111,8 @@ void gradient_loop(const LogitRows& shape, double scale, float* logits, double* 
     losses[row] = loss_of_row(
         n, logits, target, [logits](size_t i) { return Store{logits + i}; }, sum);
     const float factor = static_cast<float>(scale / sum);
-    size_t i = 0;
-    for (; i + lanes <= n; i += lanes) hn::StoreU(hn::Mul(hn::LoadU(d, logits + i), hn::Set(d, factor)), d, logits + i);
-    for (; i < n; ++i) logits[i] *= factor;
+    for_elements(n, [=](auto d, size_t i)
+                        HWY_ATTR { hn::StoreU(hn::Mul(hn::LoadU(d, logits + i), hn::Set(d, factor)), d, logits + i); });
     logits[target] -= static_cast<float>(scale);
   }
 }

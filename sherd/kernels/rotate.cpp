@@ -7,6 +7,8 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "sherd/kernels/elements_inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace sherd::kernels {
 namespace HWY_NAMESPACE {
@@ -15,26 +17,20 @@ namespace hn = hwy::HWY_NAMESPACE;
 // x and out are a pair's first elements. a - b (-s) and a + b (-s) round as a + b s and a - b s do, so one formula
 // serves both turns.
 template <class D>
-HWY_INLINE void turn_pairs(D d, const float* c, const float* s, hn::Vec<D> sign, size_t half, const float* x,
-                           float* out) {
+HWY_INLINE void turn_pairs(D d, const float* c, const float* s, float sign, size_t half, const float* x, float* out) {
   const auto first = hn::LoadU(d, x), second = hn::LoadU(d, x + half);
-  const auto cosine = hn::LoadU(d, c), sine = hn::Mul(hn::LoadU(d, s), sign);
+  const auto cosine = hn::LoadU(d, c), sine = hn::Mul(hn::LoadU(d, s), hn::Set(d, sign));
   hn::StoreU(hn::Sub(hn::Mul(first, cosine), hn::Mul(second, sine)), d, out);
   hn::StoreU(hn::Add(hn::Mul(second, cosine), hn::Mul(first, sine)), d, out + half);
 }
 
 void rotate_loop(const Heads& shape, const RotaryTable& table, float sign, const float* x, float* out) {
-  const hn::ScalableTag<float> d;
-  const hn::CappedTag<float, 1> one;
-  const size_t half = static_cast<size_t>(shape.half), lanes = hn::Lanes(d);
-  const auto signs = hn::Set(d, sign);
+  const size_t half = static_cast<size_t>(shape.half);
   for (int64_t token = 0; token < shape.tokens; ++token) {
     const int64_t row = (table.first + token) % table.positions * shape.half;
     const float *c = table.cosines + row, *s = table.sines + row;
     for (int64_t head = 0; head < shape.heads; ++head, x += 2 * half, out += 2 * half) {
-      size_t i = 0;
-      for (; i + lanes <= half; i += lanes) turn_pairs(d, c + i, s + i, signs, half, x + i, out + i);
-      for (; i < half; ++i) turn_pairs(one, c + i, s + i, hn::Set(one, sign), half, x + i, out + i);
+      for_elements(half, [=](auto d, size_t i) HWY_ATTR { turn_pairs(d, c + i, s + i, sign, half, x + i, out + i); });
     }
   }
 }

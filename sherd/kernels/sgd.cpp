@@ -1,12 +1,13 @@
 #include "sherd/kernels/sgd.h"
 
 #include <cstddef>
-#include <limits>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sherd/kernels/sgd.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
+
+#include "sherd/kernels/elements_inl.h"
 
 #ifndef SHERD_KERNELS_SGD_ONCE
 #define SHERD_KERNELS_SGD_ONCE
@@ -35,8 +36,7 @@ HWY_INLINE void sgd_step(D d, const SgdFactors& f, const float* gradient, float*
   auto direction = g;
   if constexpr (kKind != SgdKind::plain) {
     const auto b = hn::Add(hn::Mul(hn::Set(d, f.momentum), hn::LoadU(d, momentum)), g);
-    const auto denormal = hn::Lt(hn::Abs(b), hn::Set(d, std::numeric_limits<float>::min()));
-    hn::StoreU(hn::IfThenZeroElse(denormal, b), d, momentum);
+    hn::StoreU(without_denormals(d, b), d, momentum);
     direction = b;
     if constexpr (kKind == SgdKind::nesterov) direction = hn::Add(g, hn::Mul(hn::Set(d, f.momentum), b));
   }

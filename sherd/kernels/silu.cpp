@@ -7,6 +7,7 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
+#include "sherd/kernels/elements_inl.h"
 #include "sherd/kernels/exponential_inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -18,17 +19,6 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V sigmoid_divisor(D d, V x) {
   return hn::Add(hn::Set(d, 1.0f), exponential_of(d, hn::Neg(x)));
-}
-
-// Calls step(tag, i) over [0, n), in vectors and then element by element: the same operations, so the same rounding.
-template <class Step>
-HWY_INLINE void for_elements(size_t n, const Step& step) {
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) step(d, i);
-  const hn::CappedTag<float, 1> one;
-  for (; i < n; ++i) step(one, i);
 }
 
 void exponential_loop(size_t n, const float* x, float* out) {

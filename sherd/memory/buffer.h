@@ -1,8 +1,8 @@
 // Buffers of the engine: aligned, booked, and kept.
 //
-// A Buffer is one 1-D tensor (fp32 unless said otherwise) on a device together with its booking. On a CPU it is a private mapping, aligned to
-// 2 MiB where it is that large and advised for huge pages, zero-filled by the kernel on first touch.
-// A BufferPool lends buffers and keeps those that come back: after the first step nothing is allocated.
+// A Buffer is one 1-D tensor (fp32 unless said otherwise) on a device together with its booking. On a CPU it is a
+// private mapping, aligned to 2 MiB where it is that large and advised for huge pages, zero-filled by the kernel on
+// first touch. A BufferPool lends buffers and keeps those that come back: after the first step nothing is allocated.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -3,6 +3,8 @@
 #include <cmath>
 #include <numbers>
 
+#include "sherd/base/fnv.h"
+
 namespace sherd {
 namespace {
 
@@ -13,10 +15,10 @@ uint64_t mix(uint64_t value) {
   return value ^ (value >> 31);
 }
 
-uint64_t hash_name(const std::string& name) {  // FNV-1a
-  uint64_t hash = 0xcbf29ce484222325ULL;
-  for (unsigned char c : name) hash = (hash ^ c) * 0x100000001b3ULL;
-  return hash;
+uint64_t hash_name(const std::string& name) {
+  Fnv hash;
+  hash.add(name);
+  return hash.value();
 }
 
 // Elements 2k and 2k + 1 are the two values of one Box-Muller draw, from the k-th number of the parameter's stream.

@@ -96,7 +96,7 @@ struct RecomputeNode : torch::autograd::Node {
   }
 
   std::unique_ptr<RecomputeState> state;  // null once backward is over
-  std::vector<int64_t> output_of_result;         // -1 for results that are not differentiable
+  std::vector<int64_t> output_of_result;  // -1 for results that are not differentiable
 };
 
 }  // namespace

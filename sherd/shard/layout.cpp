@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include <fmt/format.h>
+
 #include "sherd/base/bytes.h"
 
 namespace sherd {
@@ -15,6 +17,14 @@ Rows rows_of_rank(int64_t rows, int rank, int ranks) {
   const int64_t first = std::min(rows, chunk * rank);
   return {first, std::min(rows - first, chunk)};
 }
+
+Elements GroupLayout::elements(size_t parameter, int rank) const {
+  const ParameterLayout& p = parameters[parameter];
+  const Rows own = rows(parameter, rank);
+  return {p.offset + own.first * p.row_elements, own.count * p.row_elements};
+}
+
+std::string title_of_unit(std::string_view name) { return name.empty() ? "the root" : fmt::format("unit '{}'", name); }
 
 GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters, int ranks) {
   GroupLayout group;

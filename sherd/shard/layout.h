@@ -9,12 +9,19 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace sherd {
 
 /// Consecutive rows of a parameter.
 struct Rows {
+  int64_t first = 0;
+  int64_t count = 0;
+};
+
+/// Consecutive elements of a buffer.
+struct Elements {
   int64_t first = 0;
   int64_t count = 0;
 };
@@ -41,7 +48,12 @@ struct GroupLayout {
   int64_t shard_elements = 0;
 
   Rows rows(size_t parameter, int rank) const { return rows_of_rank(parameters[parameter].rows, rank, ranks); }
+  /// Where these rows lie in the whole buffer.
+  Elements elements(size_t parameter, int rank) const;
 };
+
+/// "unit 'x'", or "the root" for the unit without a name.
+std::string title_of_unit(std::string_view name);
 
 /// A named shape.
 struct NamedShape {

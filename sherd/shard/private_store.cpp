@@ -11,10 +11,6 @@ namespace {
 constexpr size_t kRingSlots = 2;
 constexpr int64_t kFloatBytes = sizeof(float);
 
-std::string name_of(const GroupLayout& layout) {
-  return layout.unit.empty() ? "the root" : fmt::format("unit '{}'", layout.unit);
-}
-
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
   std::vector<int> all(static_cast<size_t>(transport.size()));
@@ -69,9 +65,8 @@ PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan
 
 at::Tensor PrivateStore::rows(size_t g, size_t parameter, int owner) {
   const auto& p = layout(g).parameters[parameter];
-  const Rows rows = layout(g).rows(parameter, owner);
-  const int64_t count = rows.count * p.row_elements;
-  if (keeps_whole(g)) return groups_[g].whole_buffer.tensor.narrow(0, p.offset + rows.first * p.row_elements, count);
+  const auto [first, count] = layout(g).elements(parameter, owner);
+  if (keeps_whole(g)) return groups_[g].whole_buffer.tensor.narrow(0, first, count);
   SHERD_CHECK(owner == transport_.rank());
   return groups_[g].shard.tensor.narrow(0, p.shard_offset, count);
 }
@@ -104,7 +99,8 @@ void PrivateStore::begin_unshard(size_t g) {
   }
   group.received = communication_.lend(where.shard_elements * transport_.size(), type);
   // Transports move fp32; a shard is a multiple of 16 elements of two bytes or more.
-  group.gather = transport_.all_gather(mine.view(at::kFloat), group.received.tensor().view(at::kFloat), name_of(where));
+  group.gather =
+      transport_.all_gather(mine.view(at::kFloat), group.received.tensor().view(at::kFloat), title_of_unit(where.unit));
   group.whole = Whole::in_flight;
 }
 
@@ -117,12 +113,10 @@ at::Tensor PrivateStore::unshard(size_t g) {
     const GroupLayout& where = layout(g);
     for (int r = 0; r < transport_.size(); ++r) {
       for (size_t p = 0; p < where.parameters.size(); ++p) {
-        const auto& parameter = where.parameters[p];
-        const Rows rows = where.rows(p, r);
-        const int64_t count = rows.count * parameter.row_elements;
+        const auto [first, count] = where.elements(p, r);
         if (count == 0) continue;
-        whole.narrow(0, parameter.offset + rows.first * parameter.row_elements, count)
-            .copy_(group.received.tensor().narrow(0, r * where.shard_elements + parameter.shard_offset, count));
+        const int64_t from = r * where.shard_elements + where.parameters[p].shard_offset;
+        whole.narrow(0, first, count).copy_(group.received.tensor().narrow(0, from, count));
       }
     }
     group.received.give_back();
@@ -136,11 +130,8 @@ at::Tensor PrivateStore::unshard(size_t g) {
 void PrivateStore::keep_written_rows(size_t g) {
   const GroupLayout& where = layout(g);
   for (size_t p = 0; p < where.parameters.size(); ++p) {
-    const auto& parameter = where.parameters[p];
-    const Rows own = where.rows(p, transport_.rank());
-    rows(g, p, transport_.rank())
-        .copy_(groups_[g].loan.tensor().narrow(0, parameter.offset + own.first * parameter.row_elements,
-                                               own.count * parameter.row_elements));
+    const auto [first, count] = where.elements(p, transport_.rank());
+    rows(g, p, transport_.rank()).copy_(groups_[g].loan.tensor().narrow(0, first, count));
   }
 }
 
@@ -179,7 +170,7 @@ void PrivateStore::contribute(size_t g) {
   const at::Tensor slot = slot_tensor(g);
   if (transport_.size() > 1) {
     group.exchanged = communication_.lend(slot.numel());
-    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor(), name_of(layout(g)));
+    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor(), title_of_unit(layout(g).unit));
   }
   group.outstanding = true;
   if (!group.dedicated.tensor.defined()) ring_.push_back(g);
@@ -196,7 +187,8 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   if (replicates_optimizer()) {
     // Every rank updates every row: the summed pieces travel on.
     group.exchanged.tensor().narrow(0, 0, piece).copy_(mine);
-    transport_.all_gather(group.exchanged.tensor().narrow(0, 0, piece), group.gradient, name_of(layout(g))).wait();
+    transport_.all_gather(group.exchanged.tensor().narrow(0, 0, piece), group.gradient, title_of_unit(layout(g).unit))
+        .wait();
   }
   group.exchanged.give_back();
   group.slot.give_back();
@@ -217,7 +209,7 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sum = communication_.lend(piece), sums = communication_.lend(piece * replicas);
   canonical_sum(sources, sum.tensor(), Round::first);
-  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), name_of(layout(g))).wait();
+  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round);

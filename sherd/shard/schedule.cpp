@@ -3,13 +3,15 @@
 #include <algorithm>
 
 #include "sherd/base/error.h"
+#include "sherd/base/fnv.h"
+#include "sherd/shard/layout.h"
 
 namespace sherd {
 
 double Schedule::hash() const {
-  uint64_t hash = 0xcbf29ce484222325ULL;  // FNV-1a, a unit at a time
-  for (const double unit : units_) hash = (hash ^ (static_cast<uint64_t>(unit) + 1)) * 0x100000001b3ULL;
-  return static_cast<double>((hash ^ units_.size()) >> 12);
+  Fnv hash;
+  for (const double unit : units_) hash.add(static_cast<uint64_t>(unit) + 1);
+  return hash.as_double();
 }
 
 void Schedule::compare(std::span<const double> hashes, Transport& transport,
@@ -24,8 +26,7 @@ void Schedule::compare(std::span<const double> hashes, Transport& transport,
   const auto ran = [&](size_t rank, size_t at) {
     const double unit = all[rank * mine.size() + at];
     if (unit < 0) return std::string("nothing more");
-    const std::string& name = unit_names[static_cast<size_t>(unit)];
-    return name.empty() ? std::string("the root") : fmt::format("unit '{}'", name);
+    return title_of_unit(unit_names[static_cast<size_t>(unit)]);
   };
   for (size_t at = 0; at < mine.size(); ++at)
     for (size_t rank = 1; rank < ranks; ++rank)

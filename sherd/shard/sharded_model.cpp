@@ -168,8 +168,7 @@ void ShardedModel::warn_of_large_units(const StorePlan& plan) {
   warnings_.push_back(fmt::format(
       "{} holds {} of the model's {}: whole parameters and gradients of it take up to {} on each rank at once; "
       "try smaller units",
-      name.empty() ? "the root" : fmt::format("unit '{}'", name), format_bytes(*largest), format_bytes(all),
-      format_bytes(2 * *largest)));
+      title_of_unit(name), format_bytes(*largest), format_bytes(all), format_bytes(2 * *largest)));
 }
 
 void ShardedModel::compare_schedules(std::span<const double> hashes) const {

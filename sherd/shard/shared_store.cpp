@@ -51,10 +51,7 @@ void SharedStore::make_parameters(Ledger& ledger) {
                                plan_.groups[g].type);
     int64_t own_elements = 0;
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const auto& parameter = layout.parameters[p];
-      const Rows rows = layout.rows(p, host_.rank());
-      const int64_t first = parameter.offset + rows.first * parameter.row_elements;
-      const int64_t count = rows.count * parameter.row_elements;
+      const auto [first, count] = layout.elements(p, host_.rank());
       group.own_rows.push_back(parameters_.map_writable(group.whole_offset + first * size, count * size));
       own_elements += count;
     }
@@ -124,11 +121,8 @@ at::Tensor SharedStore::unshard(size_t g) {
 void SharedStore::copy_peers_rows(size_t g) {
   const GroupLayout& layout = plan_.groups[g].layout;
   for (size_t p = 0; p < layout.parameters.size(); ++p) {
-    const auto& parameter = layout.parameters[p];
     for (int r = 0; r < host_.size(); ++r) {
-      const Rows rows = layout.rows(p, r);
-      const int64_t first = parameter.offset + rows.first * parameter.row_elements;
-      const int64_t count = rows.count * parameter.row_elements;
+      const auto [first, count] = layout.elements(p, r);
       if (r != host_.rank() && count > 0)
         groups_[g].copy.tensor.narrow(0, first, count).copy_(groups_[g].whole.narrow(0, first, count));
     }
@@ -138,9 +132,8 @@ void SharedStore::copy_peers_rows(size_t g) {
 at::Tensor SharedStore::rows(size_t g, size_t parameter, int owner) {
   SHERD_CHECK(owner == host_.rank());
   if (groups_[g].copy.tensor.defined()) {
-    const auto& p = plan_.groups[g].layout.parameters[parameter];
-    const Rows own = plan_.groups[g].layout.rows(parameter, owner);
-    return groups_[g].copy.tensor.narrow(0, p.offset + own.first * p.row_elements, own.count * p.row_elements);
+    const auto [first, count] = plan_.groups[g].layout.elements(parameter, owner);
+    return groups_[g].copy.tensor.narrow(0, first, count);
   }
   return segment_rows(g, parameter);
 }

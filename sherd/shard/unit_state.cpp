@@ -70,7 +70,7 @@ void explain_write(const c10::Error& error, const UnitState* unit) {
       "shard",
       "got a write in place to a parameter of {} (one of {}) in its forward, expected reads: all ranks of a host share "
       "it; try EngineOptions::writing_units with its name",
-      unit->name().empty() ? "the root" : fmt::format("unit '{}'", unit->name()), parameters);
+      title_of_unit(unit->name()), parameters);
 }
 
 ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs) : unit_(unit) {

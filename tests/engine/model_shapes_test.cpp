@@ -12,13 +12,13 @@
 namespace sherd::testing {
 namespace {
 
-class ModelShapes : public ::testing::TestWithParam<TrainingCase> {};
-INSTANTIATE_TEST_SUITE_P(All, ModelShapes, ::testing::ValuesIn(training_cases()), training_case_name);
+class ModelShapes : public ::testing::TestWithParam<RankCase> {};
+INSTANTIATE_TEST_SUITE_P(All, ModelShapes, ::testing::ValuesIn(training_cases()), rank_case_name);
 
 const auto run_toy = [](auto& model, int rank, int step) { return model.forward(training_input(rank, step)).sum(); };
 
 template <class Block, class Prepare>
-void expect_same(const TrainingCase& c, const EngineOptions& options, Prepare prepare) {
+void expect_same(const RankCase& c, const EngineOptions& options, Prepare prepare) {
   const auto plain = [&] {
     const auto model = std::make_shared<ModelImpl<Block>>();
     prepare(*model);
@@ -191,7 +191,7 @@ TEST_P(ModelShapes, UnitsThatWriteTheirParameters) {
     if (options.recompute.every > 0) continue;  // a second forward would write a second time
     options.writing_units = {"block*"};
     // Each rank of the plain run would write again: all ranks' gradients are taken in one state of the parameters.
-    const TrainingCase& c = GetParam();
+    const RankCase& c = GetParam();
     const auto loss = [](auto& model, int rank, int step) { return run_toy(model, rank, step); };
     const auto plain = std::make_shared<ModelImpl<NormalisingBlockImpl>>();
     {
@@ -228,7 +228,7 @@ TEST_P(ModelShapes, UnitsThatWriteTheirParameters) {
 }
 
 TEST_P(ModelShapes, AWriteInAnOrdinaryUnitNamesIt) {
-  const TrainingCase& c = GetParam();
+  const RankCase& c = GetParam();
   run_ranks(c.ranks, c.kind, [&](std::shared_ptr<Transport> transport) {
     const ModelImpl<NormalisingBlockImpl> plain;
     const auto model = std::make_shared<ModelImpl<UnitModule<NormalisingBlockImpl>>>();
@@ -246,7 +246,7 @@ TEST_P(ModelShapes, AWriteInAnOrdinaryUnitNamesIt) {
 }
 
 TEST_P(ModelShapes, GenerationBetweenSteps) {  // forwards without gradients, of growing length
-  const TrainingCase& c = GetParam();
+  const RankCase& c = GetParam();
   for (const char* strategy : {"ddp", "zero3"}) {
     ModelImpl<BlockImpl> plain;
     const Values start = values_of(plain);

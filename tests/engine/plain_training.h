@@ -11,27 +11,15 @@
 #include "sherd/engine/engine.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/shard/reduction.h"
+#include "tests/shard/toy_groups.h"
 #include "tests/shard/toy_model.h"
 #include "tests/support/ranks.h"
 
 namespace sherd::testing {
 
-struct TrainingCase {
-  Kind kind;
-  int ranks;
-};
-
-inline std::vector<TrainingCase> training_cases() {
+inline std::vector<RankCase> training_cases() {
   return {{Kind::threads, 1}, {Kind::threads, 2}, {Kind::host, 2}, {Kind::gloo, 2},
           {Kind::threads, 3}, {Kind::host, 3},    {Kind::host, 4}, {Kind::threads, 4}};
-}
-
-inline std::string training_case_name(const ::testing::TestParamInfo<TrainingCase>& info) {
-  return fmt::format("{}_{}", name_of(info.param.kind), info.param.ranks);
-}
-
-inline void PrintTo(const TrainingCase& c, std::ostream* out) {  // NOLINT: GoogleTest's name
-  *out << name_of(c.kind) << " x " << c.ranks;
 }
 
 /// No clipping: the plain side has no norm of the same bits.
@@ -108,7 +96,7 @@ inline void expect_rows(Engine& engine, const Values& expected) {
 
 /// Trains both from the same start. `make_sharded` makes the model of units, `make_plain` the one without.
 template <class MakePlain, class MakeSharded, class Loss>
-void expect_same_training(const TrainingCase& c, const EngineOptions& options, MakePlain make_plain,
+void expect_same_training(const RankCase& c, const EngineOptions& options, MakePlain make_plain,
                           MakeSharded make_sharded, Loss loss, int steps = 3) {
   const auto plain = make_plain();
   Values start;

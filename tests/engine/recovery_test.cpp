@@ -39,11 +39,11 @@ void broken_step(Engine& engine, Model& model, Place place, bool bad) {
   engine.step();
 }
 
-class Recovery : public ::testing::TestWithParam<TrainingCase> {};
-INSTANTIATE_TEST_SUITE_P(All, Recovery, ::testing::ValuesIn(training_cases()), training_case_name);
+class Recovery : public ::testing::TestWithParam<RankCase> {};
+INSTANTIATE_TEST_SUITE_P(All, Recovery, ::testing::ValuesIn(training_cases()), rank_case_name);
 
 TEST_P(Recovery, AnExceptionOfOneRankReachesAllAndLosesOnlyItsStep) {
-  const TrainingCase& c = GetParam();
+  const RankCase& c = GetParam();
   for (const char* strategy : {"ddp", "zero1", "zero2", "zero3"}) {
     const EngineOptions options = unclipped(strategy);
     ModelImpl<BlockImpl> plain;
@@ -79,7 +79,7 @@ TEST_P(Recovery, AnExceptionOfOneRankReachesAllAndLosesOnlyItsStep) {
 }
 
 TEST_P(Recovery, TheAccumulationWindowIsDropped) {
-  const TrainingCase& c = GetParam();
+  const RankCase& c = GetParam();
   const EngineOptions options = unclipped("zero2");
   ModelImpl<BlockImpl> plain;
   const Values start = values_of(plain);
@@ -100,7 +100,7 @@ TEST_P(Recovery, TheAccumulationWindowIsDropped) {
 }
 
 TEST_P(Recovery, ARankThatRunsAnotherUnitIsNamed) {
-  const TrainingCase& c = GetParam();
+  const RankCase& c = GetParam();
   if (c.ranks == 1) return;
   for (const char* strategy : {"ddp", "zero1", "zero2", "zero3"}) {
     ModelImpl<BlockImpl> plain;
