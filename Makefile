@@ -6,7 +6,8 @@
 #   make build    the command: build/sherd
 #   make lint     clang-format and clang-tidy on changed sources (LINT=all for all of them)
 #   make format   clang-format, in place
-#   make asan     the C++ tests under a sanitizer; also ubsan; tsan runs those of the transports (not Gloo)
+#   make asan     the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; ubsan: under the latter alone;
+#                 tsan: those of the transports (not Gloo) under ThreadSanitizer
 #   make clean    remove what was built (.venv stays)
 .PHONY: train test bench build format lint asan ubsan tsan clean setup
 .DEFAULT_GOAL := build
@@ -50,9 +51,10 @@ bench: setup
 	@$(PYTHON) benchmarks/compare.py $(BENCH)
 
 # libtorch is not instrumented: leaks and races inside of it are suppressed, ours are not.
-asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1
+# Tests look at how a process ends by SIGSEGV.
+asan: export ASAN_OPTIONS = detect_leaks=1:detect_stack_use_after_return=1:handle_segv=0
 asan: export LSAN_OPTIONS = suppressions=$(CURDIR)/scripts/sanitizers/lsan.supp:print_suppressions=0
-ubsan: export UBSAN_OPTIONS = halt_on_error=1:print_stacktrace=1
+asan ubsan: export UBSAN_OPTIONS = halt_on_error=1:print_stacktrace=1
 tsan: export TSAN_OPTIONS = halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/scripts/sanitizers/tsan.supp
 tsan: export OMP_NUM_THREADS = 1
 SANITIZED = # what to build and run, as asan SANITIZED="comm shard"; empty: all

@@ -107,30 +107,30 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   return report;
 }
 
-// fp64 partial sums per group and owner range, added group by group and owner by owner: the same order everywhere.
+// The same bits for any number of ranks: see add_squares.
 double Engine::global_norm(std::span<const double> shared_values, std::vector<double>& shared) {
-  std::vector<double> mine;
+  ExactSum squares;
   for (size_t g = 0; g < state_.size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     if (!model_->has_gradients(g)) model_->store().gradient(g).zero_();
-    mine.push_back(sum_of_squares(own_gradient(g)));
+    // Where ranks hold the same rows, those of the first replica count.
+    if (holds_first_copy())
+      add_squares(model_->groups()[g]->layout(), model_->store().index(), own_gradient(g), squares);
   }
-  const size_t groups = mine.size();
+  const auto digits = squares.digits();
+  std::vector<double> mine(digits.begin(), digits.end());
   mine.push_back(model_->schedule_hash());
   mine.push_back(static_cast<double>(steps_));
   mine.insert(mine.end(), shared_values.begin(), shared_values.end());
   const std::vector<double> all = transport_->exchange(mine);
-  check_ranks_agree(all, groups, mine.size());
-  // Where ranks hold the same rows, those of the first replica count.
-  const int owners = model_->groups().front()->layout().ranks;
-  double sum = 0;
-  for (size_t g = 0; g < groups; ++g)
-    for (size_t r = 0; r < static_cast<size_t>(owners); ++r) sum += all[r * mine.size() + g];
-  for (size_t r = 0; r < static_cast<size_t>(transport_->size()); ++r) {
-    const auto first = all.begin() + static_cast<int64_t>(r * mine.size() + groups + 2);
+  check_ranks_agree(all, digits.size(), mine.size());
+  ExactSum sum;
+  for (auto rank = all.begin(); rank != all.end(); rank += static_cast<int64_t>(mine.size())) {
+    sum.add_digits({rank, digits.size()});
+    const auto first = rank + static_cast<int64_t>(digits.size() + 2);
     shared.insert(shared.end(), first, first + static_cast<int64_t>(shared_values.size()));
   }
-  return std::sqrt(sum);
+  return std::sqrt(sum.value());
 }
 
 // `all`: rank by rank `each` values, of which the two at `at` are the schedule's hash and the number of steps done.

@@ -1,5 +1,6 @@
 #include "sherd/shard/private_store.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "sherd/base/error.h"
@@ -166,6 +167,7 @@ at::Tensor PrivateStore::open_slot(size_t g) {
 }
 
 void PrivateStore::contribute(size_t g) {
+  while (std::count(spreading_.begin(), spreading_.end(), g) > 0) finish_oldest_spreading();
   Group& group = groups_[g];
   const at::Tensor slot = slot_tensor(g);
   if (transport_.size() > 1) {
@@ -184,17 +186,31 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   const at::Tensor mine = group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
   group.exchange.wait();
   sum_over_ranks(g, mine, round);
-  if (replicates_optimizer()) {
-    // Every rank updates every row: the summed pieces travel on.
-    group.exchanged.tensor().narrow(0, 0, piece).copy_(mine);
-    transport_.all_gather(group.exchanged.tensor().narrow(0, 0, piece), group.gradient, title_of_unit(layout(g).unit))
-        .wait();
-  }
-  group.exchanged.give_back();
   group.slot.give_back();
   group.outstanding = false;
   std::erase(ring_, g);
+  if (!replicates_optimizer()) {
+    group.exchanged.give_back();
+    return true;
+  }
+  // Every rank updates every row: the summed pieces travel on.
+  const at::Tensor sent = group.exchanged.tensor().narrow(0, 0, piece);
+  sent.copy_(mine);
+  group.spread = transport_.all_gather(sent, group.gradient, title_of_unit(layout(g).unit));
+  spreading_.push_back(g);
+  if (spreading_.size() > kRingSlots) finish_oldest_spreading();
   return true;
+}
+
+void PrivateStore::finish_oldest_spreading() {
+  Group& group = groups_[spreading_.front()];
+  spreading_.pop_front();
+  group.spread.wait();
+  group.exchanged.give_back();
+}
+
+void PrivateStore::finish_round() {
+  while (!spreading_.empty()) finish_oldest_spreading();
 }
 
 // Along the shard axis, then along the replicas: with a power of two of shards that is the canonical tree over all
@@ -219,12 +235,14 @@ void PrivateStore::drop() noexcept {
   for (Group& group : groups_) {
     group.gather = Pending();
     group.exchange = Pending();
+    group.spread = Pending();
     for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged}) loan->give_back();
     // Which gathers have ended differs between ranks; all are done again. (Else every rank has the whole anyway.)
     if (transport_.size() > 1 && !replicates_optimizer()) group.whole = Whole::stale;
     group.outstanding = false;
   }
   ring_.clear();
+  spreading_.clear();
 }
 
 }  // namespace sherd

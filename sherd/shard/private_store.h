@@ -2,6 +2,7 @@
 // every strategy; prefetched gathers and reductions overlap compute where the transport works in the background.
 #pragma once
 
+#include <deque>
 #include <vector>
 
 #include "sherd/memory/buffer.h"
@@ -25,6 +26,7 @@ class PrivateStore : public Store {
   void contribute(size_t g) override;
   bool reduce(size_t g, Round round, Patience patience) override;
   int index() const override { return transport_.rank(); }
+  void finish_round() override;
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void drop() noexcept override;
   void restart() override { barrier(transport_); }
@@ -43,7 +45,7 @@ class PrivateStore : public Store {
     Buffer dedicated, gradient_buffer;
     Booking dedicated_rest;  // of the dedicated slot's bytes, those that are not gradients
     BufferPool::Loan slot, exchanged;
-    Pending exchange;
+    Pending exchange, spread;
     bool outstanding = false;  // contributed, not yet reduced
     at::Tensor gradient;
   };
@@ -53,6 +55,7 @@ class PrivateStore : public Store {
   const GroupLayout& layout(size_t g) const { return plan_.groups[g].layout; }
   at::Tensor slot_tensor(size_t g) const;
   void keep_written_rows(size_t g);
+  void finish_oldest_spreading();
   void sum_over_ranks(size_t g, const at::Tensor& mine, Round round);
 
   StoreTransports transports_;
@@ -61,7 +64,8 @@ class PrivateStore : public Store {
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;
   std::vector<Group> groups_;
-  std::vector<size_t> ring_;  // groups whose pooled slots are outstanding, oldest first
+  std::vector<size_t> ring_;      // groups whose pooled slots are outstanding, oldest first
+  std::deque<size_t> spreading_;  // groups whose sums travel to all ranks, oldest first
 };
 
 }  // namespace sherd

@@ -41,11 +41,12 @@ bool Reducer::accumulated(size_t g, size_t p) {
   if (entry.contributed) return last;  // Late: one more round at the end.
   if (!entry.slot.defined() && may_open(g)) open(g);
   if (entry.slot.defined()) deposit_waiting(g);
-  if (last && spread_ == Spread::sharded) advance();
+  if (last) advance();
   return last;
 }
 
 // Only the next group in order takes a slot of the ring: the ring can then never be full of groups that wait for it.
+// Where whole gradients are held, each group has a slot of its own.
 bool Reducer::may_open(size_t g) const {
   return spread_ == Spread::whole || (next_ < order_.size() && order_[next_] == g);
 }
@@ -117,6 +118,7 @@ void Reducer::contribute(size_t g) {
   }
   entry.slot.reset();
   entry.contributed = true;
+  for (bool done = false; pending_.size() >= kInFlight;) reduce_oldest(Patience::wait, done);
   store_.contribute(g);
   pending_.push_back(g);
 }
@@ -148,6 +150,7 @@ void Reducer::finish() {
     if (has_waiting(g)) contribute(g);
   bool done = true;
   while (!pending_.empty()) reduce_oldest(Patience::wait, done);
+  store_.finish_round();
 }
 
 void Reducer::start_window() {

@@ -3,9 +3,9 @@
 // [Note: Rounds] A backward that reduces is one round of every trainable group. As a parameter's gradient is complete,
 // it is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed
 // order (the reverse of the units' order in the model, units with children last): gradients of a later group wait in
-// .grad for their turn. At the end of backward what has no gradient counts as zero. A gradient that comes after its
-// group was contributed (re-entrant recompute of a unit that is used twice) makes one more round at the end. Strategies
-// that hold whole gradients contribute everything at the end of backward.
+// .grad for their turn. At most kInFlight groups are under way. At the end of backward what has no gradient counts as
+// zero. A gradient that comes after its group was contributed (re-entrant recompute of a unit that is used twice) makes
+// one more round at the end.
 #pragma once
 
 #include <deque>
@@ -19,6 +19,9 @@ namespace sherd {
 
 /// No limit to the rounds of a step.
 inline constexpr int kAnyRounds = 1 << 30;
+
+/// Groups that are contributed and not yet reduced: what bounds the memory of communication.
+inline constexpr size_t kInFlight = 2;
 
 /// What a backward does with the gradients: reduce them, or hold them in .grad for a later backward that does.
 enum class Gradients { reduce, hold };

@@ -1,6 +1,8 @@
 #include "sherd/shard/reduction.h"
 
 #include <ATen/ops/add.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/sum.h>
 
 #include "sherd/kernels/norm.h"
 #include "sherd/kernels/reduce.h"
@@ -41,10 +43,19 @@ void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major) {
   }
 }
 
-double sum_of_squares(const at::Tensor& values) {
-  if (values.is_cpu()) return kernels::sum_of_squares(values.const_data_ptr<float>(), values.numel());
-  const at::Tensor wide = values.to(at::kDouble);
-  return wide.dot(wide).item<double>();
+void add_squares(const GroupLayout& layout, int rank, const at::Tensor& piece, ExactSum& sum) {
+  for (size_t p = 0; p < layout.parameters.size(); ++p) {
+    const int64_t rows = layout.rows(p, rank).count, width = layout.parameters[p].row_elements;
+    if (rows * width == 0) continue;
+    const at::Tensor shard = piece.narrow(0, layout.parameters[p].shard_offset, rows * width);
+    if (shard.is_cpu()) {
+      const float* row = shard.const_data_ptr<float>();
+      for (int64_t i = 0; i < rows; ++i, row += width) sum.add(kernels::sum_of_squares(row, width));
+    } else {
+      const at::Tensor squares = shard.view({rows, width}).to(at::kDouble).square().sum(1).cpu();
+      for (int64_t i = 0; i < rows; ++i) sum.add(squares.const_data_ptr<double>()[i]);
+    }
+  }
 }
 
 }  // namespace sherd

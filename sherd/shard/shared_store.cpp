@@ -24,6 +24,7 @@ SharedStore::SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan)
       host_.share(static_cast<int64_t>(sizeof(GroupEpochs) * std::max<size_t>(1, groups_.size())) * host_.size(), 0);
   epoch_mapping_ = epoch_memory_.map_writable(0, epoch_memory_.bytes());
   make_parameters(ledger);
+  guard_parameters();
   make_gradients(ledger);
   barrier(host_);
 }
@@ -57,6 +58,21 @@ void SharedStore::make_parameters(Ledger& ledger) {
     }
     group.bookings.push_back(ledger.book(MemoryKind::parameters, layout.unit, own_elements * size));
   }
+}
+
+void SharedStore::guard_parameters() {
+  std::vector<GuardedRange> ranges;
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const GroupLayout& layout = plan_.groups[g].layout;
+    const int64_t size = plan_.groups[g].element_bytes();
+    for (const auto& parameter : layout.parameters)
+      ranges.push_back(
+          {view_.data() + groups_[g].whole_offset + parameter.offset * size, parameter.elements() * size,
+           fmt::format("[shard] rank {} got a write past torch to parameter '{}' of {}, expected reads: all ranks of "
+                       "this host share it; try EngineOptions::writing_units with the unit's name",
+                       host_.rank(), parameter.fqn, title_of_unit(layout.unit))});
+  }
+  guard_.emplace(std::move(ranges));
 }
 
 void SharedStore::make_gradients(Ledger& ledger) {

@@ -1,10 +1,12 @@
 // The store of one host: one copy of all parameters in shared memory, gradients summed where their makers left them.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "sherd/comm/host_segment.h"
 #include "sherd/memory/buffer.h"
+#include "sherd/memory/write_guard.h"
 #include "sherd/shard/store.h"
 
 namespace sherd {
@@ -46,6 +48,7 @@ class SharedStore : public Store {
 
   GroupEpochs& epochs(size_t g, int rank) const;
   void make_parameters(Ledger& ledger);
+  void guard_parameters();
   void make_gradients(Ledger& ledger);
   void wait_until_reduced(size_t g);
   void copy_peers_rows(size_t g);
@@ -58,6 +61,7 @@ class SharedStore : public Store {
 
   SharedMemory parameters_;
   Mapping view_;
+  std::optional<WriteGuard> guard_;  // over view_
   SharedMemory epoch_memory_;
   Mapping epoch_mapping_;
   std::vector<SharedMemory> gradient_memory_;  // one segment a rank

@@ -88,7 +88,9 @@ class Store {
   virtual void contribute(size_t g) = 0;
   /// Sums this rank's rows over all ranks (canonical tree) into gradient(g). False if that would have to wait.
   virtual bool reduce(size_t g, Round round, Patience patience) = 0;
-  /// Reduced gradients, rank-major pieces of owned(): [owned().size() * shard_elements].
+  /// Every contributed group is reduced: waits for what is still on its way to gradient().
+  virtual void finish_round() {}
+  /// After finish_round(): reduced gradients, rank-major pieces of owned(): [owned().size() * shard_elements].
   virtual at::Tensor gradient(size_t g) = 0;
 
   // After a fault: drop() what is under way (this rank alone; does not wait), then, when all ranks have done so and the

@@ -57,7 +57,7 @@ TEST(BroadcastBuffers, ByOptionOfTheEngine) {
       ModelImpl<BlockImpl> plain;
       const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
       const at::Tensor buffer = model->register_buffer("b", at::full({1}, static_cast<double>(transport->rank())));
-      EngineOptions options = unclipped();
+      EngineOptions options = clipping();
       options.buffers = buffers;
       const Engine engine(model, transport, options, source_of(values_of(plain)));
       EXPECT_EQ(buffer.item<float>(), buffers == Buffers::keep ? static_cast<float>(transport->rank()) : 0);

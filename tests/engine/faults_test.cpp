@@ -1,12 +1,14 @@
 // A rank that stops or raises in forward, backward, reduction or step: the others end with an error that names it.
+#include <ATen/ops/square.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <csignal>
 
 #include "sherd/base/error.h"
 #include "sherd/engine/engine.h"
-#include "tests/shard/toy_model.h"
-#include "tests/support/ranks.h"
+#include "tests/engine/plain_training.h"
+#include "tests/support/refuse_huge_pages.h"
 
 namespace sherd::testing {
 namespace {
@@ -92,6 +94,60 @@ TEST_P(EngineFaults, ARankThatIsKilledIsNamed) {
   const auto statuses = train([] { raise(SIGKILL); }, "rank 1 died", std::chrono::seconds(20));
   EXPECT_EQ(statuses[0], 0);
   EXPECT_EQ(statuses[2], 0);
+}
+
+TEST(EngineFault, AWritePastTorchNamesTheParameter) {
+  ::testing::internal::CaptureStderr();
+  const auto statuses = run_processes(2, [](const World& world) {
+    const auto transport = HostSegment::connect(world);
+    const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
+    Engine engine(model, transport, {.strategy = "zero3"},
+                  source_of(values_of(*std::make_shared<ModelImpl<BlockImpl>>())));
+    try {
+      engine.forward([&] {
+        model->forward(at::ones({5, 6}));
+        if (world.rank == 1) *const_cast<float*>(model->entry.const_data_ptr<float>()) = 1;
+        return engine.transport().exchange(std::array{1.0});
+      });
+    } catch (const FaultError& error) {
+      EXPECT_NE(std::string(error.what()).find("rank 1 died"), std::string::npos) << error.what();
+    }
+  });
+  const std::string said = ::testing::internal::GetCapturedStderr();
+  EXPECT_EQ(statuses[0], 0) << said;
+  EXPECT_TRUE(WIFSIGNALED(statuses[1]) && WTERMSIG(statuses[1]) == SIGSEGV) << said;
+  EXPECT_NE(said.find("rank 1 got a write past torch to parameter 'entry' of the root"), std::string::npos) << said;
+}
+
+// Layers of more than 2 MiB.
+std::vector<at::Tensor> train_large_layers(const World& world, Kind kind, const Values& start) {
+  ThreadGroup none(1);
+  const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(600, 1000);
+  Engine engine(model, make_transport(world, kind, none), clipping(), source_of(start));
+  for (int step = 0; step < 2; ++step) {
+    const at::Tensor x = training_input(world.rank, step, {5, 600});
+    engine.backward(engine.forward([&] { return model->forward(x).square().mean(); }));
+    engine.step();
+  }
+  std::vector<at::Tensor> result;
+  for (const auto& shard : engine.shards()) result.push_back(shard.values.clone());
+  return result;
+}
+
+TEST(EngineFault, WithoutHugePagesTrainingIsTheSame) {
+  for (const Kind kind : {Kind::host, Kind::gloo}) {
+    const auto statuses = run_processes(2, [&](const World& world) {
+      const Values start = values_of(*std::make_shared<ModelImpl<BlockImpl>>(600, 1000));
+      const auto expected = train_large_layers(world, kind, start);
+      refuse_huge_pages();
+      std::byte here;
+      ASSERT_EQ(madvise(&here, 1, MADV_HUGEPAGE), -1);
+      ASSERT_EQ(errno, EINVAL);
+      const auto without = train_large_layers(world, kind, start);
+      for (size_t i = 0; i < expected.size(); ++i) EXPECT_TRUE(at::equal(without[i], expected[i])) << i;
+    });
+    EXPECT_EQ(statuses, (std::vector<int>{0, 0})) << name_of(kind);
+  }
 }
 
 }  // namespace

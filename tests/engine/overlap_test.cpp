@@ -107,16 +107,19 @@ TEST_F(OverlapTest, GathersAreStartedBeforeTheyAreNeeded) {
 }
 
 TEST_F(OverlapTest, ReductionsGoOnWhileBackwardDoes) {
-  // zero2 gathers nothing in backward: what it waits for can only be reductions.
-  run("zero2", milliseconds(150), [](Engine& engine, Model& model, Events& events) {
-    const at::Tensor loss = forward(engine, model, events);
-    const size_t from = events.list().size();
-    engine.backward(loss);
-    const auto list = events.list();
-    const std::string next = fmt::format("backward {}", kBlocks - 2);
-    EXPECT_GE(count(list, "all_to_all starts", next, from), 1) << "the last block's reduction has begun";
-    EXPECT_EQ(count(list, "all_to_all ends", next, from), 0) << "and backward did not wait for it";
-  });
+  // These gather nothing in backward: what they wait for can only be reductions.
+  for (const char* strategy : {"ddp", "zero1", "zero2"}) {
+    SCOPED_TRACE(strategy);
+    run(strategy, milliseconds(150), [](Engine& engine, Model& model, Events& events) {
+      const at::Tensor loss = forward(engine, model, events);
+      const size_t from = events.list().size();
+      engine.backward(loss);
+      const auto list = events.list();
+      const std::string next = fmt::format("backward {}", kBlocks - 2);
+      EXPECT_GE(count(list, "all_to_all starts", next, from), 1) << "the last block's reduction has begun";
+      EXPECT_EQ(count(list, "all_to_all ends", next, from), 0) << "and backward did not wait for it";
+    });
+  }
 }
 
 TEST_F(OverlapTest, AStepBesideTheSumOfItsParts) {

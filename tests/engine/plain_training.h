@@ -22,11 +22,11 @@ inline std::vector<RankCase> training_cases() {
           {Kind::threads, 3}, {Kind::host, 3},    {Kind::host, 4}, {Kind::threads, 4}};
 }
 
-/// No clipping: the plain side has no norm of the same bits.
-inline EngineOptions unclipped(std::string strategy = "zero3") {
+/// Clips so low that every step does.
+inline EngineOptions clipping(std::string strategy = "zero3") {
   EngineOptions options;
   options.strategy = std::move(strategy);
-  options.clip.reset();
+  options.clip = 1e-3;
   return options;
 }
 
@@ -65,16 +65,24 @@ Values train_plain(Model& model, const EngineOptions& options, int ranks, int st
       }
     }
     const at::NoGradGuard no_grad;
+    std::map<std::string, at::Tensor> sums;
+    ExactSum squares;
     for (const auto& [name, parameter] : parameters_once(model)) {
       if (!parameter.requires_grad()) continue;
-      const auto& sources = gradients.at(name);
-      const at::Tensor sum = at::empty_like(sources[0]);
-      canonical_sum(sources, sum, Round::first);
+      const at::Tensor sum = sums[name] = at::empty_like(gradients.at(name)[0]);
+      canonical_sum(gradients.at(name), sum, Round::first);
+      add_squares(lay_out("", {{name, parameter.sizes().vec()}}, 1), 0, sum, squares);
+    }
+    const double norm = std::sqrt(squares.value());
+    const double gradient_scale = options.clip ? std::min(1.0, *options.clip / (norm + 1e-6)) : 1.0;
+    for (const auto& [name, parameter] : parameters_once(model)) {
+      if (!parameter.requires_grad()) continue;
+      const at::Tensor sum = sums.at(name);
       UpdatePiece piece{parameter.detach().to(at::kFloat).view(-1).clone(), sum, {}};
       for (size_t k = state[name].size(); k < rule->state_names().size(); ++k)
         state[name].push_back(at::zeros_like(sum));
       piece.state = state[name];
-      rule->update(piece, options.optimizer, {step + 1, 1.0, 1.0});
+      rule->update(piece, options.optimizer, {step + 1, 1.0, gradient_scale});
       parameter.detach().copy_(piece.parameter.view(parameter.sizes()));
     }
   }

@@ -17,7 +17,7 @@ struct DropoutBlockImpl : BlockImpl {
 
 Values train_with_dropout(const std::shared_ptr<Transport>& transport, const Values& start, RecomputePolicy recompute) {
   const auto model = std::make_shared<ModelImpl<UnitModule<DropoutBlockImpl>>>();
-  EngineOptions options = unclipped();
+  EngineOptions options = clipping();
   options.recompute = recompute;
   options.seed = 5;
   Engine engine(model, transport, options, source_of(start));
@@ -54,7 +54,7 @@ TEST(Random, EachRankDrawsNumbersOfItsOwn) {
          std::vector<double> first;
          for (int times = 0; times < 2; ++times) {
            const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
-           EngineOptions options = unclipped();
+           EngineOptions options = clipping();
            options.seed = 8;
            const Engine engine(model, transport, options, source_of(values_of(plain)));
            const double drawn = at::rand({1}).item<float>();

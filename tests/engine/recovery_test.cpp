@@ -45,7 +45,7 @@ INSTANTIATE_TEST_SUITE_P(All, Recovery, ::testing::ValuesIn(training_cases()), r
 TEST_P(Recovery, AnExceptionOfOneRankReachesAllAndLosesOnlyItsStep) {
   const RankCase& c = GetParam();
   for (const char* strategy : {"ddp", "zero1", "zero2", "zero3"}) {
-    const EngineOptions options = unclipped(strategy);
+    const EngineOptions options = clipping(strategy);
     ModelImpl<BlockImpl> plain;
     const Values start = values_of(plain);
     const int steps = static_cast<int>(std::size(kPlaces)) + 1;
@@ -80,7 +80,7 @@ TEST_P(Recovery, AnExceptionOfOneRankReachesAllAndLosesOnlyItsStep) {
 
 TEST_P(Recovery, TheAccumulationWindowIsDropped) {
   const RankCase& c = GetParam();
-  const EngineOptions options = unclipped("zero2");
+  const EngineOptions options = clipping("zero2");
   ModelImpl<BlockImpl> plain;
   const Values start = values_of(plain);
   const Values expected = train_plain(plain, options, c.ranks, 1, toy_loss);
@@ -107,7 +107,7 @@ TEST_P(Recovery, ARankThatRunsAnotherUnitIsNamed) {
     const Values start = values_of(plain);
     run_ranks(c.ranks, c.kind, [&](std::shared_ptr<Transport> transport) {
       const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
-      Engine engine(model, transport, unclipped(strategy), source_of(start));
+      Engine engine(model, transport, clipping(strategy), source_of(start));
       const at::Tensor x = training_input(transport->rank(), 0);
       try {
         engine.backward(engine.forward([&] {

@@ -1,6 +1,12 @@
 #include "sherd/shard/reduction.h"
 
 #include <ATen/ops/full.h>
+#include <ATen/ops/square.h>
+#include <ATen/ops/sum.h>
+
+#include <cmath>
+#include <limits>
+#include <set>
 
 #include "tests/shard/toy_groups.h"
 
@@ -81,16 +87,49 @@ TEST(ZeroPadding, LeavesWhatAParameterCoversAndNothingElse) {
   }
 }
 
-TEST(SumOfSquares, IsInDoublePrecision) {
+double squares_of(const at::Tensor& values) {
+  ExactSum sum;
+  add_squares(lay_out("u", {{"p", {values.numel(), 1}}}, 1), 0, values, sum);
+  return sum.value();
+}
+
+TEST(AddSquares, IsInDoublePrecision) {
   for (const at::Device device : test_devices()) {
-    EXPECT_EQ(sum_of_squares(at::zeros({0}, device)), 0);
-    EXPECT_EQ(sum_of_squares(at::full({3}, 4097.0, device)), 3 * 4097.0 * 4097.0);  // not exact in fp32
-    EXPECT_EQ(sum_of_squares(at::full({5}, 1e30, device)), 5 * std::pow(static_cast<double>(1e30f), 2));
-    const at::Tensor values = sources_of(1, 1001, device)[0];
-    double expected = 0;
-    const at::Tensor on_cpu = values.cpu();
-    for (int64_t i = 0; i < 1001; ++i) expected += std::pow(static_cast<double>(on_cpu.data_ptr<float>()[i]), 2);
-    EXPECT_NEAR(sum_of_squares(values), expected, 1e-12 * expected);
+    EXPECT_EQ(squares_of(at::zeros({0}, device)), 0);
+    EXPECT_EQ(squares_of(at::full({3}, 4097.0, device)), 3 * 4097.0 * 4097.0);  // not exact in fp32
+    EXPECT_EQ(squares_of(at::full({5}, 1e30, device)), 5 * std::pow(static_cast<double>(1e30f), 2));
+    EXPECT_EQ(squares_of(at::full({1}, std::numeric_limits<float>::infinity(), device)), HUGE_VAL);
+  }
+}
+
+TEST(AddSquares, HasTheSameBitsForAnyNumberOfRanks) {
+  for (const at::Device device : test_devices()) {
+    auto shapes = toy_shapes();
+    shapes.push_back({{"long.weight", {13, 1001}}, {"long.bias", {4000}}});
+    for (const auto& group : shapes) {
+      std::set<double> totals;
+      double expected = 0;
+      for (const int ranks : {1, 2, 3, 4, 5, 16}) {
+        const GroupLayout layout = lay_out("u", group, ranks);
+        ExactSum total;
+        expected = 0;
+        for (int r = 0; r < ranks; ++r) {
+          at::Tensor piece = at::full({layout.shard_elements}, 9.0);  // what lies in the padding does not count
+          for (size_t p = 0; p < group.size(); ++p) {
+            const at::Tensor whole = toy_gradient(layout, p, 0, 0);
+            const Rows own = elements_of(layout, p, r);
+            piece.narrow(0, layout.parameters[p].shard_offset, own.count).copy_(whole.narrow(0, own.first, own.count));
+            if (r == 0) expected += whole.to(at::kDouble).square().sum().item<double>();
+          }
+          ExactSum mine;
+          add_squares(layout, r, piece.to(device), mine);
+          total.add_digits(mine.digits());
+        }
+        totals.insert(total.value());
+      }
+      EXPECT_EQ(totals.size(), 1U) << group[0].fqn;
+      EXPECT_NEAR(*totals.begin() / expected, 1, 1e-14) << group[0].fqn;
+    }
   }
 }
 

@@ -128,6 +128,7 @@ class Rounds {
 
   void finish() {
     while (!pending_.empty()) reduce(Patience::wait);
+    store_.finish_round();
   }
   void start_window() { done_.assign(4, 0); }
 
