@@ -9,7 +9,7 @@ PEERS = ROOT / "benchmarks" / "peers"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 SHERD = ROOT / "build" / "sherd"
 
-SHERD_STRATEGIES = ("zero3", "zero2", "zero1", "ddp")
+SHERD_STRATEGIES = ("zero3", "zero2", "zero1", "ddp", "hsdp")
 TORCH_ENGINES = ("fsdp2", "fsdp1", "ddp", "zero1-torch")
 DEEPSPEED_ENGINES = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
 NAMES = (*(f"sherd-{s}" for s in SHERD_STRATEGIES), "single", *TORCH_ENGINES, *DEEPSPEED_ENGINES)
@@ -21,14 +21,15 @@ FSDP2_FORMS = ((), ("--keep-unsharded",), ("--compile",), ("--compile", "--keep-
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The work of one run, the same for all engines. `init` is a Hugging Face folder, `tokens` a uint16 file."""
+    """The work of one run, the same for all engines. `init` is a Hugging Face folder, `tokens` a uint16 file. sherd alone
+    can also have sizes of a Llama in place of `init`, then with random weights, and no tokens: synthetic ones."""
     model: str
     rows: int
     context: int
     steps: int
     lr: float
-    init: pathlib.Path
-    tokens: pathlib.Path
+    init: pathlib.Path | dict
+    tokens: pathlib.Path | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +61,20 @@ class Engine:
         return [self._sherd(work, folder)] if self.is_sherd else self._peers(work, folder, port)
 
     def _sherd(self, work: Workload, folder: pathlib.Path) -> Process:
+        strategy = self.name.removeprefix("sherd-")
+        tokens = {"tokens": str(work.tokens)} if work.tokens else {"synthetic": True}
         config = {
-            "model": {"path": str(work.init)},
-            "data": {"tokens": str(work.tokens), "context": work.context, "order": "sequential"},
+            "model": work.init if isinstance(work.init, dict) else {"path": str(work.init)},
+            "data": {**tokens, "context": work.context, "order": "sequential"},
             "batch": {"rows": work.rows},
             "optimizer": {"lr": work.lr, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.1, "no_decay": []},
             "clip": 1.0,
-            "strategy": self.name.removeprefix("sherd-"),
+            "strategy": strategy,
             "steps": work.steps,
             "output": str(folder / "run"),
         }
+        if strategy == "hsdp":
+            config["mesh"] = {"replicate": 2, "shard": "auto"}
         file = folder / "config.json"
         file.write_text(json.dumps(config, indent=2))
         cpus = ",".join(map(str, self.cpus))

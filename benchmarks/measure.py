@@ -75,7 +75,7 @@ def _wait(engine, work, started, metrics, sample_memory) -> float:
 
 
 def _ranks(engine: Engine, started: list[subprocess.Popen]) -> list[int]:
-    if not engine.is_sherd:
+    if not engine.is_sherd or engine.ranks == 1:  # One rank needs no launcher.
         return [process.pid for process in started]
     launcher = started[0].pid
     children = pathlib.Path(f"/proc/{launcher}/task/{launcher}/children")
