@@ -41,13 +41,17 @@ test: setup build/build.ninja
 	@scripts/check_size.py
 	@$(PYTHON) -m pytest tests/python
 
-# The kernels beside torch's, then sherd beside its peers, about 10 minutes in all;
-# BENCH="--engines all --models small,base --rounds 5" for more.
+# The kernels beside torch's, reduce-scatter against its bound, a step against compute alone, growth, and sherd beside its
+# peers, about 15 minutes in all; BENCH="--engines all --models small,base --rounds 5" for more of the last. The others
+# say at their heads how they measure more.
 bench: setup
 	@cmake --preset bench
-	@cmake --build build --target sherd_cli bench_kernels
+	@cmake --build build --target sherd_cli bench_kernels bench_reduce bench_step
 	@benchmarks/peers/setup.sh
 	@build/bench_kernels --benchmark_min_time=0.05
+	@build/bench_reduce
+	@build/bench_step --strategies zero3
+	@$(PYTHON) benchmarks/growth.py --quick
 	@$(PYTHON) benchmarks/compare.py $(BENCH)
 
 # libtorch is not instrumented: leaks and races inside of it are suppressed, ours are not.
