@@ -6,7 +6,8 @@
 //                  reduce-scatter of all groups; the sums of squares for clipping; the update of the rows owned
 //
 // so that (step - compute) / (reduce + optimizer) says what is lost between them. The slowest rank counts, medians are
-// reported; step - compute is the median of the differences of neighbours.
+// reported; differences are medians of the differences of neighbours. A second table says where step - compute goes:
+// how much longer forward and backward take rank 0 than the plain model's, and what Engine::step() takes.
 //
 //   bench_step [--models small,base] [--rows 4,16] [--strategies zero3,zero2,zero1,ddp] [--ranks N] [--rounds R]
 #include <ATen/ops/randint.h>
@@ -35,6 +36,27 @@ struct Options {
   int rounds = 7;
 };
 
+using Clock = std::chrono::steady_clock;
+double seconds(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
+/// What this rank took for forward and backward, run by run.
+struct Phases {
+  std::vector<double> forward, backward;
+  void add(Clock::time_point start, Clock::time_point middle, Clock::time_point end) {
+    forward.push_back(seconds(start, middle));
+    backward.push_back(seconds(middle, end));
+  }
+};
+
+/// The median of a - b, of runs that were neighbours; the first of each was for warm-up.
+double median_more(const std::vector<double>& a, const std::vector<double>& b, size_t warmup) {
+  std::vector<double> differences;
+  for (size_t i = warmup; i < a.size(); ++i) differences.push_back(a[i] - b[i]);
+  return median(differences);
+}
+
 /// This rank's rows of a step over all ranks.
 struct Rows {
   at::Tensor tokens, targets;
@@ -56,11 +78,16 @@ class PlainModel {
   }
 
   void compute(const Rows& rows) {
+    const auto start = Clock::now();
     model_->zero_grad(/*set_to_none=*/true);
     const at::Tensor loss = model_->loss(rows.tokens, rows.targets, rows.scale);
+    const auto middle = Clock::now();
     loss.backward();
     loss.item<double>();
+    phases.add(start, middle, Clock::now());
   }
+
+  Phases phases;
 
   std::map<std::string, at::Tensor> gradients() const {
     std::map<std::string, at::Tensor> all;
@@ -80,19 +107,27 @@ class ShardedTraining {
       : model_(sherd::unit_llama(config)),
         engine_(model_, std::move(transport), options(strategy), sherd::seeded_normal(0)),
         rule_(sherd::make_update_rule({})) {
-    for (auto& shard : engine_.shards())
-      if (shard.values.numel() > 0) parameters_.push_back(shard.values);
-    for (const auto& parameter : parameters_)
-      for (size_t k = 0; k < rule_->state_names().size(); ++k)
-        moments_.push_back(sherd::allocate(parameter.numel(), at::kCPU));
+    for (auto& shard : engine_.shards()) {
+      if (shard.values.numel() == 0) continue;
+      parameters_.push_back(shard.values);
+      for (auto& moment : moments_) moment.push_back(sherd::allocate(shard.values.numel(), at::kCPU));
+    }
   }
 
   void step(const Rows& rows) {
+    const auto start = Clock::now();
     const at::Tensor loss = engine_.forward([&] { return model_->loss(rows.tokens, rows.targets, rows.scale); });
+    const auto middle = Clock::now();
     engine_.backward(loss);
     loss.item<double>();
+    const auto end = Clock::now();
+    phases.add(start, middle, end);
     engine_.step();
+    updates.push_back(seconds(end, Clock::now()));
   }
+
+  Phases phases;
+  std::vector<double> updates;  // what Engine::step() took
 
   /// Group by group in the order of backward; one that keeps its slot is open until its round.
   void reduce() {
@@ -107,9 +142,9 @@ class ShardedTraining {
   void copy_and_reduce(const std::map<std::string, at::Tensor>& gradients, double& copy_s) {
     copy_s = 0;
     for (size_t g = groups(); g-- > 0;) {
-      const auto start = std::chrono::steady_clock::now();
+      const auto start = Clock::now();
       copy(gradients, g);
-      copy_s += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      copy_s += seconds(start, Clock::now());
       store().contribute(g);
       store().reduce(g, sherd::Round::first, sherd::Patience::wait);
     }
@@ -125,7 +160,7 @@ class ShardedTraining {
     size_t p = 0;
     for (const auto& gradient : gradients) {
       if (gradient.values.numel() == 0) continue;
-      rule_->update({parameters_[p], gradient.values, {moments_[2 * p], moments_[2 * p + 1]}}, {},
+      rule_->update({parameters_[p], gradient.values, {moments_[0][p], moments_[1][p]}}, {},
                     {.step = 10, .lr_scale = 0, .gradient_scale = 1});
       ++p;
     }
@@ -161,15 +196,20 @@ class ShardedTraining {
   std::shared_ptr<sherd::LlamaImpl> model_;
   sherd::Engine engine_;
   std::unique_ptr<sherd::UpdateRule> rule_;
-  std::vector<at::Tensor> parameters_, moments_;
+  std::vector<at::Tensor> parameters_, moments_[2];
+};
+
+/// Rows of the two tables that rank 0 prints.
+struct Tables {
+  std::string steps, parts;
 };
 
 void measure(const Options& options, const std::shared_ptr<sherd::Transport>& transport, const std::string& preset,
-             int64_t global_rows) {
+             int64_t global_rows, Tables& tables) {
   const auto config = sherd::LlamaConfig::preset(preset);
   const Rows rows(config, global_rows, options.ranks);
-  PlainModel plain(config);
   for (const auto& strategy : options.strategies) {
+    PlainModel plain(config);
     ShardedTraining training(config, transport, strategy);
     double copy_s = 0;
     std::vector<double> copies;
@@ -185,19 +225,34 @@ void measure(const Options& options, const std::shared_ptr<sherd::Transport>& tr
         {"norm", nullptr, [&] { training.norm(); }},
         {"optimizer", nullptr, [&] { training.optimize(); }},
     };
-    const auto seconds = take_turns(*transport, contestants, options.rounds);
-    copies.erase(copies.begin());
+    const auto times = take_turns(*transport, contestants, options.rounds);
     if (transport->rank() != 0) continue;
-    std::vector<double> beyond;
-    for (size_t round = 0; round < seconds[0].size(); ++round) beyond.push_back(seconds[1][round] - seconds[0][round]);
-    const double compute = median(seconds[0]), more = median(beyond), reduce = median(seconds[3]),
-                 optimizer = median(seconds[5]);
-    std::printf("| %s | %ld | %s | %.3f | %.3f | %.0f | %.0f | %.0f | %.0f | %.0f | %.2f | %.3f |\n", preset.c_str(),
-                global_rows * config.context, strategy.c_str(), compute, median(seconds[1]), 1e3 * more, 1e3 * reduce,
-                1e3 * optimizer, 1e3 * median(copies), 1e3 * median(seconds[4]), more / (reduce + optimizer),
-                (compute + more) / compute);
-    std::fflush(stdout);
+    const double compute = median(times[0]), more = median_more(times[1], times[0], 0), reduce = median(times[3]),
+                 optimizer = median(times[5]);
+    const std::string what = fmt::format("| {} | {} | {} ", preset, global_rows * config.context, strategy);
+    tables.steps += fmt::format("{}| {:.3f} | {:.3f} | {:.0f} | {:.0f} | {:.0f} | {:.2f} | {:.3f} |\n", what, compute,
+                                median(times[1]), 1e3 * more, 1e3 * reduce, 1e3 * optimizer,
+                                more / (reduce + optimizer), (compute + more) / compute);
+    tables.parts += fmt::format("{}| {:.0f} | {:.0f} | {:.0f} | {:.0f} | {:.0f} |\n", what,
+                                1e3 * median_more(training.phases.forward, plain.phases.forward, 1),
+                                1e3 * median_more(training.phases.backward, plain.phases.backward, 1),
+                                1e3 * median(training.updates), 1e3 * median(copies), 1e3 * median(times[4]));
+    std::fprintf(stderr, "%sdone\n", what.c_str());
   }
+}
+
+void run_rank(const Options& options, const sherd::World& world) {
+  const auto transport = sherd::connect(world, "host");
+  Tables tables;
+  for (const auto& model : options.models)
+    for (const int64_t rows : options.rows) measure(options, transport, model, rows, tables);
+  if (world.rank != 0) return;
+  std::printf(
+      "| model | tokens | strategy | compute, s | step, s | step - compute, ms | reduce, ms | optimizer, ms "
+      "| (step - compute) / (reduce + optimizer) | step / compute |\n|---|---|---|---|---|---|---|---|---|---|\n%s\n"
+      "| model | tokens | strategy | forward - plain, ms | backward - plain, ms | update, ms | copy alone, ms "
+      "| norm alone, ms |\n|---|---|---|---|---|---|---|---|\n%s",
+      tables.steps.c_str(), tables.parts.c_str());
 }
 
 }  // namespace
@@ -220,16 +275,8 @@ int main(int argc, char** argv) {
   try {
     std::printf("%d ranks of one thread, %d cores, medians of %d rounds\n\n", options.ranks, sherd::bench::core_count(),
                 options.rounds);
-    std::printf(
-        "| model | tokens | strategy | compute, s | step, s | step - compute, ms | reduce, ms | optimizer, ms | copy, "
-        "ms "
-        "| norm, ms | (step - compute) / (reduce + optimizer) | step / compute |\n"
-        "|---|---|---|---|---|---|---|---|---|---|---|---|\n");
-    const double others = sherd::bench::run_pinned_ranks(options.ranks, [&](const sherd::World& world) {
-      const auto transport = sherd::connect(world, "host");
-      for (const auto& model : options.models)
-        for (const int64_t rows : options.rows) measure(options, transport, model, rows);
-    });
+    const double others =
+        sherd::bench::run_pinned_ranks(options.ranks, [&](const sherd::World& world) { run_rank(options, world); });
     std::printf("\nOther processes took %.2f cores.\n", others);
     return 0;
   } catch (const std::exception& error) {
