@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import sys
 
 import machine
@@ -21,7 +22,7 @@ from measure import RunFailed, run
 
 CONTEXT, VOCAB, LR = 128, 8192, 3e-4
 TIMED_STEPS, MEMORY_STEPS = 4, 2  # with one for warm-up
-BYTES_PER_PARAMETER = 18  # at most: 16 for what training keeps, the rest for slots and activations
+BYTES_PER_PARAMETER = 19  # 16 for what training keeps, the rest for slots, activations and libraries
 # dim, layers, ffn
 SHAPES = {"10 M": (256, 7, 704), "30 M": (512, 7, 1408), "100 M": (768, 12, 2048), "300 M": (1024, 22, 2816),
           "1 B": (2048, 19, 5632)}
@@ -146,6 +147,7 @@ TABLES = {"ranks": by_ranks, "parameters": by_parameters, "tokens": by_tokens}
 
 def main():
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a run ends its processes
     here = machine.describe()
     record = {"date": machine.today(), "commit": machine.commit(), "machine": here,
               "command": shlex.join(("benchmarks/growth.py", *sys.argv[1:])), "tables": {}}
