@@ -151,7 +151,9 @@ class ShardedTraining {
   }
 
   void norm() {
-    for (size_t g = 0; g < groups(); ++g) sherd::sum_of_squares(store().gradient(g));
+    sherd::ExactSum sum;
+    for (size_t g = 0; g < groups(); ++g)
+      sherd::add_squares(engine_.sharded_model().groups()[g]->layout(), store().index(), store().gradient(g), sum);
   }
 
   /// With a learning rate of nothing: parameters stay.

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 #include <string_view>
 
+#include "cli/heap_settings.h"
 #include "cli/launcher.h"
 #include "cli/progress.h"
 #include "cli/stop_signal.h"
@@ -69,7 +70,11 @@ CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
 int run_train_command(const TrainOptions& options, char** argv) {
   const TrainConfig config = effective_config(options);
   if (started_by_launcher()) return train(config, launched_by_environment().value().rank);
-  if (const auto place = launched_by_environment()) {
+  const auto place = launched_by_environment();
+  const int ranks = options.ranks.value_or(1);
+  const bool trains_itself = place || ranks == 1;
+  if (set_heap_environment() == HeapSettings::changed && trains_itself) restart_program(argv);
+  if (place) {
     if (options.ranks && *options.ranks != place->size) {
       config_error("--ranks",
                    "got {}, expected {} as the environment says; try without --ranks under torchrun, mpirun or srun",
@@ -78,7 +83,6 @@ int run_train_command(const TrainOptions& options, char** argv) {
     if (place->rank == 0) validate_training(config, place->size);
     return train(config, place->rank);
   }
-  const int ranks = options.ranks.value_or(1);
   validate_training(config, ranks);
   return ranks == 1 ? train(config, 0) : launch_ranks(ranks, argv);
 }

@@ -1,6 +1,7 @@
 // Models of every shape: sharded, they train to the bits of the plain model.
 #include <ATen/ops/cat.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/lstm.h>
 #include <ATen/ops/tanh.h>
 #include <gtest/gtest.h>
 
@@ -224,6 +225,31 @@ TEST_P(ModelShapes, UnitsThatWriteTheirParameters) {
         EXPECT_NEAR(sum, 1, 1e-6) << "block" << b << " under " << options.strategy;
       }
     });
+  }
+}
+
+/// torch's LSTM asks for its parameters as if to write to them.
+struct LstmBlockImpl : torch::nn::Module {
+  LstmBlockImpl(int64_t width, int64_t) {
+    for (const char* name : {"input_weight", "hidden_weight"})
+      weights.push_back(register_parameter(name, 0.3 * at::randn({4 * width, width})));
+    for (const char* name : {"input_bias", "hidden_bias"})
+      weights.push_back(register_parameter(name, at::zeros({4 * width})));
+  }
+  at::Tensor forward(const at::Tensor& x) {
+    const at::Tensor start = at::zeros({1, 1, x.size(-1)});
+    const auto [out, hidden, cell] =
+        at::lstm(x.unsqueeze(1), {start, start}, weights, /*has_biases=*/true, /*num_layers=*/1, /*dropout=*/0,
+                 /*train=*/true, /*bidirectional=*/false, /*batch_first=*/false);
+    return x + out.squeeze(1);
+  }
+  std::vector<at::Tensor> weights;
+};
+
+TEST_P(ModelShapes, LstmsAsWritingUnits) {
+  for (auto options : ways()) {
+    options.writing_units = {"block*"};
+    expect_same<LstmBlockImpl>(GetParam(), options, leave);
   }
 }
 

@@ -41,7 +41,11 @@ TEST_F(WriteGuards, FindTheRangeOfAnAddress) {
 TEST_F(WriteGuardsDeath, NameWhatWasWrittenToAndLetTheSignalEndTheProcess) {
   const WriteGuard guard(halves());
   EXPECT_EXIT(write_to(pages_ + kPage + 7), ::testing::KilledBySignal(SIGSEGV), "the second page");
-  EXPECT_EXIT(write_to(nullptr), ::testing::KilledBySignal(SIGSEGV), "^$");
+}
+
+TEST_F(WriteGuardsDeath, AreSilentAboutOtherAddresses) {
+  const WriteGuard guard({{pages_, kPage, "the first page"}});
+  EXPECT_EXIT(write_to(pages_ + kPage), ::testing::KilledBySignal(SIGSEGV), "^$");
 }
 
 TEST_F(WriteGuardsDeath, AreSilentOnceTheyAreGone) {

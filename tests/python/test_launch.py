@@ -2,18 +2,20 @@
 import json
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
 
 import pytest
 
-LAUNCHER_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_")
+INHERITED_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "OMPI_", "PMIX_", "SLURM_", "TORCHELASTIC_",
+                      "GLIBC_TUNABLES")
 
 
 def environment(**more: str) -> dict:
-    """Ours without traces of launchers, and one compute thread a rank."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHER_VARIABLES)}
+    """Ours without traces of launchers and settings of malloc, and one compute thread a rank."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith(INHERITED_VARIABLES)}
     return {**env, "OMP_NUM_THREADS": "1", **more}
 
 
@@ -76,3 +78,26 @@ def test_srun(train, expected):
                          SLURM_STEP_NODELIST="localhost", SLURM_JOB_ID=str(os.getpid())) for task in range(2)]
     end_well(command, command, envs=tasks)
     assert losses(folder) == expected
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one process", "a rank of one"])
+def test_steps_take_no_fresh_pages(sherd, write_config, tmp_path, alone):
+    """What a step frees, the next one uses again; what the user has set for malloc is left alone."""
+    config = write_config({"model": {"preset": "tiny", "dim": 256, "ffn": 1024}, "batch.rows": 32})
+    place = {} if alone else {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+                              "MASTER_PORT": "29419"}
+
+    def faults(steps: int, **more: str) -> int:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt
+        command = [sherd, "train", config, "--set", f"steps={steps}", "--set", f"output={tmp_path / 'run'}"]
+        end_well(command, envs=[environment(**place, **more)])
+        shutil.rmtree(tmp_path / "run")
+        return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
+
+    def faults_a_step(**more: str) -> float:
+        return (faults(11, **more) - faults(3, **more)) / 8
+
+    as_users_have_it = faults_a_step(GLIBC_TUNABLES="glibc.malloc.arena_max=8")
+    assert as_users_have_it > 1000, "this machine's malloc keeps large blocks by itself"
+    assert faults_a_step() < as_users_have_it / 10
+    assert faults_a_step(GLIBC_TUNABLES="glibc.rtld.nns=4") < as_users_have_it / 10
