@@ -312,6 +312,10 @@ SharedMemory HostSegment::share(int64_t bytes, int creator) {
 Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view) {
   forget_interrupted();
   const int64_t bytes = shard.nbytes();
+  if (bytes == 0) {
+    barrier(*this);
+    return {};
+  }
   if (staging_.bytes() < bytes * size()) {
     barrier(*this);
     staging_memory_ = share(bytes * size(), 0);
@@ -329,6 +333,7 @@ Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& receiv
   const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
   at::Tensor everything = at::empty({send.numel() * size()}, send.options());
   all_gather(send, everything, what).wait();
+  if (piece == 0) return {};
   for (int r = 0; r < size(); ++r)
     std::memcpy(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece,
                 static_cast<const std::byte*>(everything.const_data_ptr()) + (r * size() + rank()) * piece,

@@ -56,12 +56,16 @@ struct ThreadGroup::Shared {
     return circle;
   }
 
+  void check_generation(uint64_t started_in, const char* what) const {
+    if (generation != started_in) fault("threads", "{} was broken off by an abort", what);
+  }
+
   // False when the time is over.
   template <class Condition>
   bool wait(Lock& lock, uint64_t started_in, const char* what, Condition condition) {
-    const auto broken_off = [&] { return generation != started_in; };
-    const bool came = changed.wait_for(lock, timeout, [&] { return broken_off() || aborted || condition(); });
-    if (broken_off()) fault("threads", "{} was broken off by an abort", what);
+    const bool came =
+        changed.wait_for(lock, timeout, [&] { return generation != started_in || aborted || condition(); });
+    check_generation(started_in, what);
     if (aborted && !condition()) throw FaultError(*aborted);
     return came;
   }
@@ -184,6 +188,7 @@ class ThreadGroup::ThreadTransport : public Transport {
 
   void finish(const Turn& turn, const Take& take) {
     Shared::Lock lock(shared_->mutex);
+    shared_->check_generation(turn.generation, turn.what);  // else what follows would make an empty offer
     const bool kept = mine()[turn.number].kept != nullptr;
     const Descriptor descriptor = mine()[turn.number].descriptor;
     try {
