@@ -4,7 +4,7 @@
     benchmarks/compare.py                                                  # zero3, one process and FSDP2 on small
     benchmarks/compare.py --models small,base --engines all --rounds 5
 
-Engines run in turn (A B C A B C ...), each in processes of its own, pinned to the same cores. A round counts with the
+Engines run in turn (A B C, C A B, ...), each in processes of its own, pinned to the same cores. A round counts with the
 median of its steps after the warm-up, an engine with the median of its rounds. Memory is taken in one more run of each.
 All must print the same losses, or nothing is reported. Writes a Markdown table to the standard output and everything
 measured to benchmarks/results/. Exit code 1 when an engine fails or losses differ.
@@ -136,6 +136,11 @@ class Losses:
 
 # Running and reporting.
 
+def rotated(engines: list, by: int) -> list:
+    """Who runs before an engine matters, by the memory it leaves behind: each round starts with another one."""
+    return engines[by % len(engines):] + engines[:by % len(engines)]
+
+
 def compare(model: str, args) -> dict:
     work = prepare(model, args)
     engines, checks, fsdp2_forms = [], Losses(), {}
@@ -146,7 +151,7 @@ def compare(model: str, args) -> dict:
     rounds = {engine: [] for engine in engines}
     losses, others = {}, 0.0
     for number in range(1, args.rounds + 1):
-        for engine in engines:
+        for engine in rotated(engines, number * len(engines) // args.rounds):
             result = run(engine, work)
             checks.add(engine, result)
             rounds[engine].append(result.median_s(args.warmup))
