@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """How sherd zero3 grows: step time and memory of all ranks against ranks, parameters and tokens of a step.
 
-    benchmarks/growth.py                               # all three, about 8 minutes on 2 cores
+    benchmarks/growth.py                               # all three, about 10 minutes on 2 cores
     benchmarks/growth.py --by ranks,tokens --quick     # fewer and smaller points
 
 Llamas of random weights on synthetic tokens, fp32, ranks of one thread. A time is the median of the steps after the

@@ -82,9 +82,8 @@ int run_rank(int rank, int ranks, const std::string& folder, const std::function
   }
 }
 
-}  // namespace
-
-double run_pinned_ranks(int ranks, const std::function<void(const World&)>& body) {
+// Returns how many cores other processes kept busy meanwhile.
+double run_ranks(int ranks, const std::function<void(const World&)>& body) {
   const TemporaryFolder folder;
   const auto start = Clock::now();
   const double busy = others_busy_s();
@@ -112,6 +111,19 @@ double run_pinned_ranks(int ranks, const std::function<void(const World&)>& body
   }
   if (failed) fault(kWhere, "a rank failed");
   return std::max(0.0, (others_busy_s() - busy) / seconds_since(start));
+}
+
+}  // namespace
+
+int run_pinned_ranks(int ranks, const std::function<void(const World&)>& body) {
+  try {
+    const double others = run_ranks(ranks, body);
+    std::printf("\nOther processes took %.2f cores.\n", others);
+    return 0;
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
 }
 
 int core_count() { return static_cast<int>(allowed_cores().size()); }

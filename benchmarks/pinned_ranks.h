@@ -13,8 +13,8 @@ namespace sherd::bench {
 
 /// Forks a process a rank, runs body(world) in it and waits for all. Rank r has the r-th core that this process may use
 /// (they share cores where there are fewer) and one thread. An exception is printed and ends the other ranks too.
-/// Throws FaultError when a rank failed. Returns how many cores other processes kept busy meanwhile.
-double run_pinned_ranks(int ranks, const std::function<void(const World&)>& body);
+/// Prints how many cores other processes kept busy meanwhile. Returns the exit code of the program.
+int run_pinned_ranks(int ranks, const std::function<void(const World&)>& body);
 
 /// The cores that this process may use.
 int core_count();

@@ -274,15 +274,7 @@ int main(int argc, char** argv) {
                  options.ranks);
     return 2;
   }
-  try {
-    std::printf("%d ranks of one thread, %d cores, medians of %d rounds\n\n", options.ranks, sherd::bench::core_count(),
-                options.rounds);
-    const double others =
-        sherd::bench::run_pinned_ranks(options.ranks, [&](const sherd::World& world) { run_rank(options, world); });
-    std::printf("\nOther processes took %.2f cores.\n", others);
-    return 0;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
+  std::printf("%d ranks of one thread, %d cores, medians of %d rounds\n\n", options.ranks, sherd::bench::core_count(),
+              options.rounds);
+  return sherd::bench::run_pinned_ranks(options.ranks, [&](const sherd::World& world) { run_rank(options, world); });
 }

@@ -31,6 +31,11 @@ std::string random_name() {
   return fmt::format("sherd-{:08x}{:08x}{:08x}", random(), random(), random());
 }
 
+// A tensor without elements may have no address, which memcpy does not take.
+void copy_bytes(void* to, const void* from, int64_t bytes) {
+  if (bytes > 0) std::memcpy(to, from, static_cast<size_t>(bytes));
+}
+
 std::string text_of(const std::vector<uint8_t>& bytes) { return {bytes.begin(), bytes.end()}; }
 
 }  // namespace
@@ -312,19 +317,15 @@ SharedMemory HostSegment::share(int64_t bytes, int creator) {
 Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view) {
   forget_interrupted();
   const int64_t bytes = shard.nbytes();
-  if (bytes == 0) {
-    barrier(*this);
-    return {};
-  }
   if (staging_.bytes() < bytes * size()) {
     barrier(*this);
     staging_memory_ = share(bytes * size(), 0);
     staging_ = staging_memory_.map_writable(0, bytes * size());
   }
-  std::memcpy(staging_.data() + bytes * rank(), shard.const_data_ptr(), static_cast<size_t>(bytes));
+  copy_bytes(staging_.data() + bytes * rank(), shard.const_data_ptr(), bytes);
   bytes_sent_ += bytes;
   barrier(*this);
-  std::memcpy(whole.mutable_data_ptr(), staging_.data(), static_cast<size_t>(bytes * size()));
+  copy_bytes(whole.mutable_data_ptr(), staging_.data(), bytes * size());
   barrier(*this);
   return {};
 }
@@ -333,11 +334,9 @@ Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& receiv
   const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
   at::Tensor everything = at::empty({send.numel() * size()}, send.options());
   all_gather(send, everything, what).wait();
-  if (piece == 0) return {};
   for (int r = 0; r < size(); ++r)
-    std::memcpy(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece,
-                static_cast<const std::byte*>(everything.const_data_ptr()) + (r * size() + rank()) * piece,
-                static_cast<size_t>(piece));
+    copy_bytes(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece,
+               static_cast<const std::byte*>(everything.const_data_ptr()) + (r * size() + rank()) * piece, piece);
   return {};
 }
 

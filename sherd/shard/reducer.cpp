@@ -52,10 +52,7 @@ bool Reducer::may_open(size_t g) const {
 }
 
 void Reducer::open(size_t g) {
-  while (store_.slot_blocked_by(g) >= 0) {
-    bool done = false;
-    reduce_oldest(Patience::wait, done);
-  }
+  while (store_.slot_blocked_by(g) >= 0) reduce_oldest(Patience::wait);
   entries_[g].slot = store_.open_slot(g);
   std::fill(entries_[g].deposited.begin(), entries_[g].deposited.end(), 0);
 }
@@ -118,24 +115,25 @@ void Reducer::contribute(size_t g) {
   }
   entry.slot.reset();
   entry.contributed = true;
-  for (bool done = false; pending_.size() >= kInFlight;) reduce_oldest(Patience::wait, done);
+  while (pending_.size() >= kInFlight) reduce_oldest(Patience::wait);
   store_.contribute(g);
   pending_.push_back(g);
 }
 
-void Reducer::reduce_oldest(Patience patience, bool& done) {
+// False if that would have to wait.
+bool Reducer::reduce_oldest(Patience patience) {
   SHERD_CHECK(!pending_.empty());
   const size_t g = pending_.front();
-  done = store_.reduce(g, entries_[g].rounds == 0 ? Round::first : Round::later, patience);
-  if (!done) return;
+  if (!store_.reduce(g, entries_[g].rounds == 0 ? Round::first : Round::later, patience)) return false;
   ++entries_[g].rounds;
   pending_.pop_front();
+  return true;
 }
 
 void Reducer::advance() {
   while (next_ < order_.size() && entries_[order_[next_]].complete) contribute(order_[next_++]);
-  bool done = true;
-  while (done && !pending_.empty()) reduce_oldest(Patience::now_or_not, done);
+  while (!pending_.empty() && reduce_oldest(Patience::now_or_not)) {
+  }
   if (next_ < order_.size() && has_waiting(order_[next_])) {
     const size_t g = order_[next_];
     if (!entries_[g].slot.defined()) open(g);
@@ -148,8 +146,7 @@ void Reducer::finish() {
   while (next_ < order_.size()) contribute(order_[next_++]);
   for (const size_t g : order_)
     if (has_waiting(g)) contribute(g);
-  bool done = true;
-  while (!pending_.empty()) reduce_oldest(Patience::wait, done);
+  while (!pending_.empty()) reduce_oldest(Patience::wait);
   store_.finish_round();
 }
 

@@ -66,7 +66,7 @@ class Reducer {
   void deposit_waiting(size_t g);
   void contribute(size_t g);
   void advance();
-  void reduce_oldest(Patience patience, bool& done);
+  bool reduce_oldest(Patience patience);
   bool has_waiting(size_t g) const;
 
   Store& store_;
