@@ -13,6 +13,12 @@ if [ ! -x .venv/bin/python ] && ! "$python" -c 'import ensurepip, venv' 2>/dev/n
   packages="$packages python3 python3-venv"
 fi
 
+# The Python package is built against the interpreter's headers.
+if ! "$python" -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+  2>/dev/null; then
+  packages="$packages python3-dev"
+fi
+
 say() { echo "setup: $*"; }
 
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }

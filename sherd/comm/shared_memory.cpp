@@ -22,6 +22,9 @@ constexpr int64_t kPage = 4096;
 
 }  // namespace
 
+Mapping::Mapping(void* base, int64_t bytes)
+    : base_(base), mapped_(bytes), data_(static_cast<std::byte*>(base)), bytes_(bytes) {}
+
 Mapping& Mapping::operator=(Mapping&& other) noexcept {
   std::swap(base_, other.base_);
   std::swap(mapped_, other.mapped_);
@@ -75,14 +78,16 @@ SharedMemory SharedMemory::adopt(UniqueFd fd, int64_t bytes) {
   return memory;
 }
 
-Mapping SharedMemory::map_read_only() const {
-  Mapping mapping;
-  void* base = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ, MAP_SHARED, fd(), 0);
+Mapping SharedMemory::map_read_only() const { return {map(nullptr, MAP_SHARED), bytes_}; }
+
+Mapping SharedMemory::map_private() const { return {map(nullptr, MAP_PRIVATE), bytes_}; }
+
+void SharedMemory::restore(const Mapping& mapping) const { map(mapping.base_, MAP_PRIVATE | MAP_FIXED); }
+
+void* SharedMemory::map(void* address, int flags) const {
+  void* base = mmap(address, static_cast<size_t>(bytes_), PROT_READ, flags, fd(), 0);
   if (base == MAP_FAILED) fault_errno(kSharedMemory, fmt::format("cannot map {}", format_bytes(bytes_)));
-  mapping.base_ = base;
-  mapping.mapped_ = mapping.bytes_ = bytes_;
-  mapping.data_ = static_cast<std::byte*>(base);
-  return mapping;
+  return base;
 }
 
 Mapping SharedMemory::map_writable(int64_t offset, int64_t bytes) const {

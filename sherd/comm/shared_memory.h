@@ -21,6 +21,7 @@ class Mapping {
 
  private:
   friend class SharedMemory;
+  Mapping(void* base, int64_t bytes);
   void* base_ = nullptr;
   int64_t mapped_ = 0;
   std::byte* data_ = nullptr;
@@ -48,6 +49,10 @@ class SharedMemory {
 
   /// Everything, read-only: a stray write faults.
   Mapping map_read_only() const;
+  /// The same, where a page may be made writable for this process alone (copy on write: memory/write_guard.h).
+  Mapping map_private() const;
+  /// Puts the shared pages back into a mapping from map_private(), at its address.
+  void restore(const Mapping& mapping) const;
   /// [offset, offset + bytes) for writing, rounded out to pages.
   Mapping map_writable(int64_t offset, int64_t bytes) const;
 
@@ -55,6 +60,8 @@ class SharedMemory {
   int64_t bytes() const { return bytes_; }
 
  private:
+  void* map(void* address, int flags) const;
+
   UniqueFd fd_;
   int64_t bytes_ = 0;
 };

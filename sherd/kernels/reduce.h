@@ -15,12 +15,12 @@
 namespace sherd::kernels {
 
 enum class Accumulate {
-  overwrite,  // out = tree
-  add,        // out = out + tree
+  overwrite,  // out = tree / divisor
+  add,        // out = out + tree / divisor
 };
 
 /// Sums at least one source into `out`. `out` may be one of the sources, but not overlap one otherwise.
-void tree_sum(std::span<const float* const> sources, int64_t n, float* out, Accumulate mode);
+void tree_sum(std::span<const float* const> sources, int64_t n, float* out, Accumulate mode, float divisor = 1);
 
 /// Copies between spans that do not overlap; 16 MiB and more go past the caches.
 void copy(const float* from, int64_t n, float* to);

@@ -1,35 +1,35 @@
 #include "sherd/memory/write_guard.h"
 
-#include <unistd.h>
+#include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
-#include <atomic>
+#include <cerrno>
 #include <csignal>
 
 namespace sherd {
 namespace {
 
-// A signal handler is given nothing but the address: what it looks up has to be static, and is only read in it.
-std::array<std::atomic<const WriteGuard*>, 64> guards;
+constexpr uintptr_t kPage = 4096;
+
+// A signal handler is given nothing but the address: what it looks up has to be static.
+std::array<std::atomic<WriteGuard*>, 256> guards;
 struct sigaction action_before;
 
-void name_the_range(int, siginfo_t* info, void*) {
-  for (const auto& slot : guards) {
-    const WriteGuard* guard = slot.load(std::memory_order_acquire);
-    const GuardedRange* range = guard == nullptr ? nullptr : guard->find(info->si_addr);
-    if (range == nullptr) continue;
-    // There is nobody to tell that this has failed.
-    [[maybe_unused]] ssize_t written = write(STDERR_FILENO, range->line.data(), range->line.size());
-    written = write(STDERR_FILENO, "\n", 1);
-    break;
-  }
-  sigaction(SIGSEGV, &action_before, nullptr);  // The write is tried again on return, and meets this.
+void ask_the_guards(int, siginfo_t* info, void*) {
+  const int before = errno;
+  const bool ours = info->si_code == SEGV_ACCERR && std::any_of(guards.begin(), guards.end(), [&](const auto& slot) {
+                      WriteGuard* guard = slot.load(std::memory_order_acquire);
+                      return guard != nullptr && guard->let_write(info->si_addr);
+                    });
+  errno = before;
+  if (!ours) sigaction(SIGSEGV, &action_before, nullptr);  // The write is tried again on return, and meets this.
 }
 
 void install_once() {
   [[maybe_unused]] static const int installed = [] {
     struct sigaction action = {};
-    action.sa_sigaction = name_the_range;
+    action.sa_sigaction = ask_the_guards;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     return sigaction(SIGSEGV, &action, &action_before);
   }();
@@ -37,26 +37,41 @@ void install_once() {
 
 }  // namespace
 
-WriteGuard::WriteGuard(std::vector<GuardedRange> ranges) : ranges_(std::move(ranges)) {
+WriteGuard::WriteGuard(std::vector<GuardedRange> ranges)
+    : ranges_(std::move(ranges)), written_(std::make_unique<std::atomic<bool>[]>(ranges_.size())) {
   install_once();
   for (auto& slot : guards) {
-    const WriteGuard* none = nullptr;
+    WriteGuard* none = nullptr;
     if (slot.compare_exchange_strong(none, this, std::memory_order_release)) return;
   }
 }
 
 WriteGuard::~WriteGuard() {
   for (auto& slot : guards) {
-    const WriteGuard* mine = this;
+    WriteGuard* mine = this;
     if (slot.compare_exchange_strong(mine, nullptr)) return;
   }
 }
 
-const GuardedRange* WriteGuard::find(const void* address) const noexcept {
+std::vector<std::string> WriteGuard::take_written() {
+  std::vector<std::string> names;
+  any_ = false;
+  for (size_t i = 0; i < ranges_.size(); ++i)
+    if (written_[i].exchange(false)) names.push_back(ranges_[i].name);
+  return names;
+}
+
+bool WriteGuard::let_write(void* address) noexcept {
   const auto* at = static_cast<const std::byte*>(address);
-  for (const GuardedRange& range : ranges_)
-    if (at >= range.first && at < range.first + range.bytes) return &range;
-  return nullptr;
+  for (size_t i = 0; i < ranges_.size(); ++i) {
+    if (at < ranges_[i].first || at >= ranges_[i].first + ranges_[i].bytes) continue;
+    auto* page = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(address) / kPage * kPage);
+    if (mprotect(page, kPage, PROT_READ | PROT_WRITE) != 0) return false;
+    written_[i] = true;
+    any_ = true;
+    return true;
+  }
+  return false;
 }
 
 }  // namespace sherd

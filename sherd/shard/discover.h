@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/nn/module.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,9 +21,10 @@ struct FoundParameter {
 struct FoundUnit {
   std::string name;          // in the module tree; "" for the root
   UnitBase* unit = nullptr;  // null for the root, which need not be a unit
-  size_t parent = 0;         // index of the enclosing unit; the root is its own
+  size_t parent = 0;         // index of the enclosing unit, which comes before it; the root is its own
   int children = 0;
   std::vector<FoundParameter> parameters;
+  std::optional<AfterForward> after_forward = {};  // instead of what ShardOptions say
 };
 
 /// The units of `root` that `policy` chooses (all, where it is empty) in the order of the module tree, the root first.

@@ -30,6 +30,26 @@ struct PostHook : torch::autograd::FunctionPostHook {
   std::function<void()> call;
 };
 
+// What autograd still holds when a backward is over without having called it was ended by an exception.
+class Ending {
+ public:
+  Ending(std::function<void()> call, std::function<void()> broken)
+      : call_(std::move(call)), broken_(std::move(broken)) {}
+  Ending(const Ending&) = delete;
+  Ending& operator=(const Ending&) = delete;
+  ~Ending() {
+    if (!ended_) broken_();
+  }
+  void reached() {
+    call_();
+    ended_ = true;
+  }
+
+ private:
+  std::function<void()> call_, broken_;
+  bool ended_ = false;
+};
+
 void add_once(std::vector<AutogradNode>& nodes, const AutogradNode& node) {
   if (node && std::find(nodes.begin(), nodes.end(), node) == nodes.end()) nodes.push_back(node);
 }
@@ -79,8 +99,9 @@ std::vector<AutogradNode> producer_nodes(const std::vector<at::Tensor>& tensors)
 
 bool inside_backward() { return torch::autograd::get_current_graph_task_id() != -1; }
 
-void at_end_of_backward(std::function<void()> call) {
-  torch::autograd::Engine::get_default_engine().queue_callback(std::move(call));
+void at_end_of_backward(std::function<void()> call, std::function<void()> broken) {
+  auto ending = std::make_shared<Ending>(std::move(call), std::move(broken));
+  torch::autograd::Engine::get_default_engine().queue_callback([ending] { ending->reached(); });
 }
 
 }  // namespace sherd

@@ -30,7 +30,9 @@ std::vector<AutogradNode> producer_nodes(const std::vector<at::Tensor>& tensors)
 /// True inside backward, on the thread that runs it.
 bool inside_backward();
 
-/// Runs `call` at the end of the backward that is under way (of the innermost one, if they nest).
-void at_end_of_backward(std::function<void()> call);
+/// Runs `call` at the end of the backward that is under way (of the innermost one, if they nest); `broken`, when an
+/// exception has ended it before: not later than the exception leaves backward(). `broken` must not throw.
+void at_end_of_backward(
+    std::function<void()> call, std::function<void()> broken = [] {});
 
 }  // namespace sherd

@@ -3,10 +3,18 @@
 #include "sherd/base/error.h"
 
 namespace sherd {
+namespace {
+
+uint32_t version_of(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
+}
+
+}  // namespace
 
 ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters)
     : store_(store), index_(index), plan_(plan), parameters_(std::move(parameters)) {
   arm();
+  for (const auto& parameter : parameters_) versions_.push_back(version_of(parameter));
 }
 
 void ParamGroup::begin_unshard() {
@@ -38,7 +46,22 @@ void ParamGroup::interrupt() noexcept {
 void ParamGroup::publish() {
   reshard();
   store_.publish(index_);
-  for (const auto& parameter : parameters_) parameter.unsafeGetTensorImpl()->bump_version();
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    parameters_[p].unsafeGetTensorImpl()->bump_version();
+    versions_[p] = version_of(parameters_[p]);
+  }
+}
+
+void ParamGroup::check_unchanged() {
+  if (plan_.access == Access::write) return;
+  for (size_t p = 0; p < parameters_.size(); ++p) {
+    const uint32_t version = version_of(parameters_[p]);
+    if (std::exchange(versions_[p], version) != version)
+      fault("shard",
+            "got parameter '{}' of {} changed in place in forward, expected reads: other ranks do not see the change; "
+            "try to change it between steps, through the model's parameters, or make it a buffer",
+            layout().parameters[p].fqn, title_of_unit(layout().unit));
+  }
 }
 
 void ParamGroup::arm() {
@@ -46,9 +69,9 @@ void ParamGroup::arm() {
     auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
     storage->set_data_ptr_noswap(at::DataPtr(nullptr, parameters_[p].device()));
     storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
-        fmt::format("[shard] parameter '{}' of unit '{}' was used while it is sharded; try to use it inside its unit's "
+        fmt::format("[shard] parameter '{}' of {} was used while it is sharded; try to use it inside its unit's "
                     "forward, or through the engine's sharded views",
-                    layout().parameters[p].fqn, layout().unit.empty() ? "the root" : layout().unit));
+                    layout().parameters[p].fqn, title_of_unit(layout().unit)));
   }
   pointed_ = nullptr;
 }

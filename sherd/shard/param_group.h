@@ -38,6 +38,9 @@ class ParamGroup {
   /// After this rank has written its rows: peers may read them, and a backward that saved the old values throws.
   void publish();
 
+  /// Throws FaultError naming the first parameter that was changed in place since publish(), by its version counter.
+  void check_unchanged();
+
   GroupState state() const { return state_; }
   size_t index() const { return index_; }
   const GroupLayout& layout() const { return plan_.layout; }
@@ -55,6 +58,7 @@ class ParamGroup {
   std::vector<at::Tensor> parameters_;
   GroupState state_ = GroupState::sharded;
   void* pointed_ = nullptr;
+  std::vector<uint32_t> versions_;  // of the parameters, as published
 };
 
 }  // namespace sherd

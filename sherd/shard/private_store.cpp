@@ -22,7 +22,8 @@ std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
 }  // namespace
 
 PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan plan)
-    : transports_(std::move(transports)),
+    : ledger_(ledger),
+      transports_(std::move(transports)),
       transport_(*transports_.shard),
       plan_(std::move(plan)),
       owned_(owners(transport_, plan_.strategy)),
@@ -220,7 +221,7 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
   const at::Tensor all = transport_.size() == 1 ? slot_tensor(g) : groups_[g].exchanged.tensor();
   std::vector<at::Tensor> sources;
   for (int r = 0; r < transport_.size(); ++r) sources.push_back(all.narrow(0, r * piece, piece));
-  if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round);
+  if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round, divisor_);
 
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sum = communication_.lend(piece), sums = communication_.lend(piece * replicas);
@@ -228,7 +229,14 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
   transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
-  canonical_sum(sources, mine, round);
+  canonical_sum(sources, mine, round, divisor_);
+}
+
+void PrivateStore::renew_gradient(size_t g) {
+  Buffer& buffer = groups_[g].gradient_buffer;
+  SHERD_CHECK(buffer.tensor.defined());
+  buffer = make_buffer(ledger_, MemoryKind::gradients, layout(g).unit, buffer.tensor.numel(), plan_.device);
+  groups_[g].gradient = buffer.tensor;
 }
 
 void PrivateStore::drop() noexcept {

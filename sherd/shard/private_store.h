@@ -28,6 +28,8 @@ class PrivateStore : public Store {
   int index() const override { return transport_.rank(); }
   void finish_round() override;
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+  void renew_gradient(size_t g) override;
+  void set_divisor(float divisor) override { divisor_ = divisor; }
   void drop() noexcept override;
   void restart() override { barrier(transport_); }
 
@@ -58,9 +60,11 @@ class PrivateStore : public Store {
   void finish_oldest_spreading();
   void sum_over_ranks(size_t g, const at::Tensor& mine, Round round);
 
+  Ledger& ledger_;
   StoreTransports transports_;
   Transport& transport_;  // transports_.shard
   StorePlan plan_;
+  float divisor_ = 1;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;
   std::vector<Group> groups_;

@@ -8,6 +8,7 @@
 // one more round at the end.
 #pragma once
 
+#include <algorithm>
 #include <deque>
 #include <functional>
 #include <vector>
@@ -40,13 +41,17 @@ class Reducer {
   bool accumulated(size_t g, size_t p);
   /// All gradients of this backward are there: contributes and reduces the rest (nothing if they are held).
   void finish();
-  /// The step is over: the next round starts new sums.
+  /// The step is over: the next round starts new sums; of all groups, or of one.
   void start_window();
+  void start_window(size_t g) { entries_[g].rounds = 0; }
+  /// What is in the store's gradient(g) counts, whoever put it there: the next round adds to it.
+  void keep_window(size_t g) { entries_[g].rounds = std::max(entries_[g].rounds, 1); }
   /// Drops the round under way and what this window has summed, with a store that does the same.
   void abandon() noexcept;
 
   /// Rounds of group g that are reduced since the window began.
   int rounds(size_t g) const { return entries_[g].rounds; }
+  bool seen(size_t g, size_t p) const { return entries_[g].seen[p] != 0; }
   bool complete(size_t g) const { return entries_[g].complete; }
 
  private:

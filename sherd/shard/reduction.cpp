@@ -1,6 +1,7 @@
 #include "sherd/shard/reduction.h"
 
 #include <ATen/ops/add.h>
+#include <ATen/ops/div.h>
 #include <ATen/ops/square.h>
 #include <ATen/ops/sum.h>
 
@@ -9,12 +10,12 @@
 
 namespace sherd {
 
-void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round) {
+void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round, float divisor) {
   if (out.is_cpu()) {
     std::vector<const float*> pointers;
     for (const auto& source : sources) pointers.push_back(source.const_data_ptr<float>());
     kernels::tree_sum(pointers, out.numel(), out.mutable_data_ptr<float>(),
-                      round == Round::first ? kernels::Accumulate::overwrite : kernels::Accumulate::add);
+                      round == Round::first ? kernels::Accumulate::overwrite : kernels::Accumulate::add, divisor);
     return;
   }
   std::vector<at::Tensor> level(sources.begin(), sources.end());
@@ -24,6 +25,7 @@ void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, R
     if (level.size() % 2 == 1) next.push_back(level.back());
     level = std::move(next);
   }
+  if (divisor != 1) level[0] = at::div(level[0], divisor);
   if (round == Round::later) {
     out.add_(level[0]);
   } else {

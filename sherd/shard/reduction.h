@@ -10,9 +10,9 @@
 
 namespace sherd {
 
-/// out = sources[0] + sources[1] + ... (Round::first) or out += that, all 1-D fp32 of equal size; the tree of
-/// kernels::tree_sum. `out` may be one of the sources. On a CPU one pass; elsewhere a pass per addition.
-void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round);
+/// out = (sources[0] + sources[1] + ...) / divisor (Round::first) or out += that, all 1-D fp32 of equal size; the tree
+/// of kernels::tree_sum. `out` may be one of the sources. On a CPU one pass; elsewhere a pass per addition.
+void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round, float divisor = 1);
 
 /// Zeroes what no parameter covers in a rank-major buffer [ranks * shard_elements].
 void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major);

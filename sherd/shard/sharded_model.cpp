@@ -61,14 +61,26 @@ std::vector<std::vector<FoundParameter>> in_groups(const std::vector<FoundParame
   return groups;
 }
 
+// The caller of the whole model stands for the root: it is no unit, even where its module could be one.
+std::vector<FoundUnit> units_below(torch::nn::Module& root, const UnitPolicy& policy) {
+  std::vector<FoundUnit> found = discover_units(root, policy);
+  found.front().unit = nullptr;
+  return found;
+}
+
 }  // namespace
 
 ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger,
                            ShardOptions options)
-    : root_(std::move(root)), transport_(transport) {
+    : ShardedModel(units_below(*root, options.units), transport, ledger, options) {
+  root_ = std::move(root);
+}
+
+ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, Ledger& ledger, ShardOptions options)
+    : transport_(transport) {
   StorePlan plan{options.strategy, options.summing, options.device, {}};
   std::vector<std::vector<at::Tensor>> tensors;
-  make_units(options, plan, tensors);
+  make_units(units, options, plan, tensors);
   const std::vector<size_t> order = reduction_order(plan);
   // Strategies that hold whole gradients have every slot to themselves.
   if (options.strategy.gradients == Spread::whole)
@@ -98,9 +110,8 @@ ShardedModel::~ShardedModel() {
   for (UnitBase* unit : attached_) unit->attach(nullptr);
 }
 
-void ShardedModel::make_units(const ShardOptions& options, StorePlan& plan,
+void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOptions& options, StorePlan& plan,
                               std::vector<std::vector<at::Tensor>>& tensors) {
-  const std::vector<FoundUnit> found = discover_units(*root_, options.units);
   for (const auto& pattern : options.writing_units)
     if (std::none_of(found.begin(), found.end(), [&](const auto& unit) { return glob_matches(pattern, unit.name); }))
       config_error("writing_units", "got '{}', which no unit's name matches; try one of the units' names", pattern);
@@ -109,10 +120,10 @@ void ShardedModel::make_units(const ShardOptions& options, StorePlan& plan,
   size_t outermost = 0;
   for (size_t u = 0; u < found.size(); ++u) {
     const bool recomputed = u != 0 && found[u].parent == 0 && options.recompute.applies_to(outermost++);
-    units_.push_back(std::make_shared<UnitState>(*this, found[u].name, u,
-                                                 after_forward(options.reshard_after_forward, u == 0),
+    const AfterForward keep = found[u].after_forward.value_or(after_forward(options.reshard_after_forward, u == 0));
+    units_.push_back(std::make_shared<UnitState>(*this, found[u].name, u, keep,
                                                  recomputed ? Activations::recompute : Activations::keep));
-    if (found[u].unit != nullptr && u != 0) {
+    if (found[u].unit != nullptr) {
       found[u].unit->attach(units_.back());
       attached_.push_back(found[u].unit);
     }
@@ -125,7 +136,7 @@ void ShardedModel::make_units(const ShardOptions& options, StorePlan& plan,
       if (group.layout.whole_elements * group.element_bytes() < options.persistent_below)
         group.parameters = Spread::whole;
       if (options.strategy.parameters == Spread::whole) group.parameters = Spread::whole;
-      if (matches_any(options.writing_units, found[u].name)) group.access = Access::write;
+      group.access = matches_any(options.writing_units, found[u].name) ? Access::write : options.access;
       plan.groups.push_back(std::move(group));
       unit_of_group_.push_back(u);
       tensors.emplace_back();
@@ -208,15 +219,24 @@ void ShardedModel::unsharded_in_backward(UnitState& unit) {
   if (!all_gradients_seen(before)) before.begin_unshard();
 }
 
+void ShardedModel::leaving_forward(const UnitState& unit) {
+  for (auto* group : unit.groups()) group->check_unchanged();
+  store_->check_unwritten();
+}
+
 void ShardedModel::entering_backward() {
   if (in_backward_) return;
   in_backward_ = true;
   ++backward_number_;
+  events_.begin();
   reducer_->begin(gradients_);
-  const std::weak_ptr<int> alive = alive_;
-  at_end_of_backward([this, alive, number = backward_number_] {
-    if (alive.lock() && in_backward_ && number == backward_number_) finish_backward();
-  });
+  at_end_of_backward(
+      [this, alive = std::weak_ptr(alive_), number = backward_number_] {
+        if (alive.lock() && in_backward_ && number == backward_number_) finish_backward();
+      },
+      [this, alive = std::weak_ptr(alive_), number = backward_number_] {
+        if (alive.lock() && in_backward_ && number == backward_number_) events_.broken();
+      });
 }
 
 bool ShardedModel::all_gradients_seen(const UnitState& unit) const {
@@ -233,8 +253,9 @@ void ShardedModel::accumulated(size_t g, size_t p) {
 void ShardedModel::finish_backward() {
   if (!in_backward_) return;
   reducer_->finish();
-  in_backward_ = false;
   for (const auto& unit : units_) unit->end_backward();
+  events_.end();
+  in_backward_ = false;
 }
 
 void ShardedModel::interrupt(std::string_view cause) noexcept {

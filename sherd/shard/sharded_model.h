@@ -3,6 +3,7 @@
 
 #include <torch/nn/module.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "sherd/comm/transport.h"
 #include "sherd/memory/ledger.h"
 #include "sherd/recompute/recompute_policy.h"
+#include "sherd/shard/discover.h"
 #include "sherd/shard/param_group.h"
 #include "sherd/shard/reducer.h"
 #include "sherd/shard/schedule.h"
@@ -37,12 +39,23 @@ struct ShardOptions {
   UnitPolicy units = {};                        // which units are sharded on their own; all of them
   RecomputePolicy recompute = {};               // whose activations are made again in backward; none
   std::vector<std::string> writing_units = {};  // globs: units that change their parameters in forward
+  Access access = Access::read;                 // of all other units
   int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
   Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
 };
 
+/// What a front end does around a backward.
+struct BackwardEvents {
+  std::function<void()> begin = [] {};   // before its first gradient
+  std::function<void()> end = [] {};     // everything is reduced, or held
+  std::function<void()> broken = [] {};  // an exception has ended it; must not throw
+};
+
 class ShardedModel : public UnitObserver {
  public:
+  /// Takes over the parameters of `units`, the root first; they point to the model's modules, which outlive it as do
+  /// `transport` and `ledger`.
+  ShardedModel(std::vector<FoundUnit> units, Transport& transport, Ledger& ledger, ShardOptions options);
   /// Takes over the parameters of `root` (their values are lost: fill() gives new ones). Collective. `root`,
   /// `transport` and `ledger` outlive it. Throws ConfigError for parameters that cannot be sharded.
   ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger, ShardOptions options);
@@ -64,8 +77,20 @@ class ShardedModel : public UnitObserver {
   Store& store() { return *store_; }
   const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }
 
+  /// For front ends that do not see backward() themselves.
+  void observe_backward(BackwardEvents events) { events_ = std::move(events); }
+  /// The gradients of group g that are there count no more: the next reduction overwrites them.
+  void forget_gradients(size_t g) { reducer_->start_window(g); }
+  /// The opposite: the next reduction adds to what store().gradient(g) holds.
+  void keep_gradients(size_t g) { reducer_->keep_window(g); }
+  /// Whether the last backward made a gradient of parameter p of group g.
+  bool has_seen(size_t g, size_t p) const { return reducer_->seen(g, p); }
+  /// A step is over for the comparison of schedules.
+  void forget_schedule() { schedule_.clear(); }
+
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
+  Gradients gradients() const { return gradients_; }
   /// Ends the backward under way, if it has not ended by itself. Idempotent.
   void finish_backward();
   /// After an exception in forward, backward or the exchange before an update: drops all gradients of this step and
@@ -82,20 +107,22 @@ class ShardedModel : public UnitObserver {
   void entering_forward(UnitState& unit) override;
   void unsharded_in_forward(UnitState& unit) override;
   void unsharded_in_backward(UnitState& unit) override;
+  void leaving_forward(const UnitState& unit) override;
   void entering_backward() override;
   int64_t backward_number() const override { return backward_number_; }
   bool all_gradients_seen(const UnitState& unit) const override;
   void accumulated(size_t g, size_t p);
-  void make_units(const ShardOptions& options, StorePlan& plan, std::vector<std::vector<at::Tensor>>& tensors);
+  void make_units(const std::vector<FoundUnit>& found, const ShardOptions& options, StorePlan& plan,
+                  std::vector<std::vector<at::Tensor>>& tensors);
   void warn_of_large_units(const StorePlan& plan);
 
-  std::shared_ptr<torch::nn::Module> root_;
+  std::shared_ptr<torch::nn::Module> root_;  // kept alive, where there is one
   Transport& transport_;
   std::unique_ptr<Store> store_;
   std::vector<std::unique_ptr<ParamGroup>> groups_;
   std::vector<size_t> unit_of_group_;
   std::vector<std::shared_ptr<UnitState>> units_;
-  std::vector<UnitBase*> attached_;  // modules of root_ that point to units_
+  std::vector<UnitBase*> attached_;  // modules that point to units_
   std::unique_ptr<Reducer> reducer_;
   std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
@@ -103,6 +130,7 @@ class ShardedModel : public UnitObserver {
   Schedule schedule_;
   std::vector<std::string> warnings_;
   Gradients gradients_ = Gradients::reduce;
+  BackwardEvents events_;
   bool in_backward_ = false;
   bool interrupted_ = false;
   int64_t backward_number_ = 0;

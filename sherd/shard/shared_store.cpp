@@ -1,6 +1,7 @@
 #include "sherd/shard/shared_store.h"
 
 #include <ATen/ops/from_blob.h>
+#include <fmt/ranges.h>
 
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
@@ -19,7 +20,7 @@ at::Tensor tensor_over(std::byte* data, int64_t elements, at::ScalarType type = 
 }  // namespace
 
 SharedStore::SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan)
-    : host_(host), plan_(std::move(plan)), owned_{host.rank()}, groups_(plan_.groups.size()) {
+    : host_(host), ledger_(ledger), plan_(std::move(plan)), owned_{host.rank()}, groups_(plan_.groups.size()) {
   epoch_memory_ =
       host_.share(static_cast<int64_t>(sizeof(GroupEpochs) * std::max<size_t>(1, groups_.size())) * host_.size(), 0);
   epoch_mapping_ = epoch_memory_.map_writable(0, epoch_memory_.bytes());
@@ -41,7 +42,7 @@ void SharedStore::make_parameters(Ledger& ledger) {
     bytes += plan_.groups[g].layout.whole_elements * plan_.groups[g].element_bytes();
   }
   parameters_ = host_.share(bytes, 0);
-  view_ = parameters_.map_read_only();
+  view_ = parameters_.map_private();
   for (size_t g = 0; g < groups_.size(); ++g) {
     Group& group = groups_[g];
     const GroupLayout& layout = plan_.groups[g].layout;
@@ -66,11 +67,8 @@ void SharedStore::guard_parameters() {
     const GroupLayout& layout = plan_.groups[g].layout;
     const int64_t size = plan_.groups[g].element_bytes();
     for (const auto& parameter : layout.parameters)
-      ranges.push_back(
-          {view_.data() + groups_[g].whole_offset + parameter.offset * size, parameter.elements() * size,
-           fmt::format("[shard] rank {} got a write past torch to parameter '{}' of {}, expected reads: all ranks of "
-                       "this host share it; try EngineOptions::writing_units with the unit's name",
-                       host_.rank(), parameter.fqn, title_of_unit(layout.unit))});
+      ranges.push_back({view_.data() + groups_[g].whole_offset + parameter.offset * size, parameter.elements() * size,
+                        fmt::format("'{}' of {}", parameter.fqn, title_of_unit(layout.unit))});
   }
   guard_.emplace(std::move(ranges));
 }
@@ -221,15 +219,33 @@ bool SharedStore::reduce(size_t g, Round round, Patience patience) {
     const auto ready = [&] { return line.contributed.load(std::memory_order_acquire) >= wanted; };
     if (!ready()) {
       if (patience == Patience::now_or_not) return false;
-      host_.wait_for(r, ready, fmt::format("the gradients of unit '{}'", layout.unit));
+      host_.wait_for(r, ready, "the gradients of " + title_of_unit(layout.unit));
     }
     const int64_t offset = line.slot_offset.load(std::memory_order_relaxed) + host_.rank() * layout.shard_elements;
     sources.push_back(tensor_over(gradients_[static_cast<size_t>(r)].data() + offset * kFloat, layout.shard_elements));
   }
-  canonical_sum(sources, group.gradient, round);
+  canonical_sum(sources, group.gradient, round, divisor_);
   epochs(g, host_.rank()).reduced.store(++group.reduced, std::memory_order_release);
   host_.notify();
   return true;
+}
+
+void SharedStore::check_unwritten() {
+  if (!guard_->written()) return;
+  const std::vector<std::string> names = guard_->take_written();
+  parameters_.restore(view_);
+  fault("shard",
+        "got a write in place to parameter {}, expected reads: all ranks of this host share it. The write is undone; "
+        "try to change it between steps, through the model's parameters, or EngineOptions::writing_units",
+        fmt::join(names, ", "));
+}
+
+void SharedStore::renew_gradient(size_t g) {
+  Group& group = groups_[g];
+  SHERD_CHECK(group.gradient_buffer.tensor.defined());
+  group.gradient_buffer = make_buffer(ledger_, MemoryKind::gradients, plan_.groups[g].layout.unit,
+                                      plan_.groups[g].layout.shard_elements, at::kCPU);
+  group.gradient = group.gradient_buffer.tensor;
 }
 
 // All ranks have stopped: nobody looks at the counters now. What an interrupted round has left in a slot is

@@ -28,6 +28,9 @@ class SharedStore : public Store {
   bool reduce(size_t g, Round round, Patience patience) override;
   int index() const override { return host_.rank(); }
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+  void check_unwritten() override;
+  void renew_gradient(size_t g) override;
+  void set_divisor(float divisor) override { divisor_ = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -55,7 +58,9 @@ class SharedStore : public Store {
   at::Tensor segment_rows(size_t g, size_t parameter);
 
   HostSegment& host_;
+  Ledger& ledger_;
   StorePlan plan_;
+  float divisor_ = 1;
   std::vector<int> owned_;
   std::vector<Group> groups_;
 

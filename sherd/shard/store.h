@@ -33,7 +33,8 @@ enum class Summing {
 
 /// What a unit's forward may do with the group's parameters.
 enum class Access {
-  read,   // one copy serves all ranks of a host
+  read,   // one copy serves all ranks of a host; torch refuses to write to it
+  watch,  // the same for code that asks torch for more than it needs (compiled): a write is found afterwards
   write,  // each rank has a copy that it may change in place
 };
 
@@ -75,6 +76,8 @@ class Store {
   virtual at::Tensor rows(size_t g, size_t parameter, int owner) = 0;
   /// This rank has written its rows of g; the next unshard on every rank sees them.
   virtual void publish(size_t g) = 0;
+  /// Throws FaultError if this rank wrote to parameters that it shares with others past torch; the change is dropped.
+  virtual void check_unwritten() {}
   /// This rank's index among the owners of rows.
   virtual int index() const = 0;
 
@@ -92,6 +95,10 @@ class Store {
   virtual void finish_round() {}
   /// After finish_round(): reduced gradients, rank-major pieces of owned(): [owned().size() * shard_elements].
   virtual at::Tensor gradient(size_t g) = 0;
+  /// A new buffer in the place of gradient(g): whoever holds the old one keeps it as it is. Not where it is in_place.
+  virtual void renew_gradient(size_t g) = 0;
+  /// What the following reductions divide their sums by: 1 at first.
+  virtual void set_divisor(float divisor) = 0;
 
   // After a fault: drop() what is under way (this rank alone; does not wait), then, when all ranks have done so and the
   // transport has recovered, restart() (collective). Parameters stay as published.

@@ -21,9 +21,15 @@ void UnitState::begin_unshard() {
 void UnitState::unshard() {
   for (auto* group : groups_) group->begin_unshard();
   for (auto* group : groups_) group->unshard();
+  if (face_ != nullptr) face_->show_whole();
+}
+
+void UnitState::show_shards() noexcept {
+  if (face_ != nullptr) face_->show_shards();
 }
 
 void UnitState::reshard() {
+  show_shards();
   for (auto* group : groups_) group->reshard();
 }
 
@@ -39,6 +45,7 @@ void UnitState::end_backward() {
 
 void UnitState::interrupt() noexcept {
   active_ = 0;
+  show_shards();
   for (auto* group : groups_) group->interrupt();
 }
 
@@ -83,11 +90,14 @@ ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& input
   }
   unit_->unshard();
   unit_->observer_.unsharded_in_forward(*unit_);
+  ++unit_->open_;
 }
 
 void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   if (unit_ == nullptr) return;
+  unit_->observer_.leaving_forward(*unit_);
   UnitState& unit = *std::exchange(unit_, nullptr);
+  const bool innermost = --unit.open_ > 0;
   const bool with_gradients = at::GradMode::is_enabled();
   std::vector<AutogradNode> nodes = with_gradients ? output_nodes(outputs) : std::vector<AutogradNode>();
   if (with_gradients) add_changed_inputs(nodes);
@@ -105,7 +115,8 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
         if (const auto state = weak.lock()) state->producer_reached(*record);
       });
   }
-  if (inside_backward()) return;
+  if (inside_backward() || innermost) return;
+  unit.show_shards();
   if (unit.after_forward_ == AfterForward::reshard || nodes.empty()) unit.reshard();
 }
 
@@ -121,7 +132,7 @@ void ForwardScope::add_changed_inputs(std::vector<AutogradNode>& nodes) const {
 }
 
 ForwardScope::~ForwardScope() {
-  if (unit_ == nullptr || inside_backward()) return;
+  if (unit_ == nullptr || --unit_->open_ > 0 || inside_backward()) return;
   try {
     unit_->reshard();
   } catch (...) {  // A gather that failed: the exception under way says more.

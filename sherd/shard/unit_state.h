@@ -27,11 +27,22 @@ class UnitObserver {
   /// The unit's parameters are there: a good moment to prefetch the one that comes next.
   virtual void unsharded_in_forward(UnitState& unit) = 0;
   virtual void unsharded_in_backward(UnitState& unit) = 0;
+  /// A forward has been run: throws if it has changed a parameter that it may only read.
+  virtual void leaving_forward(const UnitState& unit) = 0;
   /// Backward has reached the unit (called before it is unsharded; many times a backward).
   virtual void entering_backward() = 0;
   /// A number that is different in each backward.
   virtual int64_t backward_number() const = 0;
   virtual bool all_gradients_seen(const UnitState& unit) const = 0;
+};
+
+/// What shows a unit's parameters to its module, where that has two faces of them: whole ones inside the unit's forward
+/// and backward, this rank's shards elsewhere. Calls may come twice.
+class UnitFace {
+ public:
+  virtual ~UnitFace() = default;
+  virtual void show_whole() = 0;
+  virtual void show_shards() noexcept = 0;
 };
 
 enum class AfterForward { reshard, keep };
@@ -52,7 +63,12 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   std::vector<ParamGroup*>& groups() { return groups_; }
   const std::vector<ParamGroup*>& groups() const { return groups_; }
 
+  /// `face` outlives the state, or is taken back with null.
+  void set_face(UnitFace* face) { face_ = face; }
+  void set_after_forward(AfterForward after_forward) { after_forward_ = after_forward; }
+
   void begin_unshard();
+  void unshard();
   void reshard();
   /// Reshards if [Note: Reshard in backward] allows it.
   void maybe_reshard();
@@ -64,7 +80,7 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
  private:
   friend class ForwardScope;
   struct ForwardRecord;  // one forward with gradients: how many producers of its inputs have yet to start
-  void unshard();
+  void show_shards() noexcept;
   void output_reached(ForwardRecord& record);
   void producer_reached(ForwardRecord& record);
 
@@ -73,7 +89,9 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   size_t index_;
   AfterForward after_forward_;
   Activations activations_;
+  UnitFace* face_ = nullptr;
   std::vector<ParamGroup*> groups_;
+  int open_ = 0;         // forwards that have begun and not ended
   int active_ = 0;       // forwards whose backward has begun and whose producers have not all started
   int64_t passed_ = -1;  // the backward in which the producers of some forward have all started
 };

@@ -19,7 +19,7 @@ std::vector<double> places_of(Model& model) {
   for (const auto& parameter : model.parameters()) {
     const auto address = reinterpret_cast<uintptr_t>(parameter.const_data_ptr());
     const MapsLine line = mapping_at(parameter.const_data_ptr());
-    EXPECT_EQ(line.permissions, "r--s");
+    EXPECT_EQ(line.permissions, "r--p");  // a write would go to a copy of the page, and be found
     unsigned major = 0, minor = 0;
     EXPECT_EQ(std::sscanf(line.device.c_str(), "%x:%x", &major, &minor), 2);
     places.push_back(major * 65536.0 + minor);

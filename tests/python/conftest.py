@@ -6,11 +6,16 @@ import copy
 import json
 import os
 import pathlib
+import sys
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / os.environ.get("SHERD_BUILD", "build")
+
+# The package sherd as it was built, here and in every process that is started from here.
+sys.path.insert(0, str(BUILD / "python"))
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(BUILD / "python"), os.environ.get("PYTHONPATH")]))
 GOLDEN = ROOT / "tests" / "golden" / "tiny"
 
 # The smallest run: the golden model on its own tokens.

@@ -1,0 +1,74 @@
+"""Which ranks there are, and how they exchange bytes.
+
+Where ``torch.distributed`` is initialised, sherd uses its ranks and its store. Otherwise it finds the other ranks itself,
+under torchrun, mpirun, srun or alone in one process, and initialises ``torch.distributed`` with them: DTensors need it.
+"""
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from . import _C
+from ._C import ConfigError
+
+TRANSPORTS = ("auto", "host", "gloo")
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional."""
+    rank: int
+    size: int
+    local_rank: int
+    transport: _C.Transport
+    mesh: DeviceMesh
+
+
+_world: World | None = None
+
+
+def init(*, transport: str = "auto", timeout: float = 60.0) -> World:
+    """Joins the other ranks. Collective; called by :func:`fully_shard` and others where it was not called before.
+
+    transport: ``"host"`` (shared memory: all ranks on one host), ``"gloo"``, or ``"auto"``: host where it can be.
+    timeout: seconds that any wait for another rank may take.
+
+    Raises ConfigError for a malformed environment or a second call, FaultError when a rank does not come.
+    """
+    global _world
+    if _world is not None:
+        raise ConfigError("[init] got a second call, expected one; try to call it before anything is sharded")
+    if transport not in TRANSPORTS:
+        raise ConfigError(f"[init] got transport={transport!r}, expected one of {', '.join(TRANSPORTS)}; try 'auto'")
+    if not timeout > 0:
+        raise ConfigError(f"[init] got timeout={timeout!r}, expected seconds above 0; try 60")
+    if dist.is_initialized():
+        rank, size = dist.get_rank(), dist.get_world_size()
+        local_rank = int(os.environ.get("LOCAL_RANK", rank))
+        store = dist.distributed_c10d._get_default_store()
+    else:
+        rank, size, local_rank, store = _C.join_world(timeout)
+        store = store or dist.HashStore()
+        dist.init_process_group("gloo", store=dist.PrefixStore("torch", store), rank=rank, world_size=size,
+                                timeout=datetime.timedelta(seconds=timeout))
+        atexit.register(_leave)
+    ours = dist.PrefixStore("sherd", store)
+    bytes_by = _C.connect(rank, size, local_rank, ours, timeout, transport)
+    _world = World(rank, size, local_rank, bytes_by, DeviceMesh("cpu", torch.arange(size), mesh_dim_names=("shard",)))
+    return _world
+
+
+def world() -> World:
+    """The ranks of this job; joins them first where that has not happened."""
+    return _world or init()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,105 @@
+"""How a parameter looks outside its unit's forward and backward: a DTensor of this rank's rows."""
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+
+from . import _C
+from ._C import ConfigError, FaultError
+
+SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ShardedParameter(DTensor):
+    """A parameter of a sharded model between its uses: ``Shard(0)``, by ``torch.chunk``'s rule, over rows that sherd owns.
+
+    Everything that DTensors can do works on it; what mixes it with plain tensors raises an error that names it.
+    """
+    # The name in the model, what the unit computes with, and the model's root: set by fully_shard and at the first use.
+    _sherd_name: str
+    _sherd_whole: nn.Parameter | None
+    _sherd_root: weakref.ref | None
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                return function(*args, **(kwargs or {}))
+        except RuntimeError as error:
+            if "mixed torch.Tensor and DTensor" not in str(error):
+                raise
+            names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *(kwargs or {}).values())
+                              if isinstance(a, ShardedParameter))
+            raise FaultError(
+                f"[shard] got parameter {names} in {getattr(function, '__name__', function)} with plain tensors, outside "
+                "the forward of its unit, where it is sharded; try to call the unit (the module given to fully_shard), "
+                "register_forward_method(), or unshard() before") from error
+
+
+def local_sizes(sizes: torch.Size, mesh: DeviceMesh) -> list[int]:
+    """The shape of this rank's rows."""
+    each = -(-sizes[0] // mesh.size())
+    first = min(sizes[0], each * mesh.get_local_rank())
+    return [min(sizes[0], first + each) - first, *sizes[1:]]
+
+
+def contiguous_strides(sizes: torch.Size) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh) -> DTensorSpec:
+    return DTensorSpec(mesh, (Shard(0),), TensorMeta(sizes, contiguous_strides(sizes), dtype))
+
+
+def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> ShardedParameter:
+    """The DTensor of this rank's rows of ``parameter``, copied; the parameter itself gives its memory away.
+
+    Raises ConfigError for parameters that sherd cannot shard.
+    """
+    if parameter.dtype not in SUPPORTED:
+        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype}, expected "
+                          f"{', '.join(map(str, SUPPORTED))}; try model.to(torch.float32)")
+    if parameter.dim() == 0:
+        raise ConfigError(f"[shard] got parameter '{name}' without dimensions, expected at least one; try a parameter of "
+                          "shape [1], or ignored_params")
+    if parameter.layout != torch.strided:
+        raise ConfigError(f"[shard] got parameter '{name}' of layout {parameter.layout}, expected torch.strided")
+    rows = parameter.detach().chunk(mesh.size())
+    mine = mesh.get_local_rank()
+    local = (rows[mine] if mine < len(rows) else parameter.detach()[:0]).contiguous().clone()
+    sharded = ShardedParameter(local, spec_of(parameter.shape, parameter.dtype, mesh),
+                               requires_grad=parameter.requires_grad)
+    sharded._is_param = True
+    sharded.__dict__.update({k: v for k, v in parameter.__dict__.items() if not k.startswith("_sherd")})
+    sharded._sherd_name, sharded._sherd_root = name, None
+    sharded._sherd_whole = parameter if parameter.device.type == "cpu" else None
+    parameter._sherd_sharded = weakref.ref(sharded)
+    if parameter.device.type != "meta":
+        _C.release_memory(parameter)
+    return sharded
+
+
+def whole_of(sharded: ShardedParameter) -> nn.Parameter:
+    """What a unit computes with: the parameter that was sharded, or one of the type that the shards have by now."""
+    whole = sharded._sherd_whole
+    if whole is None or whole.dtype != sharded.dtype or whole.device != sharded.device:
+        like = torch.empty(0, dtype=sharded.dtype, device=sharded.device)
+        whole = nn.Parameter(_C.unbacked(list(sharded.shape), like))
+        whole.__dict__.update({k: v for k, v in sharded.__dict__.items() if not k.startswith(("_sherd", "_local", "_spec"))})
+        sharded._sherd_whole = whole
+    whole.requires_grad_(sharded.requires_grad)
+    return whole
+
+
+def gradient_of(local: torch.Tensor, shard: DTensor) -> DTensor:
+    """The DTensor over ``local`` that is the gradient of ``shard``."""
+    return DTensor(local, spec_of(shard.shape, local.dtype, shard.device_mesh), requires_grad=False)

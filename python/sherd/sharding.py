@@ -1,0 +1,125 @@
+"""fully_shard and shard: from a plain model to a sharded one."""
+from __future__ import annotations
+
+import weakref
+from typing import Callable, Iterable
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from . import _C, distributed
+from ._C import ConfigError
+from .parameters import ShardedParameter, shard_parameter
+from .units import HELD, Options, ShardedModule, UnitHandle, joined, unit_class
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp")
+
+
+def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
+                reshard_after_forward: bool | None = None, ignored_params: set[nn.Parameter] | None = None) -> nn.Module:
+    """Makes ``module`` a unit: its parameters that no unit inside of it has are sharded over the ranks.
+
+    To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are DTensors
+    (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same object is
+    returned, of a subclass of its class (see :class:`ShardedModule`).
+
+    mesh: a device mesh of all ranks; default: the world.
+    strategy: of the outermost module: zero3 (fsdp), zero2, zero1 or ddp. What differs is how long whole parameters and
+        gradients stay; the results are the same bits. Optimizer state is sharded in all.
+    reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root.
+    ignored_params: stay as they are, on every rank.
+
+    Raises ConfigError. Costs a copy of this rank's rows; the rest of the parameters' memory is freed.
+    """
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"[fully_shard] got a {type(module).__name__}, expected a torch.nn.Module")
+    if isinstance(module, ShardedModule):
+        raise ConfigError(f"[fully_shard] got a {type(module).__name__} that is sharded already, expected each module once")
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward:
+        raise ConfigError(f"[fully_shard] got a {type(module).__name__}, which is never called, expected a module with a "
+                          "forward; try fully_shard on each of its modules")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"[fully_shard] got strategy={strategy!r}, expected one of {', '.join(STRATEGIES)}; try 'zero3'")
+    if reshard_after_forward not in (True, False, None):
+        raise ConfigError(f"[fully_shard] got reshard_after_forward={reshard_after_forward!r}, expected True, False or None")
+    world = distributed.world()
+    check_mesh(mesh, world)
+    handle = UnitHandle(module, Options(strategy, reshard_after_forward), world)
+    handle.ignored = {id(p) for p in ignored_params or ()}
+    convert(module, module, "", handle, set())
+    module.__class__ = unit_class(type(module))
+    module.__dict__[HELD] = handle
+    return module
+
+
+def check_mesh(mesh: DeviceMesh | None, world: distributed.World) -> None:
+    if mesh is None:
+        return
+    if mesh.ndim != 1 or mesh.size() != world.size:
+        raise ConfigError(f"[fully_shard] got a mesh of shape {tuple(mesh.shape)}, expected one axis of all {world.size} ranks; "
+                          f"try init_device_mesh('cpu', ({world.size},))")
+
+
+def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, seen: set[int]) -> None:
+    """Shards what is still plain in ``module``, down to the units inside of it, which learn who is around them."""
+    if id(module) in seen:
+        return
+    seen.add(id(module))
+    if module is not unit and isinstance(module, ShardedModule):
+        inner: UnitHandle = getattr(module, HELD)
+        if inner.outer is None:
+            inner.outer = weakref.ref(unit)
+            handle.ignored |= inner.ignored
+        return
+    for key, parameter in module._parameters.items():
+        if parameter is None or isinstance(parameter, ShardedParameter) or id(parameter) in handle.ignored:
+            continue
+        if isinstance(parameter, DTensor):
+            raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is a DTensor already, expected a plain one")
+        before = getattr(parameter, "_sherd_sharded", lambda: None)()  # tied to one in a unit that came first
+        module._parameters[key] = before if before is not None else shard_parameter(parameter, joined(name, key), handle.world.mesh)
+    for key, child in module._modules.items():
+        if child is not None:
+            convert(unit, child, joined(name, key), handle, seen)
+
+
+def shard(model: nn.Module, policy: Callable[[str, nn.Module], bool] | Iterable[type] | int, **options) -> nn.Module:
+    """Shards a whole model in one call: each module that ``policy`` chooses, from the inside out, and the model itself.
+
+    policy: classes of blocks; or a number of parameters, then modules are units from that size on (the smallest such
+        modules); or a function of a module's name and the module.
+    options: those of :func:`fully_shard`.
+    """
+    for module in chosen(model, policy):
+        fully_shard(module, **options)
+    return fully_shard(model, **options)
+
+
+def chosen(model: nn.Module, policy) -> list[nn.Module]:
+    """The modules below ``model`` that the policy chooses, inner ones first."""
+    if isinstance(policy, int) and not isinstance(policy, bool):
+        modules: list[nn.Module] = []
+        by_size(model, policy, modules)
+        return [m for m in modules if m is not model]
+    if callable(policy) and not isinstance(policy, type):
+        choose = policy
+    else:
+        classes = (policy,) if isinstance(policy, type) else tuple(policy)
+        choose = lambda _, module: isinstance(module, classes)  # noqa: E731
+    found = [m for name, m in model.named_modules() if m is not model and choose(name, m)]
+    if not found:
+        raise ConfigError(f"[shard] got a policy that chooses no module of {type(model).__name__}, expected one or more; try "
+                          "the class of its blocks, such as {type(model.layers[0])}")
+    return found[::-1]
+
+
+def by_size(module: nn.Module, least: int, found: list[nn.Module]) -> int:
+    """Appends the smallest modules with at least so many parameters that no unit inside has; returns what is left over."""
+    left = sum(p.numel() for p in module._parameters.values() if p is not None)
+    left += sum(by_size(child, least, found) for child in module._modules.values() if child is not None)
+    callable_module = not isinstance(module, (nn.ModuleList, nn.ModuleDict))
+    if left >= least and callable_module:
+        found.append(module)
+        return 0
+    return left

@@ -1,0 +1,275 @@
+"""Modules that are units: unsharded before their forward, resharded after it.
+
+A unit keeps its class's name and behaviour; its class becomes a subclass whose ``__call__`` does sherd's work around the
+module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of the block) lies inside of it.
+"""
+from __future__ import annotations
+
+import functools
+import weakref
+from typing import Any, Callable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from . import _C
+from ._C import ConfigError
+from .distributed import World
+from .parameters import ShardedParameter, gradient_of, whole_of
+
+HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
+
+
+class UnitHandle:
+    """What sherd knows of one module given to fully_shard."""
+
+    def __init__(self, module: nn.Module, options: "Options", world: World):
+        self.module = weakref.ref(module)
+        self.options = options
+        self.world = world
+        self.outer: weakref.ref[nn.Module] | None = None  # the unit around it, if any
+        self.ignored: set[int] = set()
+        self.unit: _C.Unit | None = None  # once the model is built
+        self.root: Root | None = None
+
+    @property
+    def root_module(self) -> nn.Module:
+        handle = self
+        while handle.outer is not None and (outer := handle.outer()) is not None:
+            handle = getattr(outer, HELD)
+        return handle.module()
+
+    def ready(self) -> _C.Unit:
+        if self.unit is None:
+            build(self.root_module)
+        return self.unit
+
+
+class Options:
+    """How a unit is sharded."""
+
+    def __init__(self, strategy: str, reshard_after_forward: bool | None, persistent_below: int = 0, replicate: int = 1):
+        self.strategy = strategy
+        self.reshard_after_forward = reshard_after_forward
+        self.persistent_below = persistent_below
+        self.replicate = replicate
+
+
+class Root:
+    """A whole sharded model: made at the first forward of any of its units."""
+
+    def __init__(self, model: _C.Model, world: World, modules: list[nn.Module], parameters: list[ShardedParameter]):
+        self.model = model
+        self.world = world
+        self.modules = [weakref.ref(module) for module in modules]
+        self.parameters = parameters
+        self.divisor = float(world.size)
+        model.set_divisor(self.divisor)
+
+
+class ShardedModule:
+    """What every module given to ``fully_shard`` is, beside its own class. See :func:`sherd.fully_shard`."""
+
+    @functools.partial(torch._dynamo.disable, recursive=False)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        unit = self.__dict__[HELD].ready()
+        unit.enter(args, kwargs)
+        try:
+            result = super().__call__(*args, **kwargs)
+        except BaseException as error:
+            unit.fail(f"{type(error).__name__}: {error}")
+            raise
+        unit.leave(result)
+        return result
+
+    def __deepcopy__(self, memo: dict) -> Any:
+        raise ConfigError("[fully_shard] got a copy of a sharded module, expected one made before it was sharded; try "
+                          "copy.deepcopy before fully_shard, or load_state_dict into a second model")
+
+    def __reduce__(self) -> Any:
+        raise ConfigError("[fully_shard] got a sharded module to pickle, expected its state; try model.state_dict()")
+
+    def unshard(self, async_op: bool = False) -> None:
+        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard` or the end of its next
+        forward. Collective where ranks do not share a host's memory. ``async_op`` is accepted as in FSDP2; the result is
+        there on return."""
+        self.__dict__[HELD].ready().unshard()
+
+    def reshard(self) -> None:
+        """Gives this unit's whole parameters up: this rank's rows are left."""
+        self.__dict__[HELD].ready().reshard()
+
+    def set_requires_gradient_sync(self, requires_gradient_sync: bool, *, recurse: bool = True) -> None:
+        """False: following backwards keep their gradients on this rank (``no_sync``), for a later one that reduces the
+        sum. To be set on the root: all units of a model reduce together."""
+        handle = self.__dict__[HELD]
+        handle.ready()
+        if handle.root_module is not self:
+            raise ConfigError("[set_requires_gradient_sync] got a unit inside of another, expected the outermost: units "
+                              "of one model reduce together; try it on the root")
+        handle.root.model.hold_gradients(not requires_gradient_sync)
+
+    def set_reshard_after_forward(self, reshard_after_forward: bool, recurse: bool = True) -> None:
+        """Whether whole parameters are given up between forward and backward; of all units inside too."""
+        for module in self.modules() if recurse else (self,):
+            if isinstance(module, ShardedModule):
+                handle = module.__dict__[HELD]
+                handle.options.reshard_after_forward = reshard_after_forward
+                handle.ready().set_after_forward(after_forward(reshard_after_forward))
+
+    def set_gradient_divide_factor(self, factor: float) -> None:
+        """What the sum of all ranks' gradients is divided by; the number of ranks at first. For the whole model."""
+        if not factor > 0:
+            raise ConfigError(f"[set_gradient_divide_factor] got {factor!r}, expected a number above 0; try 1.0")
+        handle = self.__dict__[HELD]
+        handle.ready()
+        handle.root.divisor = float(factor)
+        handle.root.model.set_divisor(handle.root.divisor)
+
+
+def after_forward(reshard: bool) -> _C.AfterForward:
+    return _C.AfterForward.reshard if reshard else _C.AfterForward.keep
+
+
+@functools.cache
+def unit_class(cls: type) -> type:
+    """``cls`` with ShardedModule's methods, under its own name."""
+    return type(cls.__name__, (ShardedModule, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__,
+                                                     "__doc__": cls.__doc__})
+
+
+def register_forward_method(module: nn.Module, name: str) -> None:
+    """Makes ``module.name(...)`` a forward of the unit too: its parameters are whole meanwhile. For ``generate`` and
+    others that do not go by ``module(...)``."""
+    if not isinstance(module, ShardedModule):
+        raise ConfigError(f"[register_forward_method] got a {type(module).__name__} that is not sharded, expected one given "
+                          "to fully_shard")
+    method: Callable = getattr(module, name)
+
+    @functools.wraps(method)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        unit = self.__dict__[HELD].ready()
+        unit.enter(args, kwargs)
+        try:
+            result = method(*args, **kwargs)
+        except BaseException as error:
+            unit.fail(f"{type(error).__name__}: {error}")
+            raise
+        unit.leave(result)
+        return result
+
+    setattr(module, name, forward.__get__(module))
+
+
+def joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
+
+
+class Uses:
+    """All parameters of a model with the units and places that use them."""
+
+    def __init__(self, root: nn.Module):
+        self.modules: list[nn.Module] = []  # the units, parents first
+        self.names: list[str] = []
+        self.parents: list[int] = []
+        self.places: dict[int, list[tuple[nn.Module, str]]] = {}  # by id of the parameter
+        self.parameters: dict[int, DTensor] = {}
+        self.fqns: dict[int, str] = {}
+        self.unit_of: dict[int, int] = {}
+        self._visited: dict[int, int] = {}  # modules with their units
+        self._seen: set[tuple[int, str]] = set()
+        self._visit(root, "", 0)
+
+    def _visit(self, module: nn.Module, name: str, unit: int) -> None:
+        if isinstance(module, ShardedModule):
+            if id(module) in self._visited:
+                unit = self._visited[id(module)]
+            else:
+                self.modules.append(module)
+                self.names.append(name)
+                self.parents.append(unit)
+                unit = self._visited[id(module)] = len(self.modules) - 1
+        ignored = getattr(self.modules[unit], HELD).ignored
+        for key, parameter in module._parameters.items():
+            if parameter is None or id(parameter) in ignored:
+                continue
+            self._use(module, key, joined(name, key), parameter, unit)
+        for key, child in module._modules.items():
+            if child is not None:
+                self._visit(child, joined(name, key), unit)
+
+    def _use(self, module: nn.Module, key: str, fqn: str, parameter: nn.Parameter, unit: int) -> None:
+        if not isinstance(parameter, DTensor):
+            raise ConfigError(f"[fully_shard] got parameter '{fqn}', which was not there when its unit was sharded, expected "
+                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params")
+        if id(parameter) not in self.parameters:
+            self.parameters[id(parameter)] = parameter
+            self.fqns[id(parameter)] = fqn
+            self.unit_of[id(parameter)] = unit
+            self.places[id(parameter)] = []
+        self.unit_of[id(parameter)] = self._lowest_common(self.unit_of[id(parameter)], unit)
+        if (id(module), key) not in self._seen:
+            self._seen.add((id(module), key))
+            self.places[id(parameter)].append((module, key))
+
+    def _lowest_common(self, a: int, b: int) -> int:
+        while a != b:  # parents come first
+            a, b = (self.parents[a], b) if a > b else (a, self.parents[b])
+        return a
+
+
+def build(root: nn.Module) -> Root:
+    """Makes the sharded model of a root and all units in it. Collective."""
+    uses = Uses(root)
+    handle: UnitHandle = getattr(root, HELD)
+    world, options = handle.world, handle.options
+    check(uses, world)
+    plans, parameters = [], []
+    for index, module in enumerate(uses.modules):
+        members = [key for key, unit in uses.unit_of.items() if unit == index]
+        places, planned = [], []
+        for key in members:
+            shard, fqn = uses.parameters[key], uses.fqns[key]
+            shard.__class__ = ShardedParameter  # module.to() and the like may have left a plain DTensor
+            if not hasattr(shard, "_sherd_whole"):
+                shard._sherd_whole = None
+            shard._sherd_name, shard._sherd_root = fqn, weakref.ref(root)
+            whole, local = whole_of(shard), own_local(shard)
+            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local))
+            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
+                       for owner, name in uses.places[key]]
+            parameters.append(shard)
+        unit_handle: UnitHandle = getattr(module, HELD)
+        reshard = unit_handle.options.reshard_after_forward
+        reshard = index != 0 if reshard is None else reshard
+        unit_handle.unit = _C.Unit(places)
+        plans.append(_C.UnitPlan(unit=unit_handle.unit, name=uses.names[index], parent=uses.parents[index],
+                                 parameters=planned, after_forward=after_forward(reshard)))
+    try:
+        model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy, replicate=options.replicate,
+                         persistent_below=options.persistent_below, make_gradient=gradient_of)
+    except BaseException:
+        for module in uses.modules:
+            getattr(module, HELD).unit = None
+        raise
+    result = Root(model, world, uses.modules, parameters)
+    for module in uses.modules:
+        getattr(module, HELD).root = result
+    return result
+
+
+def own_local(shard: ShardedParameter) -> torch.Tensor:
+    """The local tensor, alone in its storage."""
+    local = shard._local_tensor
+    if not local.is_contiguous() or local.storage_offset() != 0 or local.untyped_storage().nbytes() != local.nbytes:
+        shard._local_tensor = local = local.contiguous().clone()
+    return local
+
+
+def check(uses: Uses, world: World) -> None:
+    on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
+    if on_meta:
+        raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"
+                          f"{' and more' if len(on_meta) > 8 else ''}, expected values; try model.to_empty(device='cpu') and "
+                          "an init function, or load_state_dict")

@@ -1,0 +1,233 @@
+#include "python/src/model.h"
+
+#include <torch/csrc/autograd/variable.h>
+
+#include <unordered_map>
+
+#include "sherd/base/error.h"
+#include "sherd/shard/hooks.h"
+
+namespace sherd::python {
+namespace {
+
+constexpr size_t kBits = 48;  // flags that travel in one double
+
+std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
+  std::vector<FoundUnit> found;
+  for (const auto& plan : plans) {
+    FoundUnit unit{plan.name, plan.unit.get(), plan.parent, 0, {}, plan.after_forward};
+    for (const auto& parameter : plan.parameters) unit.parameters.push_back({parameter.fqn, parameter.whole});
+    if (!found.empty()) ++found[plan.parent].children;
+    found.push_back(std::move(unit));
+  }
+  return found;
+}
+
+uint32_t version_of(const at::Tensor& tensor) {
+  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
+}
+
+}  // namespace
+
+Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
+             MakeGradient make_gradient)
+    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)) {
+  ShardOptions shard;
+  shard.strategy = find_strategy(options.strategy);
+  // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
+  shard.strategy.optimizer = Spread::sharded;
+  shard.access = Access::watch;
+  shard.persistent_below = options.persistent_below;
+  shard.mesh = Mesh::over(transport->size(), transport->rank(), options.replicate, 0);
+  core_->transport = std::move(transport);
+  for (const auto& plan : plans) core_->units.push_back(plan.unit);
+  {
+    const py::gil_scoped_release no_gil;
+    core_->model = std::make_unique<ShardedModel>(found_units(plans), *core_->transport, core_->ledger, shard);
+  }
+  std::unordered_map<const at::TensorImpl*, Parameter> by_whole;
+  for (auto& plan : plans)
+    for (auto& parameter : plan.parameters) by_whole[parameter.whole.unsafeGetTensorImpl()] = std::move(parameter);
+  ShardedModel& model = *core_->model;
+  for (size_t g = 0; g < model.groups().size(); ++g) {
+    faces_.emplace_back();
+    storage_users_.push_back(0);
+    for (size_t p = 0; p < model.groups()[g]->parameters().size(); ++p)
+      make_face(g, p, by_whole.at(model.groups()[g]->parameters()[p].unsafeGetTensorImpl()));
+    make_gradients(g);
+  }
+  for (const auto& unit : core_->units) unit->belong_to(this);
+  model.publish();
+  model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
+                          [this] { core_->model->interrupt("an exception ended a backward"); }});
+}
+
+Model::~Model() {
+  core_->model->observe_backward({});
+  for (const auto& unit : core_->units) unit->belong_to(nullptr);
+}
+
+// The values move to the store's memory, which lives as long as the DTensor.
+void Model::make_face(size_t g, size_t p, Parameter parameter) {
+  struct Owner {
+    std::shared_ptr<Core> core;
+    at::Tensor rows;
+  };
+  Store& store = core_->model->store();
+  const at::Tensor rows = store.rows(g, p, store.index());
+  const at::Tensor& local = parameter.local;
+  SHERD_CHECK(local.is_contiguous() && local.storage_offset() == 0 && local.numel() == rows.numel());
+  rows.copy_(local.view(-1));
+  auto* owner = new Owner{core_, rows};
+  local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
+      rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
+  const uint32_t version = version_of(parameter.shard);
+  faces_[g].push_back({std::move(parameter), core_->model->groups()[g]->trainable(), {}, {}, 0, version});
+}
+
+void Model::make_gradients(size_t g) {
+  const ParamGroup& group = *core_->model->groups()[g];
+  if (!group.trainable()) return;
+  const at::Tensor all = core_->model->store().gradient(g);
+  for (size_t p = 0; p < faces_[g].size(); ++p) {
+    Face& face = faces_[g][p];
+    const at::Tensor& local = face.parameter.local;
+    face.buffer = all.narrow(0, group.layout().parameters[p].shard_offset, local.numel()).view(local.sizes());
+    if (group.type() != at::kFloat) continue;
+    face.gradient = make_gradient_(face.buffer, face.parameter.shard);
+    face.references = Py_REFCNT(face.gradient.ptr());
+  }
+  storage_users_[g] = all.storage().use_count();
+}
+
+bool Model::rows_have_changed() const {
+  for (const auto& faces : faces_)
+    for (const auto& face : faces)
+      if (face.version != version_of(face.parameter.shard)) return true;
+  return false;
+}
+
+void Model::check_requires_grad() const {
+  for (const auto& faces : faces_)
+    for (const auto& face : faces)
+      if (face.trainable != face.parameter.shard.requires_grad())
+        config_error("shard",
+                     "got requires_grad={} for parameter '{}', which was {} when the model was sharded; try to freeze "
+                     "and unfreeze parameters before the first forward",
+                     !face.trainable, face.parameter.fqn, face.trainable ? "trainable" : "frozen");
+}
+
+void Model::entering_forward() {
+  if (open_ > 0 || inside_backward()) return;
+  check_requires_grad();
+  core_->model->recover();
+  if (!updated_ && !rows_have_changed()) return;
+  core_->model->publish();
+  updated_ = false;
+  for (auto& faces : faces_)
+    for (auto& face : faces) face.version = version_of(face.parameter.shard);
+}
+
+void Model::failed_in_forward(const std::string& cause) {
+  if (open_ == 0) core_->model->interrupt(cause);
+}
+
+void Model::before_update() {
+  try {
+    core_->model->recover();
+    core_->model->finish_backward();
+    barrier(*core_->transport);
+  } catch (const std::exception& error) {
+    core_->model->interrupt(error.what());
+    throw;
+  }
+}
+
+// See [Note: Windows].
+void Model::begin_backward() {
+  if (core_->model->gradients() == Gradients::hold) return;
+  const py::gil_scoped_acquire gil;
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    if (!core_->model->groups()[g]->trainable()) continue;
+    const bool fresh = std::none_of(faces_[g].begin(), faces_[g].end(),
+                                    [](const Face& face) { return face.parameter.shard.grad().defined(); });
+    if (fresh) {
+      core_->model->forget_gradients(g);
+      if (!held_elsewhere(g)) continue;
+      core_->model->store().renew_gradient(g);
+      make_gradients(g);
+    } else {
+      for (Face& face : faces_[g]) take_over(face);
+      core_->model->keep_gradients(g);
+    }
+  }
+}
+
+bool Model::held_elsewhere(size_t g) const {
+  if (core_->model->store().gradient(g).storage().use_count() > storage_users_[g]) return true;
+  return std::any_of(faces_[g].begin(), faces_[g].end(), [](const Face& face) {
+    return face.gradient && face.references > 0 && Py_REFCNT(face.gradient.ptr()) > face.references;
+  });
+}
+
+// What .grad holds becomes what the next reduction adds to.
+void Model::take_over(Face& face) {
+  const at::NoGradGuard no_grad;
+  const at::Tensor& gradient = face.parameter.shard.grad();
+  if (!gradient.defined()) {
+    face.buffer.zero_();
+    return;
+  }
+  const py::object object = py::cast(gradient);
+  if (face.gradient && object.is(face.gradient)) return;
+  const py::object local = py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor") : object;
+  face.buffer.copy_(local.cast<at::Tensor>());
+}
+
+// A parameter that no rank has used keeps no gradient, as without sharding: optimizers then leave it alone.
+std::vector<bool> Model::seen_by_any_rank() {
+  ShardedModel& model = *core_->model;
+  std::vector<double> mine{model.schedule_hash()};
+  size_t count = 0;
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p, ++count) {
+      if (count % kBits == 0) mine.push_back(0);
+      if (model.has_seen(g, p)) mine.back() += static_cast<double>(uint64_t{1} << (count % kBits));
+    }
+  }
+  const std::vector<double> all = core_->transport->exchange(mine);
+  std::vector<double> hashes;
+  std::vector<bool> seen(count, false);
+  for (size_t rank = 0; rank * mine.size() < all.size(); ++rank) {
+    const double* words = &all[rank * mine.size()];
+    hashes.push_back(words[0]);
+    for (size_t i = 0; i < count; ++i)
+      if ((static_cast<uint64_t>(words[1 + i / kBits]) >> (i % kBits) & 1) != 0) seen[i] = true;
+  }
+  model.compare_schedules(hashes);
+  model.forget_schedule();
+  return seen;
+}
+
+void Model::end_backward() {
+  if (core_->model->gradients() == Gradients::hold) return;
+  const std::vector<bool> seen = seen_by_any_rank();
+  const py::gil_scoped_acquire gil;
+  size_t i = 0;
+  for (auto& faces : faces_) {
+    for (Face& face : faces) {
+      const at::Tensor& shard = face.parameter.shard;
+      if (face.trainable && (seen[i] || shard.grad().defined())) show_gradient(face);
+      ++i;
+    }
+  }
+}
+
+void Model::show_gradient(Face& face) {
+  const at::Tensor& shard = face.parameter.shard;
+  if (!face.references) face.gradient = make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), shard);
+  shard.mutable_grad() = face.gradient.cast<at::Tensor>();
+  if (const auto& hook = torch::autograd::impl::post_acc_grad_hooks(shard)) (*hook)(shard);
+}
+
+}  // namespace sherd::python

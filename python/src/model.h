@@ -1,0 +1,106 @@
+// A sharded Python model: units whose parameters the user's optimizer sees as DTensors over the store's own rows.
+//
+// [Note: Windows] After a backward that reduces, the DTensors' .grad are views of the store's reduced gradients.
+// Whether the next one adds to them or starts anew is read from .grad itself, as autograd does it: None starts anew,
+// what is there (also if the user put it there) is added to. Gradients that somebody still holds when they start anew
+// are left to him, and the store makes new ones.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "python/src/unit.h"
+#include "sherd/shard/sharded_model.h"
+
+namespace sherd::python {
+
+struct Parameter {
+  std::string fqn;
+  at::Tensor whole;  // the module's own, of all rows; armed by the model
+  at::Tensor shard;  // the DTensor that the optimizer sees
+  at::Tensor local;  // its local tensor, [this rank's rows, ...]: gets the store's memory
+};
+
+struct UnitPlan {
+  std::shared_ptr<Unit> unit;
+  std::string name;
+  size_t parent = 0;  // index of the unit around it, which comes before it
+  std::vector<Parameter> parameters;
+  AfterForward after_forward = AfterForward::reshard;
+};
+
+struct ModelOptions {
+  std::string strategy = "zero3";
+  int replicate = 1;
+  int64_t persistent_below = 0;
+};
+
+/// (local, shard) -> the DTensor over `local` that is a gradient of `shard`.
+using MakeGradient = py::function;
+
+class Model {
+ public:
+  /// Collective. Values are those of the local tensors, whose memory is replaced.
+  Model(std::vector<UnitPlan> units, std::shared_ptr<Transport> transport, const ModelOptions& options,
+        MakeGradient make_gradient);
+  ~Model();
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
+  void entering_forward();
+  void count_open(int change) { open_ += change; }
+  /// The outermost forward ended with an exception: all ranks drop the step.
+  void failed_in_forward(const std::string& cause);
+
+  /// Waits until no rank reads the parameters of the last step any more. Collective.
+  void before_update();
+  /// This rank's rows have new values: the next forward publishes them.
+  void note_update() { updated_ = true; }
+
+  void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
+  void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
+  Transport& transport() { return *core_->transport; }
+  const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
+
+ private:
+  /// What must live as long as any tensor over its memory.
+  struct Core {
+    std::shared_ptr<Transport> transport;
+    Ledger ledger;
+    std::vector<std::shared_ptr<Unit>> units;
+    std::unique_ptr<ShardedModel> model;
+  };
+  struct Face {
+    Parameter parameter;
+    bool trainable;
+    at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
+    py::object gradient;  // the DTensor over it
+    Py_ssize_t references = 0;
+    uint32_t version = 0;  // of the shard, when it was published last
+  };
+
+  void make_face(size_t g, size_t p, Parameter parameter);
+  void adopt_rows(Face& face);
+  void make_gradients(size_t g);
+  void begin_backward();
+  void end_backward();
+  bool rows_have_changed() const;
+  void check_requires_grad() const;
+  bool held_elsewhere(size_t g) const;
+  void take_over(Face& face);
+  std::vector<bool> seen_by_any_rank();
+  void show_gradient(Face& face);
+
+  std::shared_ptr<Core> core_;
+  MakeGradient make_gradient_;
+  std::vector<std::vector<Face>> faces_;  // by group and parameter
+  std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
+  int open_ = 0;                          // forwards under way
+  bool updated_ = false;
+};
+
+}  // namespace sherd::python

@@ -1,0 +1,114 @@
+// The extension module sherd._C: what the Python package calls.
+#include <torch/csrc/utils/pybind.h>
+#include <torch/csrc/distributed/c10d/Store.hpp>
+
+#include "python/src/model.h"
+#include "python/src/unit.h"
+#include "sherd/base/error.h"
+#include "sherd/comm/connect.h"
+#include "sherd/comm/rendezvous.h"
+
+namespace sherd::python {
+namespace {
+
+using Timeout = std::chrono::duration<double>;
+
+std::chrono::milliseconds milliseconds(double seconds) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Timeout(seconds));
+}
+
+/// A tensor of this shape without memory, which whoever points its storage somewhere makes usable.
+at::Tensor unbacked(const std::vector<int64_t>& sizes, const at::Tensor& like) {
+  return at::for_blob(nullptr, sizes).options(like.options()).target_device(like.device()).make_tensor();
+}
+
+/// Gives the memory of `tensor` back to whoever else uses it: the tensor keeps its shape, and has none.
+void release_memory(const at::Tensor& tensor) {
+  const at::Tensor empty = unbacked(tensor.sizes().vec(), tensor);
+  tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(empty.storage());
+  tensor.unsafeGetTensorImpl()->set_sizes_contiguous(tensor.sizes());
+  tensor.unsafeGetTensorImpl()->set_storage_offset(0);
+}
+
+void add_transport(py::module& module) {
+  py::class_<Transport, std::shared_ptr<Transport>>(module, "Transport", "How this rank exchanges bytes with others.")
+      .def_property_readonly("rank", &Transport::rank)
+      .def_property_readonly("size", &Transport::size)
+      .def_property_readonly("name", [](const Transport& t) { return std::string(t.name()); })
+      .def(
+          "barrier", [](Transport& t) { barrier(t); }, py::call_guard<py::gil_scoped_release>())
+      .def(
+          "exchange", [](Transport& t, const std::vector<double>& values) { return t.exchange(values); },
+          py::arg("values"), py::call_guard<py::gil_scoped_release>())
+      .def(
+          "abort", [](Transport& t, const std::string& cause) { t.abort(cause); }, py::arg("cause"))
+      .def("recover", &Transport::recover, py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "join_world",
+      [](double timeout) {
+        const World world = join_world(milliseconds(timeout));
+        return std::make_tuple(world.rank, world.size, world.local_rank, world.store);
+      },
+      py::arg("timeout"), py::call_guard<py::gil_scoped_release>());
+  module.def(
+      "connect",
+      [](int rank, int size, int local_rank, const c10::intrusive_ptr<c10d::Store>& store, double timeout,
+         const std::string& kind) {
+        return connect({rank, size, local_rank, store, milliseconds(timeout)}, kind);
+      },
+      py::arg("rank"), py::arg("size"), py::arg("local_rank"), py::arg("store"), py::arg("timeout"), py::arg("kind"),
+      py::call_guard<py::gil_scoped_release>());
+}
+
+void add_model(py::module& module) {
+  py::enum_<AfterForward>(module, "AfterForward")
+      .value("reshard", AfterForward::reshard)
+      .value("keep", AfterForward::keep);
+  py::class_<Place>(module, "Place")
+      .def(py::init<py::dict, py::str, py::object, py::object>(), py::arg("parameters"), py::arg("name"),
+           py::arg("whole"), py::arg("shard"));
+  py::class_<Unit, std::shared_ptr<Unit>>(module, "Unit")
+      .def(py::init<std::vector<Place>>(), py::arg("places"))
+      .def("enter", &Unit::enter)
+      .def("leave", &Unit::leave)
+      .def("fail", &Unit::fail)
+      .def("unshard", &Unit::unshard)
+      .def("reshard", &Unit::reshard)
+      .def("set_after_forward", &Unit::set_after_forward);
+  py::class_<Parameter>(module, "Parameter")
+      .def(py::init<std::string, at::Tensor, at::Tensor, at::Tensor>(), py::arg("fqn"), py::arg("whole"),
+           py::arg("shard"), py::arg("local"));
+  py::class_<UnitPlan>(module, "UnitPlan")
+      .def(py::init<std::shared_ptr<Unit>, std::string, size_t, std::vector<Parameter>, AfterForward>(),
+           py::arg("unit"), py::arg("name"), py::arg("parent"), py::arg("parameters"), py::arg("after_forward"));
+  py::class_<Model, std::shared_ptr<Model>>(module, "Model")
+      .def(py::init([](std::vector<UnitPlan> units, std::shared_ptr<Transport> transport, const std::string& strategy,
+                       int replicate, int64_t persistent_below, MakeGradient make_gradient) {
+             return std::make_shared<Model>(std::move(units), std::move(transport),
+                                            ModelOptions{strategy, replicate, persistent_below},
+                                            std::move(make_gradient));
+           }),
+           py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("replicate"),
+           py::arg("persistent_below"), py::arg("make_gradient"))
+      .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
+      .def("note_update", &Model::note_update)
+      .def(
+          "hold_gradients",
+          [](Model& model, bool hold) { model.set_gradients(hold ? Gradients::hold : Gradients::reduce); },
+          py::arg("hold"), py::call_guard<py::gil_scoped_release>())
+      .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
+      .def_property_readonly("warnings", &Model::warnings);
+}
+
+}  // namespace
+}  // namespace sherd::python
+
+PYBIND11_MODULE(_C, module) {
+  using namespace sherd::python;
+  py::register_exception<sherd::ConfigError>(module, "ConfigError", PyExc_ValueError);
+  py::register_exception<sherd::FaultError>(module, "FaultError", PyExc_RuntimeError);
+  module.def("unbacked", &unbacked, py::arg("sizes"), py::arg("like"));
+  module.def("release_memory", &release_memory, py::arg("tensor"));
+  add_transport(module);
+  add_model(module);
+}

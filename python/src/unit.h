@@ -1,0 +1,54 @@
+// A unit of a Python model: what its __call__ does before and after the module's own.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "sherd/shard/unit.h"
+
+namespace sherd::python {
+
+class Model;
+
+/// A place in a module where a parameter of the unit is seen: module._parameters[name] is `whole` inside the unit's
+/// forward and backward, and `shard` (a DTensor) elsewhere. A tied parameter has several.
+struct Place {
+  py::dict parameters;
+  py::str name;
+  py::object whole, shard;
+};
+
+class Unit : public UnitBase, public UnitFace {
+ public:
+  explicit Unit(std::vector<Place> places) : places_(std::move(places)) {}
+
+  /// Called by the model that this unit is of, and once more with null before that is gone.
+  void belong_to(Model* model);
+
+  /// Around one forward: enter, then leave with what it returned, or fail with why it did not. `callback` of errors:
+  /// FaultError where a peer is gone or a parameter was changed in place.
+  void enter(const py::tuple& args, const py::dict& kwargs);
+  void leave(const py::object& result);
+  void fail(const std::string& cause);
+
+  /// By hand: whole parameters from here on, and shards again.
+  void unshard();
+  void reshard();
+  void set_after_forward(AfterForward after_forward);
+
+  void show_whole() override;
+  void show_shards() noexcept override;
+
+ private:
+  void show(bool whole);
+
+  Model* model_ = nullptr;
+  std::vector<Place> places_;
+  bool whole_shown_ = false;
+  std::vector<std::unique_ptr<ForwardScope>> scopes_;  // forwards under way, the innermost last
+};
+
+}  // namespace sherd::python

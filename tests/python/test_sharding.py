@@ -1,0 +1,100 @@
+"""fully_shard against the same model unsharded, on the same data."""
+import torch
+import pytest
+from torch import nn
+
+from ranks import run
+
+STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
+
+
+class Block(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+class Model(nn.Module):
+    """Odd sizes: shards of unequal rows, and empty ones."""
+
+    def __init__(self, width=7, hidden=11, layers=3, vocab=13):
+        super().__init__()
+        self.embed = nn.Embedding(vocab, width)
+        self.layers = nn.ModuleList(Block(width, hidden) for _ in range(layers))
+        self.head = nn.Linear(width, vocab, bias=False)
+        self.head.weight = self.embed.weight
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def make_model():
+    torch.manual_seed(0)
+    return Model()
+
+
+def batch(step, rank):
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    ids = torch.randint(0, 13, (2, 6), generator=generator)
+    return ids[:, :-1], ids[:, 1:]
+
+
+def loss_of(model, ids, targets):
+    return nn.functional.cross_entropy(model(ids).flatten(0, 1), targets.flatten())
+
+
+def plain_training(ranks, steps=4, clip=None):
+    """The mean of the gradients of all ranks' batches, on one model."""
+    model = make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(steps):
+        of_ranks = [loss_of(model, *batch(step, rank)) for rank in range(ranks)]
+        (sum(of_ranks) / ranks).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append([loss.item() for loss in of_ranks])
+    return losses, {k: v.detach() for k, v in model.state_dict().items()}
+
+
+def sharded_training(strategy, transport, steps=4, clip=None):
+    import sherd
+    world = sherd.init(transport=transport)
+    model = make_model()
+    for layer in model.layers:
+        sherd.fully_shard(layer)
+    sherd.fully_shard(model, strategy=strategy)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for step in range(steps):
+        loss = loss_of(model, *batch(step, world.rank))
+        loss.backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses, {k: v.full_tensor().detach() for k, v in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("ranks", (1, 2, 3, 4))
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_trains_as_unsharded(strategy, transport, ranks):
+    losses, weights = plain_training(ranks, clip=0.5)
+    results = run(ranks, sharded_training, strategy, transport, 4, 0.5)
+    for rank, (ours, state) in enumerate(results):
+        assert ours == pytest.approx([step[rank] for step in losses], rel=1e-5)
+        assert state.keys() == weights.keys()
+        for name, value in state.items():
+            torch.testing.assert_close(value, weights[name], rtol=1e-4, atol=1e-5, msg=lambda m: f"{name}: {m}")
