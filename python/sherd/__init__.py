@@ -7,12 +7,20 @@
 
 and the training loop stays as it was.
 """
+from . import optim
 from . import updates as _updates  # registers torch's optimizer hooks
 from ._C import ConfigError, FaultError
+from .checkpoint import full_state_dict, load_full_state_dict
 from .distributed import World, init, world
+from .engine import Engine, initialize
+from .loss import linear_cross_entropy
+from .optim import clip_grad_norm_
 from .parameters import ShardedParameter
 from .sharding import fully_shard, shard
 from .units import ShardedModule, register_forward_method
 
-__all__ = ["ConfigError", "FaultError", "ShardedModule", "ShardedParameter", "World", "fully_shard", "init",
-           "register_forward_method", "shard", "world"]
+__all__ = [
+    "ConfigError", "Engine", "FaultError", "ShardedModule", "ShardedParameter", "World", "clip_grad_norm_",
+    "full_state_dict", "fully_shard", "init", "initialize", "linear_cross_entropy", "load_full_state_dict", "optim",
+    "register_forward_method", "shard", "world",
+]

@@ -17,7 +17,8 @@ STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp")
 
 
 def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
-                reshard_after_forward: bool | None = None, ignored_params: set[nn.Parameter] | None = None) -> nn.Module:
+                reshard_after_forward: bool | None = None, ignored_params: set[nn.Parameter] | None = None,
+                persistent_below: int = 0) -> nn.Module:
     """Makes ``module`` a unit: its parameters that no unit inside of it has are sharded over the ranks.
 
     To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are DTensors
@@ -29,6 +30,7 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
         gradients stay; the results are the same bits. Optimizer state is sharded in all.
     reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root.
     ignored_params: stay as they are, on every rank.
+    persistent_below: bytes; of the outermost module: smaller groups of parameters of a unit stay whole on every rank.
 
     Raises ConfigError. Costs a copy of this rank's rows; the rest of the parameters' memory is freed.
     """
@@ -45,12 +47,20 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
         raise ConfigError(f"[fully_shard] got reshard_after_forward={reshard_after_forward!r}, expected True, False or None")
     world = distributed.world()
     check_mesh(mesh, world)
-    handle = UnitHandle(module, Options(strategy, reshard_after_forward), world)
+    handle = UnitHandle(module, Options(strategy, reshard_after_forward, persistent_below), world)
     handle.ignored = {id(p) for p in ignored_params or ()}
     convert(module, module, "", handle, set())
     module.__class__ = unit_class(type(module))
     module.__dict__[HELD] = handle
+    module.register_load_state_dict_pre_hook(before_load)
     return module
+
+
+def before_load(module: nn.Module, *_) -> None:
+    """Other ranks may still read the parameters that are about to be overwritten."""
+    handle: UnitHandle = getattr(module, HELD)
+    if handle.root is not None and handle.root_module is module:
+        handle.root.model.before_update()
 
 
 def check_mesh(mesh: DeviceMesh | None, world: distributed.World) -> None:
@@ -84,11 +94,15 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             convert(unit, child, joined(name, key), handle, seen)
 
 
-def shard(model: nn.Module, policy: Callable[[str, nn.Module], bool] | Iterable[type] | int, **options) -> nn.Module:
+Policy = Callable[[str, nn.Module], bool] | Iterable[type | str] | int | None
+
+
+def shard(model: nn.Module, policy: Policy = None, **options) -> nn.Module:
     """Shards a whole model in one call: each module that ``policy`` chooses, from the inside out, and the model itself.
 
-    policy: classes of blocks; or a number of parameters, then modules are units from that size on (the smallest such
-        modules); or a function of a module's name and the module.
+    policy: classes of blocks, or their names; or a number of parameters, then modules are units from that size on (the
+        smallest such modules); or a function of a module's name and the module. None: the blocks that a Hugging Face model
+        names itself (``_no_split_modules``), else those of the ModuleList that holds most of the model.
     options: those of :func:`fully_shard`.
     """
     for module in chosen(model, policy):
@@ -96,8 +110,10 @@ def shard(model: nn.Module, policy: Callable[[str, nn.Module], bool] | Iterable[
     return fully_shard(model, **options)
 
 
-def chosen(model: nn.Module, policy) -> list[nn.Module]:
+def chosen(model: nn.Module, policy: Policy) -> list[nn.Module]:
     """The modules below ``model`` that the policy chooses, inner ones first."""
+    if policy is None:
+        return blocks_of(model)
     if isinstance(policy, int) and not isinstance(policy, bool):
         modules: list[nn.Module] = []
         by_size(model, policy, modules)
@@ -105,13 +121,26 @@ def chosen(model: nn.Module, policy) -> list[nn.Module]:
     if callable(policy) and not isinstance(policy, type):
         choose = policy
     else:
-        classes = (policy,) if isinstance(policy, type) else tuple(policy)
-        choose = lambda _, module: isinstance(module, classes)  # noqa: E731
+        wanted = {policy} if isinstance(policy, (type, str)) else set(policy)
+
+        def choose(_: str, module: nn.Module) -> bool:
+            return any(cls in wanted or cls.__name__ in wanted for cls in type(module).__mro__)
     found = [m for name, m in model.named_modules() if m is not model and choose(name, m)]
     if not found:
         raise ConfigError(f"[shard] got a policy that chooses no module of {type(model).__name__}, expected one or more; try "
-                          "the class of its blocks, such as {type(model.layers[0])}")
+                          "the class of its blocks")
     return found[::-1]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a model, inner ones first; none where it has none."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    named = [m for m in model.modules() if m is not model and type(m).__name__ in names]
+    if named:
+        return named[::-1]
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) > 0]
+    sizes = [sum(p.numel() for p in m.parameters()) for m in lists]
+    return list(lists[sizes.index(max(sizes))]) if lists else []
 
 
 def by_size(module: nn.Module, least: int, found: list[nn.Module]) -> int:

@@ -2,10 +2,12 @@
 
 #include <torch/csrc/autograd/variable.h>
 
+#include <cmath>
 #include <unordered_map>
 
 #include "sherd/base/error.h"
 #include "sherd/shard/hooks.h"
+#include "sherd/shard/reduction.h"
 
 namespace sherd::python {
 namespace {
@@ -170,6 +172,29 @@ bool Model::held_elsewhere(size_t g) const {
   });
 }
 
+at::Tensor Model::local_gradient(const Face& face) const {
+  const py::object object = py::cast(face.parameter.shard.grad());
+  return py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor").cast<at::Tensor>()
+                                              : object.cast<at::Tensor>();
+}
+
+double Model::gradient_norm() {
+  ExactSum squares;
+  for (const auto& faces : faces_) {
+    for (const Face& face : faces) {
+      if (!face.parameter.shard.grad().defined() || face.parameter.local.numel() == 0) continue;
+      const at::Tensor local = local_gradient(face).detach().to(at::kFloat).contiguous();
+      add_row_squares(local, local.numel() / local.size(0), squares);
+    }
+  }
+  const py::gil_scoped_release no_gil;
+  const auto digits = squares.digits();
+  const std::vector<double> all = core_->transport->exchange({digits.begin(), digits.end()});
+  ExactSum sum;
+  for (size_t first = 0; first < all.size(); first += digits.size()) sum.add_digits({&all[first], digits.size()});
+  return std::sqrt(sum.value());
+}
+
 // What .grad holds becomes what the next reduction adds to.
 void Model::take_over(Face& face) {
   const at::NoGradGuard no_grad;
@@ -178,10 +203,7 @@ void Model::take_over(Face& face) {
     face.buffer.zero_();
     return;
   }
-  const py::object object = py::cast(gradient);
-  if (face.gradient && object.is(face.gradient)) return;
-  const py::object local = py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor") : object;
-  face.buffer.copy_(local.cast<at::Tensor>());
+  if (!face.gradient || !py::cast(gradient).is(face.gradient)) face.buffer.copy_(local_gradient(face));
 }
 
 // A parameter that no rank has used keeps no gradient, as without sharding: optimizers then leave it alone.

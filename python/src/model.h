@@ -58,6 +58,8 @@ class Model {
 
   /// Waits until no rank reads the parameters of the last step any more. Collective.
   void before_update();
+  /// Global norm of the gradients in .grad, the same bits on all ranks and for any number of them. Collective.
+  double gradient_norm();
   /// This rank's rows have new values: the next forward publishes them.
   void note_update() { updated_ = true; }
 
@@ -91,6 +93,7 @@ class Model {
   bool rows_have_changed() const;
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;
+  at::Tensor local_gradient(const Face& face) const;
   void take_over(Face& face);
   std::vector<bool> seen_by_any_rank();
   void show_gradient(Face& face);

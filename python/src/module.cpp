@@ -1,5 +1,6 @@
 // The extension module sherd._C: what the Python package calls.
 #include <torch/csrc/utils/pybind.h>
+#include <nlohmann/json.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
 #include "python/src/model.h"
@@ -7,6 +8,10 @@
 #include "sherd/base/error.h"
 #include "sherd/comm/connect.h"
 #include "sherd/comm/rendezvous.h"
+#include "sherd/config/train_config.h"
+#include "sherd/models/chunked_loss.h"
+#include "sherd/optim/schedule.h"
+#include "sherd/optim/update_rule.h"
 
 namespace sherd::python {
 namespace {
@@ -91,6 +96,7 @@ void add_model(py::module& module) {
            py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("replicate"),
            py::arg("persistent_below"), py::arg("make_gradient"))
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
+      .def("gradient_norm", &Model::gradient_norm)
       .def("note_update", &Model::note_update)
       .def(
           "hold_gradients",
@@ -98,6 +104,38 @@ void add_model(py::module& module) {
           py::arg("hold"), py::call_guard<py::gil_scoped_release>())
       .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
       .def_property_readonly("warnings", &Model::warnings);
+}
+
+void add_optimizer(py::module& module) {
+  py::class_<UpdateRule>(module, "UpdateRule", "The update of an optimizer on fp32, bf16 or fp16 pieces of parameters.")
+      .def(py::init([](const std::string& kind, double momentum, bool nesterov) {
+             UpdateRuleOptions options{UpdateRuleOptions::Kind::adamw, momentum, nesterov ? Nesterov::yes : Nesterov::no};
+             if (kind == "adam") options.kind = UpdateRuleOptions::Kind::adam;
+             if (kind == "sgd") options.kind = UpdateRuleOptions::Kind::sgd;
+             return make_update_rule(options);
+           }),
+           py::arg("kind"), py::arg("momentum") = 0.0, py::arg("nesterov") = false)
+      .def_property_readonly("state_names",
+                             [](const UpdateRule& rule) {
+                               const auto names = rule.state_names();
+                               return std::vector<std::string>(names.begin(), names.end());
+                             })
+      .def(
+          "update",
+          [](const UpdateRule& rule, const std::vector<std::vector<at::Tensor>>& pieces, double lr, double beta1,
+             double beta2, double eps, double weight_decay, int64_t step, double gradient_scale) {
+            const at::NoGradGuard no_grad;
+            const Hyperparameters values{lr, beta1, beta2, eps, weight_decay};
+            for (const auto& piece : pieces) {
+              if (piece[0].numel() == 0) continue;
+              UpdatePiece flat{piece[0].view(-1), piece[1].contiguous().view(-1), {}};
+              for (size_t k = 2; k < piece.size(); ++k) flat.state.push_back(piece[k].view(-1));
+              rule.update_rounding(flat, values, {step, 1.0, gradient_scale});
+            }
+          },
+          "Each piece: parameter, gradient and the states by state_names, of one shape.", py::arg("pieces"), py::arg("lr"),
+          py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("step"),
+          py::arg("gradient_scale"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace
@@ -111,4 +149,21 @@ PYBIND11_MODULE(_C, module) {
   module.def("release_memory", &release_memory, py::arg("tensor"));
   add_transport(module);
   add_model(module);
+  add_optimizer(module);
+  module.def(
+      "read_program_config",
+      [](const std::string& text) { return sherd::to_json(sherd::read_program_config(nlohmann::json::parse(text))).dump(); },
+      "The configuration with all defaults, JSON to JSON.", py::arg("text"));
+  module.def(
+      "learning_rate_scale",
+      [](const std::string& type, int64_t warmup, int64_t steps, double final_ratio, int64_t step) {
+        sherd::ScheduleOptions options{sherd::ScheduleOptions::Kind::constant, warmup, steps, final_ratio};
+        if (type == "linear") options.kind = sherd::ScheduleOptions::Kind::linear;
+        if (type == "cosine") options.kind = sherd::ScheduleOptions::Kind::cosine;
+        return sherd::learning_rate_scale(options, step);
+      },
+      py::arg("type"), py::arg("warmup"), py::arg("steps"), py::arg("final_ratio"), py::arg("step"));
+  module.def("glob_matches", &sherd::glob_matches, py::arg("glob"), py::arg("text"));
+  module.def("linear_cross_entropy", &sherd::linear_cross_entropy, py::arg("x"), py::arg("weight"), py::arg("targets"),
+             py::arg("scale"), py::call_guard<py::gil_scoped_release>());
 }

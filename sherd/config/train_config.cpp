@@ -289,34 +289,45 @@ const std::vector<std::string>& all_paths() {
 
 }  // namespace
 
-TrainConfig read_train_config(const json& document) {
-  TrainConfig config;
-  JsonReader reader(document, "");
-  const auto section = [&](const char* key, auto read, auto& target) {
-    std::optional<JsonReader> below = reader.object(key);
-    if (below) read(*below, target);
-    return below.has_value();
-  };
-  const bool has_model = section("model", read_model, config.model);
-  const bool has_data = section("data", read_data, config.data);
-  section("batch", read_batch, config.batch);
-  section("optimizer", read_optimizer, config.optimizer);
-  section("schedule", read_schedule, config.schedule);
-  section("mesh", read_mesh, config);
+namespace {
+
+/// Reads what stands beside the model, the data and the run.
+void read_strategy(JsonReader& reader, TrainConfig& config) {
   read_clip(reader, config.clip);
   reader.choice("strategy", config.strategy, {"ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp"});
   if (config.strategy == "fsdp") config.strategy = "zero3";
   read_reshard(reader, config.reshard_after_forward);
-  read_recompute(reader, config.recompute);
   reader.integer("persistent_below", config.persistent_below, {.min = 0, .max = std::numeric_limits<int64_t>::max()});
   reader.string("transport", config.transport);
-  reader.string("device", config.device);
   reader.integer("steps", config.steps, {});
+  reader.number("timeout_s", config.timeout_s, {.min = 0, .max = 1e6, .low = Bound::open});
+}
+
+template <class Read, class Target>
+bool read_section(JsonReader& reader, const char* key, Read read, Target& target) {
+  std::optional<JsonReader> below = reader.object(key);
+  if (below) read(*below, target);
+  return below.has_value();
+}
+
+}  // namespace
+
+TrainConfig read_train_config(const json& document) {
+  TrainConfig config;
+  JsonReader reader(document, "");
+  const bool has_model = read_section(reader, "model", read_model, config.model);
+  const bool has_data = read_section(reader, "data", read_data, config.data);
+  read_section(reader, "batch", read_batch, config.batch);
+  read_section(reader, "optimizer", read_optimizer, config.optimizer);
+  read_section(reader, "schedule", read_schedule, config.schedule);
+  read_section(reader, "mesh", read_mesh, config);
+  read_strategy(reader, config);
+  read_recompute(reader, config.recompute);
+  reader.string("device", config.device);
   reader.integer("seed", config.seed, {.min = 0, .max = std::numeric_limits<int64_t>::max()});
   reader.string("output", config.output);
   reader.integer("eval_every", config.eval_every, {.min = 0});
   reader.integer("eval_rows", config.eval_rows, {});
-  reader.number("timeout_s", config.timeout_s, {.min = 0, .max = 1e6, .low = Bound::open});
   reader.finish(all_paths());
   if (!has_model) {
     config_error("config", "got no 'model', expected a path or a preset; try \"model\": {{\"preset\": \"tiny\"}}");
@@ -324,6 +335,24 @@ TrainConfig read_train_config(const json& document) {
   if (!has_data) {
     config_error("config", "got no 'data', expected tokens, text or synthetic; try \"data\": {{\"synthetic\": true}}");
   }
+  check_config(config);
+  return config;
+}
+
+TrainConfig read_program_config(const json& document) {
+  TrainConfig config;
+  JsonReader reader(document, "");
+  for (const char* key : {"model", "data"})
+    if (reader.find(key) != nullptr)
+      config_error("config", "got '{}' in a program's configuration, expected none: the program brings its own; try without",
+                   key);
+  read_section(reader, "batch", read_batch, config.batch);
+  read_section(reader, "optimizer", read_optimizer, config.optimizer);
+  read_section(reader, "schedule", read_schedule, config.schedule);
+  read_section(reader, "mesh", read_mesh, config);
+  read_strategy(reader, config);
+  reader.finish(all_paths());
+  config.model.preset = "tiny";  // something that passes
   check_config(config);
   return config;
 }

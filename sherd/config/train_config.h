@@ -98,6 +98,9 @@ struct TrainConfig {
 /// Reads a configuration and looks whether the files that it names exist. Throws ConfigError.
 TrainConfig read_train_config(const nlohmann::json& json);
 
+/// The same for a program that brings its own model and data, and writes its own output: without these keys.
+TrainConfig read_program_config(const nlohmann::json& json);
+
 /// Reads a file and applies overrides "a.b=c" in order: the value is JSON or else a string, objects on the way are
 /// created, and null takes back a model or data source ("data.tokens=null"). Throws ConfigError.
 TrainConfig load_train_config(const std::string& file, const std::vector<std::string>& overrides);

@@ -166,12 +166,9 @@ void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
       if (values.numel() == 0) continue;
       const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
       const auto piece = [&](const at::Tensor& all) { return all.narrow(0, first, values.numel()); };
-      // Parameters of two bytes are updated in fp32 and rounded.
-      const bool wide = values.scalar_type() == at::kFloat;
-      UpdatePiece update{wide ? values : values.to(at::kFloat), piece(gradient), {}};
+      UpdatePiece update{values, piece(gradient), {}};
       for (const Buffer& state : state_[g]) update.state.push_back(piece(state.tensor));
-      rule_->update(update, *hyper_[g][p], {steps_, lr_scale, gradient_scale});
-      if (!wide) values.copy_(update.parameter);
+      rule_->update_rounding(update, *hyper_[g][p], {steps_, lr_scale, gradient_scale});
     }
   }
 }

@@ -45,6 +45,12 @@ void UpdateRule::check(const UpdatePiece& piece, const UpdateTime& time) const {
   for (const auto& tensor : piece.state) check_tensor(tensor);
 }
 
+void UpdateRule::update_rounding(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const {
+  const UpdatePiece wide{piece.parameter.to(at::kFloat), piece.gradient.to(at::kFloat), piece.state};
+  update(wide, h, time);
+  if (!wide.parameter.is_same(piece.parameter)) piece.parameter.copy_(wide.parameter);
+}
+
 void UpdateRule::update(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const {
   if (piece.parameter.defined() && !piece.parameter.is_cpu()) return update_by_aten(piece, h, time);
   check(piece, time);

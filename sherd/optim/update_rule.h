@@ -51,6 +51,9 @@ class UpdateRule {
   /// The tensors that the rule keeps, by torch's names for them.
   virtual std::span<const std::string_view> state_names() const = 0;
 
+  /// The same for parameters and gradients of any floating type: computed in fp32, and rounded.
+  void update_rounding(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const;
+
   /// One update in place. On the CPU a vectorised pass without allocation on this thread's torch threads; elsewhere
   /// update_by_aten().
   void update(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const;

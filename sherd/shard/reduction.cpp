@@ -45,18 +45,23 @@ void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major) {
   }
 }
 
+void add_row_squares(const at::Tensor& rows, int64_t width, ExactSum& sum) {
+  if (rows.numel() == 0) return;
+  const int64_t count = rows.numel() / width;
+  if (rows.is_cpu()) {
+    const float* row = rows.const_data_ptr<float>();
+    for (int64_t i = 0; i < count; ++i, row += width) sum.add(kernels::sum_of_squares(row, width));
+  } else {
+    const at::Tensor squares = rows.view({count, width}).to(at::kDouble).square().sum(1).cpu();
+    for (int64_t i = 0; i < count; ++i) sum.add(squares.const_data_ptr<double>()[i]);
+  }
+}
+
 void add_squares(const GroupLayout& layout, int rank, const at::Tensor& piece, ExactSum& sum) {
   for (size_t p = 0; p < layout.parameters.size(); ++p) {
-    const int64_t rows = layout.rows(p, rank).count, width = layout.parameters[p].row_elements;
-    if (rows * width == 0) continue;
-    const at::Tensor shard = piece.narrow(0, layout.parameters[p].shard_offset, rows * width);
-    if (shard.is_cpu()) {
-      const float* row = shard.const_data_ptr<float>();
-      for (int64_t i = 0; i < rows; ++i, row += width) sum.add(kernels::sum_of_squares(row, width));
-    } else {
-      const at::Tensor squares = shard.view({rows, width}).to(at::kDouble).square().sum(1).cpu();
-      for (int64_t i = 0; i < rows; ++i) sum.add(squares.const_data_ptr<double>()[i]);
-    }
+    const int64_t width = layout.parameters[p].row_elements;
+    const int64_t elements = layout.rows(p, rank).count * width;
+    add_row_squares(piece.narrow(0, layout.parameters[p].shard_offset, elements), width, sum);
   }
 }
 

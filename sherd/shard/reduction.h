@@ -17,6 +17,9 @@ void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, R
 /// Zeroes what no parameter covers in a rank-major buffer [ranks * shard_elements].
 void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major);
 
+/// Adds the squares of rows of `width` fp32 values each, in the way of add_squares().
+void add_row_squares(const at::Tensor& rows, int64_t width, ExactSum& sum);
+
 /// Adds the squares of `rank`'s shard in its piece of the rank-major buffer, [shard_elements] fp32. A row is summed in
 /// fp64, in an order that depends on its length alone, and rows are added exactly: the total over all ranks has the
 /// same bits however many they are. A row costs about 10 ns beside its elements.

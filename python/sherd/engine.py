@@ -1,0 +1,242 @@
+"""An engine around a model, its optimizer and its schedule, called as DeepSpeed's.
+
+    engine, optimizer, _, _ = sherd.initialize(model=model, config={"strategy": "zero3", "optimizer": {"lr": 3e-4}})
+    for batch in data:
+        loss = engine(batch)
+        engine.backward(loss)
+        engine.step()
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pathlib
+from typing import Any, Callable, Iterator
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from . import _C, distributed, optim
+from ._C import ConfigError
+from .checkpoint import load_training, save_training
+from .schedule import schedule_of
+from .sharding import shard
+from .units import HELD, Root, ShardedModule
+
+Config = dict | str | os.PathLike
+
+
+def initialize(*, model: nn.Module, config: Config | None = None,
+               optimizer: Optimizer | Callable[[list], Optimizer] | None = None,
+               lr_scheduler: Any = None, training_data: Dataset | None = None, collate_fn: Callable | None = None,
+               ) -> tuple["Engine", Optimizer, DataLoader | None, Any]:
+    """Shards a model and gives it an engine. Collective.
+
+    model: a plain module, or one that fully_shard has had already.
+    config: a dict, or a JSON file: the native configuration without model, data and output, and `units`: the class names
+        of the blocks to shard on their own (default: see :func:`sherd.shard`).
+    optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's own
+        from the configuration.
+    lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule.
+
+    Returns the engine, the optimizer, a DataLoader of `training_data` with this rank's rows, and the schedule. Raises
+    ConfigError before anything is changed.
+    """
+    settings, units = read_config(config)
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
+    if settings["mesh"]["replicate"] != 1:
+        raise ConfigError("[initialize] got mesh.replicate in the configuration, expected 1; hsdp is not there for Python yet")
+    if distributed._world is None:
+        distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
+    plain = dict(model.named_parameters())
+    if not isinstance(model, ShardedModule):
+        reshard = settings["reshard_after_forward"]
+        shard(model, units, strategy=settings["strategy"], reshard_after_forward=None if reshard == "auto" else reshard,
+              persistent_below=settings["persistent_below"])
+    if optimizer is None:
+        optimizer = optimizer_of(settings["optimizer"], model)
+    elif isinstance(optimizer, Optimizer):
+        move_parameters(optimizer, plain, dict(model.named_parameters()))
+    else:
+        optimizer = optimizer(parameter_groups(settings["optimizer"], model))
+    if lr_scheduler is None:
+        lr_scheduler = schedule_of(optimizer, settings["schedule"], settings["steps"])
+    elif not hasattr(lr_scheduler, "step"):
+        lr_scheduler = lr_scheduler(optimizer)
+    engine = Engine(model, optimizer, lr_scheduler, settings)
+    loader = None if training_data is None else engine.loader(training_data, collate_fn)
+    return engine, optimizer, loader, lr_scheduler
+
+
+class Engine(nn.Module):
+    """A sharded model and what trains it. Made by :func:`initialize`. All ranks make the same calls in the same order."""
+
+    def __init__(self, module: nn.Module, optimizer: Optimizer, lr_scheduler: Any, settings: dict):
+        super().__init__()
+        self.module = module
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.settings = settings
+        self.world = distributed.world()
+        self.device = torch.device("cpu")
+        self.global_steps = 0
+        self.micro_steps = 0
+        self._boundary: bool | None = None  # as told by set_gradient_accumulation_boundary
+        self._norm: float | None = None
+        self._inside_no_sync = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+    def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
+        """loss.backward() of the loss divided by the accumulation steps, and the reduction of its gradients: of every
+        backward, or of the last alone where the configuration says batch.reduce = "last"."""
+        if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
+            loss = loss / self.gradient_accumulation_steps()
+        late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
+        self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
+        loss.backward(retain_graph=retain_graph)
+        return loss
+
+    def step(self) -> None:
+        """At the end of an accumulation: clips, updates, moves the schedule on and clears the gradients. Else only counts."""
+        boundary = self.is_gradient_accumulation_boundary()
+        self.micro_steps += 1
+        if not boundary:
+            return
+        scale = 1.0
+        self._norm = self.root.model.gradient_norm()
+        if self.settings["clip"] is not None:
+            scale = optim.clip_scale(self._norm, self.settings["clip"])
+        if isinstance(self.optimizer, optim.ShardedOptimizer):
+            self.optimizer.step(gradient_scale=scale)
+        else:
+            if scale < 1.0:
+                for parameter in self.module.parameters():
+                    if parameter.grad is not None:
+                        optim.local(parameter.grad).mul_(scale)
+            self.optimizer.step()
+        if self.lr_scheduler is not None:
+            self.lr_scheduler.step()
+        self.optimizer.zero_grad()
+        self.global_steps += 1
+
+    @property
+    def root(self) -> Root:
+        handle = self.module.__dict__[HELD]
+        handle.ready()
+        return handle.root
+
+    def gradient_accumulation_steps(self) -> int:
+        return self.settings["batch"]["accumulate"]
+
+    def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
+        """From here on the caller says which backward is the last before a step."""
+        self._boundary = is_boundary
+
+    def is_gradient_accumulation_boundary(self) -> bool:
+        """Whether the current (or next) backward is the last before a step."""
+        if self._boundary is not None:
+            return self._boundary
+        return (self.micro_steps + 1) % self.gradient_accumulation_steps() == 0
+
+    @contextlib.contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backwards inside keep their gradients on this rank, for one that reduces the sum."""
+        before, self._inside_no_sync = self._inside_no_sync, True
+        try:
+            yield
+        finally:
+            self._inside_no_sync = before
+
+    def get_global_grad_norm(self) -> float | None:
+        """Of the last step, before clipping; None before the first."""
+        return self._norm
+
+    def get_lr(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+    def train_micro_batch_size_per_gpu(self) -> int:
+        batch = self.settings["batch"]
+        return batch["rows"] // self.world.size if batch["micro"] == "auto" else batch["micro"]
+
+    def loader(self, data: Dataset, collate_fn: Callable | None = None) -> DataLoader:
+        """This rank's micro-batches of a dataset, shuffled alike on all ranks."""
+        sampler = DistributedSampler(data, num_replicas=self.world.size, rank=self.world.rank, shuffle=True)
+        return DataLoader(data, batch_size=self.train_micro_batch_size_per_gpu(), sampler=sampler, collate_fn=collate_fn,
+                          drop_last=True)
+
+    def save_checkpoint(self, save_dir: str | os.PathLike, tag: str | None = None, client_state: dict | None = None) -> str:
+        """Writes parameters, optimizer, schedule and counters into save_dir/tag; tag: the number of steps. Collective."""
+        tag = tag or f"global_step{self.global_steps}"
+        save_training(self, pathlib.Path(save_dir), tag, client_state or {})
+        return tag
+
+    def load_checkpoint(self, load_dir: str | os.PathLike, tag: str | None = None) -> tuple[str | None, dict]:
+        """Reads what save_checkpoint wrote, by any number of ranks; tag: the latest. Returns the folder (None where there
+        is none yet) and the client_state. Collective."""
+        return load_training(self, pathlib.Path(load_dir), tag)
+
+    def destroy(self) -> None:
+        """Lets go of the optimizer's state and the gradients."""
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+
+
+def read_config(config: Config | None) -> tuple[dict, list[str] | None]:
+    """The configuration with its defaults, and the units' class names."""
+    if config is None:
+        config = {}
+    if not isinstance(config, dict):
+        path = pathlib.Path(config)
+        try:
+            config = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"[initialize] got {str(path)!r} as config, which cannot be read ({error}), expected a JSON file "
+                              "or a dict") from error
+    config = dict(config)
+    units = config.pop("units", None)
+    if units is not None and not (isinstance(units, list) and units and all(isinstance(u, str) for u in units)):
+        raise ConfigError(f"[initialize] got units={units!r}, expected a list of class names; try ['LlamaDecoderLayer']")
+    try:
+        text = json.dumps(config)
+    except TypeError as error:
+        raise ConfigError(f"[initialize] got a config that is not JSON ({error}), expected numbers, text, lists and dicts") from error
+    return json.loads(_C.read_program_config(text)), units
+
+
+def parameter_groups(settings: dict, model: nn.Module) -> list[dict]:
+    """All trainable parameters: those that decay, and those whose names match `no_decay`."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    kept = {name for name, _ in named if any(_C.glob_matches(glob, name) for glob in settings["no_decay"])}
+    groups = [{"params": [p for name, p in named if name not in kept], "weight_decay": settings["weight_decay"]},
+              {"params": [p for name, p in named if name in kept], "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def optimizer_of(settings: dict, model: nn.Module) -> Optimizer:
+    """sherd's own, from the configuration."""
+    groups = parameter_groups(settings, model)
+    if not groups:
+        raise ConfigError("[initialize] got a model without trainable parameters, expected one or more")
+    if settings["type"] == "sgd":
+        return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"])
+    kind = {"adamw": optim.AdamW, "adam": optim.Adam}[settings["type"]]
+    return kind(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"])
+
+
+def move_parameters(optimizer: Optimizer, plain: dict[str, nn.Parameter], sharded: dict[str, nn.Parameter]) -> None:
+    """Puts the sharded parameters in the place of those that the optimizer was made with."""
+    if optimizer.state:
+        raise ConfigError("[initialize] got an optimizer that has made steps, expected a new one; try to load its state after "
+                          "initialize")
+    new = {id(parameter): sharded[name] for name, parameter in plain.items()}
+    for group in optimizer.param_groups:
+        group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]
