@@ -1,14 +1,20 @@
 # Finds the libtorch of the Python environment (.venv, or -DSHERD_PYTHON=...), without the
 # wheel's own CMake package: that one also looks for CUDA and protobuf and is slow.
+if(SKBUILD)  # pip's interpreter
+  set(SHERD_PYTHON ${Python3_EXECUTABLE})
+endif()
 find_program(SHERD_PYTHON NAMES python python3 HINTS ${CMAKE_SOURCE_DIR}/.venv/bin NO_DEFAULT_PATH)
 if(NOT SHERD_PYTHON)
   find_program(SHERD_PYTHON NAMES python3 REQUIRED)
 endif()
+# While pip builds, what is installed cannot be imported, but it can be found.
 execute_process(
-  COMMAND ${SHERD_PYTHON} -c "import torch, os; print(os.path.dirname(torch.__file__))"
-  OUTPUT_VARIABLE SHERD_TORCH OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_missing)
+  COMMAND ${SHERD_PYTHON} -c "import os, sys, sysconfig
+places = [os.path.join(p, 'torch') for p in [sysconfig.get_path('platlib'), *sys.path]]
+print(next(p for p in places if os.path.exists(os.path.join(p, 'lib', 'libtorch_cpu.so'))))"
+  OUTPUT_VARIABLE SHERD_TORCH OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_missing ERROR_QUIET)
 if(torch_missing)
-  message(FATAL_ERROR "no torch in ${SHERD_PYTHON}; try scripts/setup.sh")
+  message(FATAL_ERROR "no torch in ${SHERD_PYTHON}; try scripts/setup.sh, or pip install torch==2.13.0")
 endif()
 
 find_library(TORCH_CPU_LIBRARY torch_cpu PATHS ${SHERD_TORCH}/lib NO_DEFAULT_PATH REQUIRED)

@@ -1,1 +1,19 @@
-"""Those parts of the command `sherd` that are Python. They import neither torch nor the package sherd."""
+"""The command `sherd` of an installed package: `sherd data prepare` is Python, all else the program in C++."""
+from __future__ import annotations
+
+import importlib.util
+import os
+import pathlib
+import sys
+
+
+def main() -> int:
+    if sys.argv[1:3] == ["data", "prepare"]:
+        from .prepare import main as prepare
+        return prepare(sys.argv[3:])
+    program = pathlib.Path(importlib.util.find_spec("sherd").submodule_search_locations[0]) / "bin" / "sherd"
+    if not program.is_file():
+        print(f"[sherd] got no {program}, expected the program that comes with the package; try to install CLI11's headers "
+              "(libcli11-dev) and the package again", file=sys.stderr)
+        return 2
+    os.execv(program, ["sherd", *sys.argv[1:]])
