@@ -8,11 +8,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
 SHERD = ROOT / "build" / "sherd"
+PYTHON = ROOT / ".venv" / "bin" / "python"
 
 SHERD_STRATEGIES = ("zero3", "zero2", "zero1", "ddp", "hsdp")
 TORCH_ENGINES = ("fsdp2", "fsdp1", "ddp", "zero1-torch")
 DEEPSPEED_ENGINES = ("deepspeed-zero1", "deepspeed-zero2", "deepspeed-zero3")
-NAMES = (*(f"sherd-{s}" for s in SHERD_STRATEGIES), "single", *TORCH_ENGINES, *DEEPSPEED_ENGINES)
+SHERD_PYTHON_ENGINES = tuple(f"sherd-py-{s}" for s in ("zero3", "zero2", "zero1", "ddp"))
+NAMES = (*(f"sherd-{s}" for s in SHERD_STRATEGIES), *SHERD_PYTHON_ENGINES, "single", *TORCH_ENGINES, *DEEPSPEED_ENGINES)
 
 # FSDP2 is compared in its fastest form. The way of the loss is chosen first, with the form that is torch's default.
 FSDP2_LOSSES = ((), ("--chunked-loss",))
@@ -52,7 +54,13 @@ class Engine:
 
     @property
     def is_sherd(self) -> bool:
-        return self.name.startswith("sherd-")
+        """The command's training, by a configuration file."""
+        return self.name.startswith("sherd-") and not self.is_python
+
+    @property
+    def is_python(self) -> bool:
+        """The Python package's, by a script like the peers'."""
+        return self.name.startswith("sherd-py-")
 
     def metrics(self, folder: pathlib.Path) -> pathlib.Path:
         return folder / ("run/metrics.jsonl" if self.is_sherd else "metrics.jsonl")
@@ -87,12 +95,16 @@ class Engine:
         processes = []
         for rank in range(self.ranks):
             cpus = ",".join(map(str, self.cpus[rank * share : (rank + 1) * share]))
-            command = ("taskset", "-c", cpus, str(PEERS_PYTHON), str(PEERS / "train.py"), "--engine", self.name,
+            program = (str(PYTHON), str(ROOT / "benchmarks" / "python_train.py")) if self.is_python else \
+                (str(PEERS_PYTHON), str(PEERS / "train.py"))
+            command = ("taskset", "-c", cpus, *program, "--engine", self.name,
                        "--model", work.model, "--tokens", str(work.tokens), "--rows", str(work.rows),
                        "--steps", str(work.steps), "--lr", str(work.lr),
                        "--metrics", str(self.metrics(folder)), *self.options)
             place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks,
                      "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": share}
+            if self.is_python:
+                place["PYTHONPATH"] = ROOT / "build" / "python"
             processes.append(Process(command, _environment(place)))
         return processes
 
