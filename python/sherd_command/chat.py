@@ -150,7 +150,7 @@ class Chats:
         self.train_on = train_on
 
     def pair(self, record: dict, where: str) -> Rendered:
-        """A prompt and its completion: a turn of the user and one of the assistant; as they stand without a template."""
+        """A prompt and its completion: two turns of a chat; without a template, one text."""
         for key in ("prompt", "completion"):
             if not isinstance(record[key], str):
                 raise Mistake(f"{where}: {shown(record[key])} for '{key}'", "a text",
@@ -162,7 +162,8 @@ class Chats:
         text = prompt + completion
         if self.train_on == "all":
             return Rendered(text, None, with_special=True)
-        return Rendered(text, [(len(prompt), len(text))], with_special=True, open_end=not completion.endswith(self.enders))
+        return Rendered(text, [(len(prompt), len(text))], with_special=True,
+                        open_end=not completion.endswith(self.enders))
 
     def chat(self, record: dict, where: str) -> Rendered:
         messages, tools = record["messages"], record.get("tools")
@@ -193,8 +194,8 @@ class Chats:
             whole = self.template.render(messages[:i + 1], tools, where)
             if not (text.startswith(before) and text.startswith(whole) and len(before) <= len(whole)):
                 raise Mistake(
-                    f"{where}: a chat whose text up to message {i + 1} of {len(messages)} is not how its whole text begins "
-                    f"(by the template in {self.template.path})", "a template that keeps what it has written",
+                    f"{where}: a chat whose text up to message {i + 1} of {len(messages)} is not how its whole text "
+                    f"begins (by the template in {self.template.path})", "a template that keeps what it has written",
                     "{% generation %} and {% endgeneration %} around the assistant's text in it, or --train-on all")
             spoken = whole.rstrip()
             end = len(spoken) if len(spoken) > len(before) and spoken.endswith(self.enders) else len(whole)

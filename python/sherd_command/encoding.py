@@ -1,12 +1,13 @@
 """Texts as tokens: a model folder's tokenizer.json, through the library `tokenizers`.
 
-A text longer than memory should hold is tokenized in windows that overlap. Two windows are joined in the middle of their
-overlap where a run of RUN tokens is the same in both; if it is not, both become one window. Tokenizers that first split
-a text into words (nearly all) give the same tokens as for the whole text.
+A text longer than memory should hold is tokenized in windows that overlap. Two windows are joined in the middle of
+their overlap where a run of RUN tokens is the same in both; if it is not, both become one window. Tokenizers that first
+split a text into words (nearly all) give the same tokens as for the whole text.
 """
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from typing import Iterator
@@ -16,7 +17,7 @@ import numpy as np
 from .chat import Rendered, token_text
 from .errors import Mistake, shown
 
-RUN = 32
+RUN = 32  # tokens
 
 
 @dataclasses.dataclass
@@ -32,7 +33,8 @@ class ModelFolder:
         try:
             import tokenizers
         except ImportError:
-            raise Mistake("no Python package tokenizers", "it, to read tokenizer.json", "pip install tokenizers") from None
+            raise Mistake("no Python package tokenizers", "it, to read tokenizer.json",
+                          "pip install tokenizers") from None
         self.path = pathlib.Path(folder)
         file = self.path / "tokenizer.json"
         if not file.is_file():
@@ -87,8 +89,9 @@ class ModelFolder:
                     raise Mistake(f"'eos_token_id' {id} in {self.path}/{name}", "a token of tokenizer.json",
                                   "--separator with a token or its id")
                 return id
-        raise Mistake(f"no token that ends a document ('eos_token' in {self.path}/tokenizer_config.json, 'eos_token_id' in "
-                      "generation_config.json and config.json)", "one of these", "--separator with a token or its id")
+        raise Mistake(f"no token that ends a document ('eos_token' in {self.path}/tokenizer_config.json, "
+                      "'eos_token_id' in generation_config.json and config.json)", "one of these",
+                      "--separator with a token or its id")
 
 
 def encode(tokenizer, texts: list[Rendered], wheres: list[str]) -> list[Encoded]:
@@ -142,52 +145,74 @@ def targets_of(encoding, text: Rendered) -> np.ndarray:
 @dataclasses.dataclass
 class Window:
     text: str
+    overlap: int  # characters that it shares with the window before
     ids: np.ndarray
     offsets: np.ndarray
 
 
-def encode_long(tokenizer, pieces: Iterator[str], where: str) -> Iterator[np.ndarray]:
-    """The tokens of the text that is cut into `pieces`, its special tokens included; memory holds two windows."""
+def encode_long(tokenizer, pieces: Iterator[str], where: str, at_once: int = 1) -> Iterator[np.ndarray]:
+    """The tokens of the text that is cut into `pieces`, its special tokens included; `at_once` pieces are tokenized by
+    as many threads, and held in memory."""
     first = next(pieces)
-    sample = encode_one(tokenizer, first[:1000], where, True)
-    is_text = np.array([sequence is not None for sequence in sample.sequence_ids], dtype=bool)
-    around = np.asarray(sample.ids, dtype=np.uint32)
-    text_at = np.flatnonzero(is_text)
-    before, after = (around[:text_at[0]], around[text_at[-1] + 1:]) if len(text_at) else (around[:0], around[:0])
+    before, after = special_tokens_around(encode_one(tokenizer, first[:1000], where, True))
     if len(before):
         yield before
-    window, given = tokenize(tokenizer, first, where), 0  # characters of the window whose tokens have been given
-    for piece in pieces:
-        overlap = len(window.text) // 8
-        shift = len(window.text) - overlap
-        following = tokenize(tokenizer, window.text[shift:] + piece, where)
-        joint = find_joint(window, following, shift, shift + overlap // 2)
+    windows = overlapping_windows(tokenizer, itertools.chain([first], pieces), where, at_once)
+    window, given = next(windows), 0  # characters of the window whose tokens have been given
+    for following in windows:
+        joint = find_joint(window, following)
         if joint is None:
-            while len(piece) < len(window.text) and (more := next(pieces, "")):
-                piece += more
-            window = tokenize(tokenizer, window.text + piece, where)
+            text = window.text + following.text[following.overlap:]
+            while len(text) < 2 * len(window.text) and (more := next(windows, None)):
+                text += more.text[more.overlap:]
+            window = make_window(text, 0, encode_one(tokenizer, text, where, False))
             continue
         end, begin = joint
         ids = window.ids[np.searchsorted(window.offsets[:, 0], given):end]
         if len(ids):
             yield ids
         window, given = following, int(following.offsets[begin, 0])
-    ids = window.ids[np.searchsorted(window.offsets[:, 0], given):]
-    for last in (ids, after):
+    for last in (window.ids[np.searchsorted(window.offsets[:, 0], given):], after):
         if len(last):
             yield last
 
 
-def tokenize(tokenizer, text: str, where: str) -> Window:
-    encoding = encode_one(tokenizer, text, where, False)
-    return Window(text, np.asarray(encoding.ids, dtype=np.uint32),
+def special_tokens_around(encoding) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens that the tokenizer puts before and behind a text."""
+    ids = np.asarray(encoding.ids, dtype=np.uint32)
+    text = np.flatnonzero([sequence is not None for sequence in encoding.sequence_ids])
+    return (ids[:text[0]], ids[text[-1] + 1:]) if len(text) else (ids[:0], ids[:0])
+
+
+def overlapping_windows(tokenizer, pieces: Iterator[str], where: str, at_once: int) -> Iterator[Window]:
+    """Each piece with the last eighth of the one before."""
+    tail = ""
+    while batch := list(itertools.islice(pieces, at_once)):
+        texts, overlaps = [], []
+        for piece in batch:
+            texts.append(tail + piece)
+            overlaps.append(len(tail))
+            tail = piece[len(piece) - len(piece) // 8:]
+        try:
+            encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
+        except Exception:
+            for text in texts:
+                encode_one(tokenizer, text, where, False)  # names the one that is broken
+            raise
+        yield from map(make_window, texts, overlaps, encodings)
+
+
+def make_window(text: str, overlap: int, encoding) -> Window:
+    return Window(text, overlap, np.asarray(encoding.ids, dtype=np.uint32),
                   np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2))
 
 
-def find_joint(window: Window, following: Window, shift: int, middle: int) -> tuple[int, int] | None:
-    """The first token at or behind `middle`, in both windows, if RUN tokens from there are the same in both."""
-    i = int(np.searchsorted(window.offsets[:, 0], middle))
-    j = int(np.searchsorted(following.offsets[:, 0], middle - shift))
+def find_joint(window: Window, following: Window) -> tuple[int, int] | None:
+    """The first token at or behind the middle of the overlap in both windows, if RUN tokens from there are the same."""
+    shift = len(window.text) - following.overlap
+    middle = following.overlap // 2
+    i = int(np.searchsorted(window.offsets[:, 0], shift + middle))
+    j = int(np.searchsorted(following.offsets[:, 0], middle))
     mine, theirs = slice(i, i + RUN), slice(j, j + RUN)
     if len(window.ids[mine]) < RUN or not np.array_equal(window.ids[mine], following.ids[theirs]):
         return None

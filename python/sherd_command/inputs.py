@@ -1,7 +1,7 @@
 """What is prepared: files, and the records in them.
 
 A file .txt or .md is one text, a line of a .jsonl file is one record: a text, a chat, or a prompt with its completion.
-Memory holds one piece of a text file (LONG bytes) and one line of a .jsonl file (at most LONGEST_LINE bytes).
+Memory holds some pieces of a text file (of LONG bytes) and one line of a .jsonl file (at most LONGEST_LINE bytes).
 """
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .errors import Mistake, shown
 
 TEXT = (".txt", ".md")
 LINES = (".jsonl",)
-LONG = 1 << 20  # bytes of a text file that are read at once
+LONG = 1 << 16  # bytes of a text file that are read at once; malloc keeps far more for larger pieces
 LONGEST_LINE = 64 << 20  # bytes
 
 
@@ -29,16 +29,16 @@ class Record:
 
 
 def find_inputs(patterns: list[str], format: str) -> list[str]:
-    """The files that `patterns` name, pattern by pattern, each sorted by path, each file once: a file is itself; a folder
-    is the files .txt, .md and .jsonl below it, without hidden ones; otherwise a glob (* ? [...] **). With the format
-    "text", a file of any other name that is given or matched is a text too."""
+    """The files that `patterns` name, pattern by pattern, each sorted by path, each file once: a file is itself; a
+    folder is the files .txt, .md and .jsonl below it, without hidden ones; otherwise a glob (* ? [...] **). With the
+    format "text", a file of any other name that is given or matched is a text too."""
     found: dict[str, None] = {}
     for pattern in patterns:
         files = list(expand(os.path.normpath(pattern), any_name=format == "text"))
         if not files:
             raise Mistake(f"{shown(pattern, 200)}, which names no file {', '.join(TEXT + LINES)}",
                           "a text, a .jsonl file, a folder or a glob",
-                          "an absolute path" if format == "text" else "an absolute path, or --format text for other names")
+                          "an absolute path" + ("" if format == "text" else ", or --format text for other names"))
         found.update(dict.fromkeys(sorted(files, key=os.fsencode)))
     return list(found)
 
@@ -69,8 +69,8 @@ def files_below(folder: str) -> Iterator[str]:
 
 
 def read_records(path: str, format: str, field: str, on_bytes: Callable[[int], None]) -> Iterator[Record]:
-    """The records of a file; `on_bytes` hears of what has been read. A record's iterator, if it has one, must be done with
-    before the next record is asked for. Raises Mistake for what is broken, with its line."""
+    """The records of a file; `on_bytes` hears of what has been read. A record's iterator, if it has one, must be done
+    with before the next record is asked for. Raises Mistake for what is broken, with its line."""
     if not path.endswith(LINES):
         if format == "chat":
             raise Mistake(f"{path} with --format chat", "a .jsonl file of chats", "--format auto")
@@ -96,7 +96,8 @@ def read_records(path: str, format: str, field: str, on_bytes: Callable[[int], N
 
 
 def kind_of(record: dict, where: str, format: str, field: str) -> str:
-    kinds = {"text": field in record, "chat": "messages" in record, "pair": "prompt" in record and "completion" in record}
+    kinds = {"text": field in record, "chat": "messages" in record,
+             "pair": "prompt" in record and "completion" in record}
     allowed = {"text": ["text"], "chat": ["chat", "pair"], "auto": list(kinds)}[format]
     present = [kind for kind in allowed if kinds[kind]]
     if len(present) == 1:

@@ -24,10 +24,11 @@ and the token that ends its turn (--train-on all: all tokens). The separator beh
 the last answer. sherd does not count the first token of a document either, whatever the mask says: with the separator
 in its configuration it sees where documents begin. `targets` in PREFIX.json is what remains.
 
---max-document-tokens N keeps the first N tokens of a longer document, the separator among them, which is then no target:
-the document does not end there. Documents without a token are left out. Both are counted in PREFIX.json.
+--max-document-tokens N keeps the first N tokens of a longer document, the separator among them, which is then no
+target: the document does not end there. Documents without a token are left out. Both are counted in PREFIX.json.
 
-Memory: a piece of a text file (1 MiB) or a line of a .jsonl file (at most 64 MiB) at a time, whatever the input's size.
+Memory: a piece of a text file a thread (64 KiB), or a line of a .jsonl file (at most 64 MiB) and a batch of what lines
+hold (1 Mi characters), whatever the input's size. A chat or a pair is tokenized as a whole, a text piece by piece.
 Exit codes: 0; 2 for a mistake of the user, 1 for what broke (a disk), 130 for an interrupt: then nothing is written.
 """
 from __future__ import annotations
@@ -61,17 +62,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="sherd data prepare", description="Text files or chats to a token file and a mask file, with a "
-                    "model folder's own tokenizer")
+    parser = Parser(prog="sherd data prepare", description="Text files or chats to a token file and a mask file, with "
+                    "a model folder's own tokenizer")
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help=".txt, .md and .jsonl files, folders with them, globs")
     add("--model", required=True, metavar="FOLDER", help="a Hugging Face folder with tokenizer.json")
     add("--out", required=True, metavar="PREFIX", help="writes PREFIX.bin, PREFIX.mask (if some tokens are no targets) "
         "and PREFIX.json")
-    add("--format", choices=["text", "chat", "auto"], default="auto", help="what .jsonl files hold; text also takes files "
-        "of other names as texts (auto: by the keys of each line)")
+    add("--format", choices=["text", "chat", "auto"], default="auto", help="what .jsonl files hold; text also takes "
+        "files of other names as texts (auto: by the keys of each line)")
     add("--field", default="text", help="the key of the text in a line of a .jsonl file (%(default)s)")
-    add("--train-on", choices=["assistant", "all"], default="assistant", help="what of a chat is a target (%(default)s)")
+    add("--train-on", choices=["assistant", "all"], default="assistant",
+        help="what of a chat is a target (%(default)s)")
     add("--token-type", choices=["auto", *IN_TYPE], default="auto", help="auto: uint16 if the vocabulary fits")
     add("--separator", metavar="TOKEN_OR_ID", help="the token that ends a document; digits are an id (the tokenizer's "
         "eos_token)")
@@ -109,7 +111,8 @@ def prepare(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None and value < least:
             raise Mistake(f"--{name.replace('_', '-')} {value}", f"{least} or more", "to leave it out")
-    os.environ["RAYON_NUM_THREADS"] = str(options.jobs or len(os.sched_getaffinity(0)))
+    options.jobs = options.jobs or len(os.sched_getaffinity(0))
+    os.environ["RAYON_NUM_THREADS"] = str(options.jobs)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"  # both are read when the first batch is tokenized
 
     files = find_inputs(options.inputs, options.format)
@@ -137,11 +140,12 @@ def prepare(options: argparse.Namespace) -> int:
             "separator_token": model.tokenizer.id_to_token(separator), "model": os.path.abspath(options.model),
             "tokenizer_sha256": hashlib.sha256(model.tokenizer_bytes).hexdigest(),
             "chat_template": str(template.path.absolute()) if template else None, "train_on": options.train_on,
-            "inputs": [{"path": os.path.abspath(file), "bytes": sizes[file], "documents": counts[file]} for file in files],
+            "inputs": [{"path": os.path.abspath(file), "bytes": sizes[file], "documents": counts[file]}
+                       for file in files],
         })
     if run.hidden:
-        say(f"warning: {run.hidden} tokens of the assistant follow the separator inside of a chat, and sherd does not count "
-            "them; try another --separator")
+        say(f"warning: {run.hidden} tokens of the assistant follow the separator inside of a chat, and sherd does not "
+            "count them; try another --separator")
     print(f"{options.out}.bin: {output.tokens} tokens ({token_type}) of {output.documents} documents, "
           f"{output.targets} of them targets; {options.out}.json has the section for a configuration")
     return 0
@@ -172,7 +176,8 @@ class Run:
             else:
                 self.flush()
                 pieces = slices(record.value) if isinstance(record.value, str) else record.value
-                encoded = (Encoded(ids, None) for ids in encode_long(self.model.tokenizer, pieces, record.where))
+                ids = encode_long(self.model.tokenizer, pieces, record.where, self.options.jobs)
+                encoded = (Encoded(each, None) for each in ids)
                 self.write(without_last(encoded, self.output.separator), True, record.where)
         self.flush()
 
@@ -226,7 +231,7 @@ class Run:
             raise Mistake(f"{where}: the token {id} ({token})", f"ids that fit into {self.output.type.name}",
                           "--token-type uint32")
         raise Mistake(f"{where}: the token {id} ({token})",
-                      f"one below the model's vocabulary of {self.limit} ('vocab_size' in {self.model.path}/config.json)",
+                      f"one below the model's vocabulary of {self.limit} (vocab_size in {self.model.path}/config.json)",
                       "the tokenizer of this model, or a model with a larger vocabulary")
 
 
