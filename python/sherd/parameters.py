@@ -27,6 +27,11 @@ class ShardedParameter(DTensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
+        name = getattr(function, "__name__", "")
+        if name == "detach" or (name == "__get__" and function == DATA):
+            tell(args, "note_alias")
+        elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
+            tell(args, "before_write", "note_update")
         try:
             with torch._C.DisableTorchFunctionSubclass():
                 return function(*args, **(kwargs or {}))
@@ -36,9 +41,30 @@ class ShardedParameter(DTensor):
             names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *(kwargs or {}).values())
                               if isinstance(a, ShardedParameter))
             raise FaultError(
-                f"[shard] got parameter {names} in {getattr(function, '__name__', function)} with plain tensors, outside "
+                f"[shard] got parameter {names} in {name or function} with plain tensors, outside "
                 "the forward of its unit, where it is sharded; try to call the unit (the module given to fully_shard), "
                 "register_forward_method(), or unshard() before") from error
+
+    def to_local(self, **options) -> torch.Tensor:
+        tell((self,), "note_alias")
+        return super().to_local(**options)
+
+
+DATA = torch.Tensor.data.__get__
+NOT_VALUES = {"requires_grad_", "retain_grad_"}
+
+
+def tell(args: tuple, *methods: str) -> None:
+    """Calls these methods of the models that the parameters among the arguments (or in lists of them) belong to."""
+    models = set()
+    for argument in args:
+        for one in argument if isinstance(argument, (list, tuple)) else (argument,):
+            root = isinstance(one, ShardedParameter) and one.__dict__.get("_sherd_root")
+            if root and (module := root()) is not None:
+                models.add(module.__dict__["_sherd_unit"].root.model)
+    for model in models:
+        for method in methods:
+            getattr(model, method)()
 
 
 def local_sizes(sizes: torch.Size, mesh: DeviceMesh) -> list[int]:
@@ -65,9 +91,7 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
 
     Raises ConfigError for parameters that sherd cannot shard.
     """
-    if parameter.dtype not in SUPPORTED:
-        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype}, expected "
-                          f"{', '.join(map(str, SUPPORTED))}; try model.to(torch.float32)")
+    check_type(parameter, name)
     if parameter.dim() == 0:
         raise ConfigError(f"[shard] got parameter '{name}' without dimensions, expected at least one; try a parameter of "
                           "shape [1], or ignored_params")
@@ -82,10 +106,16 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     sharded.__dict__.update({k: v for k, v in parameter.__dict__.items() if not k.startswith("_sherd")})
     sharded._sherd_name, sharded._sherd_root = name, None
     sharded._sherd_whole = parameter if parameter.device.type == "cpu" else None
-    parameter._sherd_sharded = weakref.ref(sharded)
+    parameter._sherd_sharded = sharded  # no weak reference: module.to() does not like it
     if parameter.device.type != "meta":
         _C.release_memory(parameter)
     return sharded
+
+
+def check_type(parameter: torch.Tensor, name: str) -> None:
+    if parameter.dtype not in SUPPORTED:
+        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype}, expected "
+                          f"{', '.join(map(str, SUPPORTED))}; try model.to(torch.float32)")
 
 
 def whole_of(sharded: ShardedParameter) -> nn.Parameter:

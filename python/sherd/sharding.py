@@ -4,6 +4,7 @@ from __future__ import annotations
 import weakref
 from typing import Callable, Iterable
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
@@ -53,6 +54,7 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     module.__class__ = unit_class(type(module))
     module.__dict__[HELD] = handle
     module.register_load_state_dict_pre_hook(before_load)
+    module.register_load_state_dict_post_hook(after_load)
     return module
 
 
@@ -63,9 +65,23 @@ def before_load(module: nn.Module, *_) -> None:
         handle.root.model.before_update()
 
 
+def after_load(module: nn.Module, _) -> None:
+    """load_state_dict(assign=True) has put tensors of its own in the place of the parameters: their values count."""
+    handle: UnitHandle = getattr(module, HELD)
+    if handle.root is None or handle.root_module is not module:
+        return
+    for owner, name, shard in handle.root.places:
+        if owner._parameters[name] is not shard:
+            with torch.no_grad():
+                shard.copy_(owner._parameters[name])
+            owner._parameters[name] = shard
+
+
 def check_mesh(mesh: DeviceMesh | None, world: distributed.World) -> None:
     if mesh is None:
         return
+    if not isinstance(mesh, DeviceMesh):
+        raise ConfigError(f"[fully_shard] got a {type(mesh).__name__} as mesh, expected a DeviceMesh; try init_device_mesh")
     if mesh.ndim != 1 or mesh.size() != world.size:
         raise ConfigError(f"[fully_shard] got a mesh of shape {tuple(mesh.shape)}, expected one axis of all {world.size} ranks; "
                           f"try init_device_mesh('cpu', ({world.size},))")
@@ -87,7 +103,7 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             continue
         if isinstance(parameter, DTensor):
             raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is a DTensor already, expected a plain one")
-        before = getattr(parameter, "_sherd_sharded", lambda: None)()  # tied to one in a unit that came first
+        before = getattr(parameter, "_sherd_sharded", None)  # tied to one in a unit that came first
         module._parameters[key] = before if before is not None else shard_parameter(parameter, joined(name, key), handle.world.mesh)
     for key, child in module._modules.items():
         if child is not None:

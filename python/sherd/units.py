@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from . import _C
 from ._C import ConfigError
 from .distributed import World
-from .parameters import ShardedParameter, gradient_of, whole_of
+from .parameters import ShardedParameter, check_type, gradient_of, whole_of
 
 HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
 
@@ -40,6 +40,7 @@ class UnitHandle:
             handle = getattr(outer, HELD)
         return handle.module()
 
+    @torch._dynamo.disable
     def ready(self) -> _C.Unit:
         if self.unit is None:
             build(self.root_module)
@@ -59,11 +60,10 @@ class Options:
 class Root:
     """A whole sharded model: made at the first forward of any of its units."""
 
-    def __init__(self, model: _C.Model, world: World, modules: list[nn.Module], parameters: list[ShardedParameter]):
+    def __init__(self, model: _C.Model, world: World, places: list[tuple[nn.Module, str, ShardedParameter]]):
         self.model = model
-        self.world = world
-        self.modules = [weakref.ref(module) for module in modules]
-        self.parameters = parameters
+        self.places = places  # where each parameter is seen
+        self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
         self.divisor = float(world.size)
         model.set_divisor(self.divisor)
 
@@ -73,7 +73,8 @@ class ShardedModule:
 
     @functools.partial(torch._dynamo.disable, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        unit = self.__dict__[HELD].ready()
+        handle = self.__dict__[HELD]
+        unit = handle.unit or handle.ready()
         unit.enter(args, kwargs)
         try:
             result = super().__call__(*args, **kwargs)
@@ -90,11 +91,27 @@ class ShardedModule:
     def __reduce__(self) -> Any:
         raise ConfigError("[fully_shard] got a sharded module to pickle, expected its state; try model.state_dict()")
 
-    def unshard(self, async_op: bool = False) -> None:
+    def unshard(self, async_op: bool = False) -> "Unsharded | None":
         """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard` or the end of its next
-        forward. Collective where ranks do not share a host's memory. ``async_op`` is accepted as in FSDP2; the result is
-        there on return."""
+        forward. Collective where ranks do not share a host's memory. async_op: returns something to wait() for, as in
+        FSDP2; the parameters are there already."""
         self.__dict__[HELD].ready().unshard()
+        return Unsharded() if async_op else None
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> nn.Module:
+        """Before the first forward, torch's own: module.to(), half(), to_empty(). Later only what changes nothing."""
+        handle = self.__dict__[HELD]
+        if handle.root is None:
+            return super()._apply(fn, recurse)
+        for name, parameter in self.named_parameters():
+            probe = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
+            after = fn(probe)
+            if (after.dtype, after.device) != (probe.dtype, probe.device):
+                raise ConfigError(f"[to] got a change of parameter '{name}' from {probe.dtype} on {probe.device} to {after.dtype} "
+                                  f"on {after.device} after the first forward, expected it before; try it before training")
+        for module in self.modules():
+            module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
+        return self
 
     def reshard(self) -> None:
         """Gives this unit's whole parameters up: this rank's rows are left."""
@@ -126,6 +143,13 @@ class ShardedModule:
         handle.ready()
         handle.root.divisor = float(factor)
         handle.root.model.set_divisor(handle.root.divisor)
+
+
+class Unsharded:
+    """The handle of unshard(async_op=True)."""
+
+    def wait(self) -> None:
+        """Returns at once."""
 
 
 def after_forward(reshard: bool) -> _C.AfterForward:
@@ -225,7 +249,7 @@ def build(root: nn.Module) -> Root:
     handle: UnitHandle = getattr(root, HELD)
     world, options = handle.world, handle.options
     check(uses, world)
-    plans, parameters = [], []
+    plans, all_places = [], []
     for index, module in enumerate(uses.modules):
         members = [key for key, unit in uses.unit_of.items() if unit == index]
         places, planned = [], []
@@ -234,12 +258,17 @@ def build(root: nn.Module) -> Root:
             shard.__class__ = ShardedParameter  # module.to() and the like may have left a plain DTensor
             if not hasattr(shard, "_sherd_whole"):
                 shard._sherd_whole = None
+            other = shard.__dict__.get("_sherd_root")
+            if other is not None and other() not in (None, root):
+                raise ConfigError(f"[fully_shard] got parameter '{fqn}' that another sharded model has too (as "
+                                  f"'{shard._sherd_name}'), expected one model around both; try fully_shard on a module that "
+                                  "contains them")
             shard._sherd_name, shard._sherd_root = fqn, weakref.ref(root)
             whole, local = whole_of(shard), own_local(shard)
             planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local))
             places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
                        for owner, name in uses.places[key]]
-            parameters.append(shard)
+            all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
         reshard = unit_handle.options.reshard_after_forward
         reshard = index != 0 if reshard is None else reshard
@@ -253,7 +282,7 @@ def build(root: nn.Module) -> Root:
         for module in uses.modules:
             getattr(module, HELD).unit = None
         raise
-    result = Root(model, world, uses.modules, parameters)
+    result = Root(model, world, all_places)
     for module in uses.modules:
         getattr(module, HELD).root = result
     return result
@@ -273,3 +302,5 @@ def check(uses: Uses, world: World) -> None:
         raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"
                           f"{' and more' if len(on_meta) > 8 else ''}, expected values; try model.to_empty(device='cpu') and "
                           "an init function, or load_state_dict")
+    for key, parameter in uses.parameters.items():
+        check_type(parameter, uses.fqns[key])

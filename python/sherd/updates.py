@@ -2,28 +2,48 @@
 from __future__ import annotations
 
 
+from typing import Iterable
+
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ._C import ConfigError
 from .parameters import ShardedParameter
-from .units import HELD
+from .units import HELD, Root
 
 
-def models_of(optimizer: Optimizer) -> list:
+def models_of(optimizer: Optimizer) -> list[Root]:
     """The sharded models whose parameters an optimizer updates."""
-    roots: dict[int, object] = {}
+    modules: dict[int, nn.Module] = {}
+    plain: list[nn.Parameter] = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if isinstance(parameter, ShardedParameter):
-                root = parameter._sherd_root and parameter._sherd_root()
-                if root is not None:
-                    roots[id(root)] = getattr(root, HELD).root
-            elif getattr(parameter, "_sherd_sharded", lambda: None)() is not None:
-                raise ConfigError(
-                    f"[step] got {type(optimizer).__name__} with parameter '{parameter._sherd_sharded()._sherd_name}' as it was "
-                    "before the model was sharded, expected the sharded one; try to make the optimizer after fully_shard")
-    return [root for root in roots.values() if root is not None]
+            if not isinstance(parameter, ShardedParameter):
+                plain.append(parameter)
+            elif (module := parameter._sherd_root and parameter._sherd_root()) is not None:
+                modules[id(module)] = module
+    for parameter in plain:
+        check_plain(parameter, type(optimizer).__name__, modules.values())
+    return [getattr(module, HELD).root for module in modules.values()]
+
+
+def check_plain(parameter: nn.Parameter, optimizer: str, modules: Iterable[nn.Module]) -> None:
+    """A parameter that is not sharded may be ignored, or of another model; not one that sharding has missed."""
+    sharded = getattr(parameter, "_sherd_sharded", None)
+    if sharded is not None:
+        raise ConfigError(f"[step] got {optimizer} with parameter '{sharded._sherd_name}' as it was before the model was sharded, "
+                          "expected the sharded one; try to make the optimizer after fully_shard")
+    for module in modules:
+        handle = getattr(module, HELD)
+        if id(parameter) in handle.ignored or id(parameter) in handle.root.elsewhere:
+            continue
+        name = next((name for name, p in module.named_parameters() if p is parameter), None)
+        if name is not None:
+            raise ConfigError(f"[step] got parameter '{name}', which was added after the model was sharded, expected a model that "
+                              "is whole by then: nobody sums its gradient over the ranks; try to add it before fully_shard, or "
+                              "ignored_params")
+        handle.root.elsewhere.add(id(parameter))
 
 
 def before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:

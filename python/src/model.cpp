@@ -1,5 +1,6 @@
 #include "python/src/model.h"
 
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/variable.h>
 
 #include <cmath>
@@ -23,6 +24,19 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
     found.push_back(std::move(unit));
   }
   return found;
+}
+
+// autograd carries Python's own exceptions through as they are; of C++ ones only the message.
+void with_python_types(const std::function<void()>& step) {
+  try {
+    step();
+  } catch (const FaultError& error) {
+    const py::gil_scoped_acquire gil;
+    PyErr_SetString(py::module_::import("sherd._C").attr("FaultError").ptr(), error.what());
+    python_error as_python;
+    as_python.persist();
+    throw as_python;
+  }
 }
 
 uint32_t version_of(const at::Tensor& tensor) {
@@ -60,8 +74,9 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   }
   for (const auto& unit : core_->units) unit->belong_to(this);
   model.publish();
+  remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
-                          [this] { core_->model->interrupt("an exception ended a backward"); }});
+                          [this] { core_->model->interrupt("an exception ended its backward"); }, with_python_types});
 }
 
 Model::~Model() {
@@ -83,8 +98,7 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
-  const uint32_t version = version_of(parameter.shard);
-  faces_[g].push_back({std::move(parameter), core_->model->groups()[g]->trainable(), {}, {}, 0, version});
+  faces_[g].push_back({std::move(parameter), core_->model->groups()[g]->trainable(), {}, {}});
 }
 
 void Model::make_gradients(size_t g) {
@@ -105,8 +119,19 @@ void Model::make_gradients(size_t g) {
 bool Model::rows_have_changed() const {
   for (const auto& faces : faces_)
     for (const auto& face : faces)
-      if (face.version != version_of(face.parameter.shard)) return true;
+      if (face.shard_version != version_of(face.parameter.shard) ||
+          face.local_version != version_of(face.parameter.local))
+        return true;
   return false;
+}
+
+void Model::remember_versions() {
+  for (auto& faces : faces_) {
+    for (auto& face : faces) {
+      face.shard_version = version_of(face.parameter.shard);
+      face.local_version = version_of(face.parameter.local);
+    }
+  }
 }
 
 void Model::check_requires_grad() const {
@@ -123,18 +148,31 @@ void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
   check_requires_grad();
   core_->model->recover();
-  if (!updated_ && !rows_have_changed()) return;
+  has_read_ = true;
+  bool changed = updated_ || rows_have_changed();
+  // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
+  if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
+    const double mine = changed || aliased_ ? 1 : 0;
+    const std::vector<double> all = core_->transport->exchange({&mine, 1});
+    changed = std::count(all.begin(), all.end(), 1.0) > 0;
+  }
+  if (!changed) return;
   core_->model->publish();
   updated_ = false;
-  for (auto& faces : faces_)
-    for (auto& face : faces) face.version = version_of(face.parameter.shard);
+  remember_versions();
 }
 
 void Model::failed_in_forward(const std::string& cause) {
   if (open_ == 0) core_->model->interrupt(cause);
 }
 
+void Model::before_write() {
+  if (has_read_) before_update();
+}
+
 void Model::before_update() {
+  if (in_end_) return;  // a hook on a gradient: all ranks have ended their backward
+  has_read_ = false;
   try {
     core_->model->recover();
     core_->model->finish_backward();
@@ -234,6 +272,10 @@ std::vector<bool> Model::seen_by_any_rank() {
 void Model::end_backward() {
   if (core_->model->gradients() == Gradients::hold) return;
   const std::vector<bool> seen = seen_by_any_rank();
+  has_reduced_ = true;
+  has_read_ = false;
+  in_end_ = true;
+  const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;
   size_t i = 0;
   for (auto& faces : faces_) {

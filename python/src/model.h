@@ -58,10 +58,14 @@ class Model {
 
   /// Waits until no rank reads the parameters of the last step any more. Collective.
   void before_update();
+  /// The same, where this rank has read any since it last waited.
+  void before_write();
   /// Global norm of the gradients in .grad, the same bits on all ranks and for any number of them. Collective.
   double gradient_norm();
   /// This rank's rows have new values: the next forward publishes them.
   void note_update() { updated_ = true; }
+  /// This rank's rows can be changed from here on by ways that nothing here sees.
+  void note_alias() { aliased_ = true; }
 
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
@@ -82,7 +86,7 @@ class Model {
     at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
     py::object gradient;  // the DTensor over it
     Py_ssize_t references = 0;
-    uint32_t version = 0;  // of the shard, when it was published last
+    uint32_t shard_version = 0, local_version = 0;  // when they were published last
   };
 
   void make_face(size_t g, size_t p, Parameter parameter);
@@ -91,6 +95,7 @@ class Model {
   void begin_backward();
   void end_backward();
   bool rows_have_changed() const;
+  void remember_versions();
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;
   at::Tensor local_gradient(const Face& face) const;
@@ -103,7 +108,10 @@ class Model {
   std::vector<std::vector<Face>> faces_;  // by group and parameter
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int open_ = 0;                          // forwards under way
-  bool updated_ = false;
+  bool updated_ = false, aliased_ = false;
+  bool has_read_ = true;      // since this rank last waited for the others
+  bool has_reduced_ = false;  // since the last forward
+  bool in_end_ = false;       // in end_backward()
 };
 
 }  // namespace sherd::python

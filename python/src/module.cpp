@@ -96,6 +96,8 @@ void add_model(py::module& module) {
            py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("replicate"),
            py::arg("persistent_below"), py::arg("make_gradient"))
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
+      .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
+      .def("note_alias", &Model::note_alias)
       .def("gradient_norm", &Model::gradient_norm)
       .def("note_update", &Model::note_update)
       .def(
@@ -109,7 +111,8 @@ void add_model(py::module& module) {
 void add_optimizer(py::module& module) {
   py::class_<UpdateRule>(module, "UpdateRule", "The update of an optimizer on fp32, bf16 or fp16 pieces of parameters.")
       .def(py::init([](const std::string& kind, double momentum, bool nesterov) {
-             UpdateRuleOptions options{UpdateRuleOptions::Kind::adamw, momentum, nesterov ? Nesterov::yes : Nesterov::no};
+             UpdateRuleOptions options{UpdateRuleOptions::Kind::adamw, momentum,
+                                       nesterov ? Nesterov::yes : Nesterov::no};
              if (kind == "adam") options.kind = UpdateRuleOptions::Kind::adam;
              if (kind == "sgd") options.kind = UpdateRuleOptions::Kind::sgd;
              return make_update_rule(options);
@@ -133,8 +136,8 @@ void add_optimizer(py::module& module) {
               rule.update_rounding(flat, values, {step, 1.0, gradient_scale});
             }
           },
-          "Each piece: parameter, gradient and the states by state_names, of one shape.", py::arg("pieces"), py::arg("lr"),
-          py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("step"),
+          "Each piece: parameter, gradient and the states by state_names, of one shape.", py::arg("pieces"),
+          py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("step"),
           py::arg("gradient_scale"), py::call_guard<py::gil_scoped_release>());
 }
 
@@ -152,7 +155,9 @@ PYBIND11_MODULE(_C, module) {
   add_optimizer(module);
   module.def(
       "read_program_config",
-      [](const std::string& text) { return sherd::to_json(sherd::read_program_config(nlohmann::json::parse(text))).dump(); },
+      [](const std::string& text) {
+        return sherd::to_json(sherd::read_program_config(nlohmann::json::parse(text))).dump();
+      },
       "The configuration with all defaults, JSON to JSON.", py::arg("text"));
   module.def(
       "learning_rate_scale",

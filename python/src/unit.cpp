@@ -20,8 +20,13 @@ void Unit::enter(const py::tuple& args, const py::dict& kwargs) {
   collect_tensors(args.ptr(), tensors);
   collect_tensors(kwargs.ptr(), tensors);
   const py::gil_scoped_release no_gil;
-  model_->entering_forward();
-  scopes_.push_back(std::make_unique<ForwardScope>(state_.get(), tensors));
+  try {
+    model_->entering_forward();
+    scopes_.push_back(std::make_unique<ForwardScope>(state_.get(), tensors));
+  } catch (const std::exception& error) {
+    model_->failed_in_forward(error.what());
+    throw;
+  }
   model_->count_open(1);
 }
 

@@ -14,7 +14,8 @@ uint32_t version_of(const at::Tensor& tensor) {
 ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters)
     : store_(store), index_(index), plan_(plan), parameters_(std::move(parameters)) {
   arm();
-  for (const auto& parameter : parameters_) versions_.push_back(version_of(parameter));
+  versions_.resize(parameters_.size());
+  accept_changes();
 }
 
 void ParamGroup::begin_unshard() {
@@ -46,22 +47,24 @@ void ParamGroup::interrupt() noexcept {
 void ParamGroup::publish() {
   reshard();
   store_.publish(index_);
-  for (size_t p = 0; p < parameters_.size(); ++p) {
-    parameters_[p].unsafeGetTensorImpl()->bump_version();
-    versions_[p] = version_of(parameters_[p]);
-  }
+  for (const auto& parameter : parameters_) parameter.unsafeGetTensorImpl()->bump_version();
+  accept_changes();
 }
 
 void ParamGroup::check_unchanged() {
   if (plan_.access == Access::write) return;
   for (size_t p = 0; p < parameters_.size(); ++p) {
-    const uint32_t version = version_of(parameters_[p]);
-    if (std::exchange(versions_[p], version) != version)
-      fault("shard",
-            "got parameter '{}' of {} changed in place in forward, expected reads: other ranks do not see the change; "
-            "try to change it between steps, through the model's parameters, or make it a buffer",
-            layout().parameters[p].fqn, title_of_unit(layout().unit));
+    if (versions_[p] == version_of(parameters_[p])) continue;
+    accept_changes();
+    fault("shard",
+          "got parameter '{}' of {} changed in place in forward, expected reads: other ranks do not see the change; "
+          "try to change it between steps, through the model's parameters, or make it a buffer",
+          layout().parameters[p].fqn, title_of_unit(layout().unit));
   }
+}
+
+void ParamGroup::accept_changes() {
+  for (size_t p = 0; p < parameters_.size(); ++p) versions_[p] = version_of(parameters_[p]);
 }
 
 void ParamGroup::arm() {

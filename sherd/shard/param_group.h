@@ -40,6 +40,8 @@ class ParamGroup {
 
   /// Throws FaultError naming the first parameter that was changed in place since publish(), by its version counter.
   void check_unchanged();
+  /// What was changed until now is no concern of check_unchanged() any more.
+  void accept_changes();
 
   GroupState state() const { return state_; }
   size_t index() const { return index_; }

@@ -101,7 +101,7 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
   for (const size_t g : order) {
     for (size_t p = 0; p < groups_[g]->parameters().size(); ++p)
       accumulators_.push_back(after_accumulation(groups_[g]->parameters()[p], [this, alive, g, p] {
-        if (alive.lock()) accumulated(g, p);
+        if (alive.lock()) run_in_backward([&] { accumulated(g, p); });
       }));
   }
 }
@@ -220,8 +220,14 @@ void ShardedModel::unsharded_in_backward(UnitState& unit) {
 }
 
 void ShardedModel::leaving_forward(const UnitState& unit) {
+  // A write to shared memory counts for both: what has been told is not told again.
+  try {
+    store_->check_unwritten();
+  } catch (const FaultError&) {
+    for (auto* group : unit.groups()) group->accept_changes();
+    throw;
+  }
   for (auto* group : unit.groups()) group->check_unchanged();
-  store_->check_unwritten();
 }
 
 void ShardedModel::entering_backward() {
@@ -232,7 +238,7 @@ void ShardedModel::entering_backward() {
   reducer_->begin(gradients_);
   at_end_of_backward(
       [this, alive = std::weak_ptr(alive_), number = backward_number_] {
-        if (alive.lock() && in_backward_ && number == backward_number_) finish_backward();
+        if (alive.lock() && in_backward_ && number == backward_number_) run_in_backward([this] { finish_backward(); });
       },
       [this, alive = std::weak_ptr(alive_), number = backward_number_] {
         if (alive.lock() && in_backward_ && number == backward_number_) events_.broken();

@@ -49,6 +49,8 @@ struct BackwardEvents {
   std::function<void()> begin = [] {};   // before its first gradient
   std::function<void()> end = [] {};     // everything is reduced, or held
   std::function<void()> broken = [] {};  // an exception has ended it; must not throw
+  /// Does the work on autograd's nodes, and may give its exceptions another type.
+  std::function<void(const std::function<void()>& step)> run = [](const auto& step) { step(); };
 };
 
 class ShardedModel : public UnitObserver {
@@ -104,6 +106,7 @@ class ShardedModel : public UnitObserver {
   void publish();
 
  private:
+  void run_in_backward(const std::function<void()>& step) override { events_.run(step); }
   void entering_forward(UnitState& unit) override;
   void unsharded_in_forward(UnitState& unit) override;
   void unsharded_in_backward(UnitState& unit) override;

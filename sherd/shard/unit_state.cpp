@@ -108,11 +108,11 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
     const std::weak_ptr<UnitState> weak = unit.weak_from_this();
     for (const auto& node : nodes)
       before_node(*node, [weak, record] {
-        if (const auto state = weak.lock()) state->output_reached(*record);
+        if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->output_reached(*record); });
       });
     for (const auto& node : producers_)
       before_node(*node, [weak, record] {
-        if (const auto state = weak.lock()) state->producer_reached(*record);
+        if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->producer_reached(*record); });
       });
   }
   if (inside_backward() || innermost) return;

@@ -7,6 +7,7 @@
 // uses are done, where those are recomputed). A forward inside backward (recompute) never reshards.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -22,6 +23,8 @@ class UnitState;
 class UnitObserver {
  public:
   virtual ~UnitObserver() = default;
+  /// Does a step of the work that autograd's nodes call for.
+  virtual void run_in_backward(const std::function<void()>& step) { step(); }
   /// A forward begins: nothing of an earlier, failed backward may be left.
   virtual void entering_forward(UnitState& unit) = 0;
   /// The unit's parameters are there: a good moment to prefetch the one that comes next.

@@ -1,0 +1,305 @@
+"""What fully_shard says to a user's mistakes, and that all ranks go on after an exception of one."""
+import pytest
+import torch
+from torch import nn
+
+import fsdp_models
+from fsdp_models import Block, Net, Pair, adam, close, joined, shard_layers, shard_root, token_loss, tokens, vectors
+from ranks import run
+
+
+class Trap(nn.Module):
+    """The identity, which raises where it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.where = None
+
+    def forward(self, x):
+        if self.where == "forward":
+            raise ValueError("trap in forward")
+        if self.where == "backward" and x.requires_grad:
+            x.register_hook(self.spring)
+        return x
+
+    def spring(self, gradient):
+        raise ValueError("trap in backward")
+
+
+def trapped_net():
+    model = Net(3)
+    model.layers[1].dropout = Trap()
+    return model
+
+
+def recovers(where, last=True):
+    """The step with the exception counts for nothing, on all ranks; the same step follows without it."""
+    pair = Pair(trapped_net)
+    for step in range(4):
+        if step in (0, 2):
+            trap = pair.ours.layers[1].dropout
+            trap.where = where if pair.rank == (pair.size - 1 if last else 0) else None
+            with pytest.raises((ValueError, RuntimeError)) as caught:
+                token_loss(pair.ours, step, pair.rank).backward()
+                pair.optimizers[1].step()
+            if trap.where:
+                assert type(caught.value) is ValueError and "trap" in str(caught.value)
+            else:
+                assert f"rank {pair.size - 1 if last else 0} gave up" in str(caught.value)
+            trap.where = None
+            pair.optimizers[1].zero_grad()
+        pair.backward(token_loss, step)
+        pair.compare_gradients()
+        pair.update()
+    pair.compare_weights()
+
+
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+@pytest.mark.parametrize("where", ("forward", "backward"))
+def test_training_goes_on_after_an_exception_of_one_rank(where, transport):
+    run(3, joined, transport, (recovers, where), (recovers, where, False))
+
+
+def caught_by_all(where):
+    """All ranks raise at once, outside and inside of evaluation."""
+    pair = Pair(trapped_net)
+    trap = pair.ours.layers[1].dropout
+    for step in range(2):
+        trap.where = where
+        with pytest.raises(ValueError, match="trap"):
+            token_loss(pair.ours, step, pair.rank).backward()
+        if where == "forward":
+            with pytest.raises(ValueError, match="trap"), torch.no_grad():
+                pair.ours(tokens(0, 0))
+        trap.where = None
+        pair.optimizers[1].zero_grad()
+        pair.backward(token_loss, step)
+        pair.compare_gradients()
+        pair.update()
+    pair.compare_weights()
+
+
+@pytest.mark.parametrize("where", ("forward", "backward"))
+def test_training_goes_on_after_an_exception_of_all_ranks(where):
+    run(2, joined, "auto", (caught_by_all, where))
+
+
+def shapes_do_not_fit():
+    pair = Pair(Net)
+    for _ in range(2):
+        with pytest.raises((RuntimeError, IndexError)):
+            pair.ours.layers[0](torch.ones(2, 3))
+    pair.train(token_loss, 2)
+
+
+def test_an_exception_of_torch_in_a_unit():
+    run(2, joined, "auto", (shapes_do_not_fit,))
+
+
+class Writing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.how = nn.Linear(7, 7), None
+
+    def forward(self, x):
+        with torch.no_grad():
+            if self.how == "in place":
+                self.linear.weight.mul_(2.0)
+            if self.how == "data":
+                self.linear.weight.data.mul_(2.0)
+            if self.how == "slice":
+                self.linear.weight[0, 0] = 5.0
+            if self.how == "numpy":
+                self.linear.weight.detach().numpy()[:] = 3.0
+        return self.linear(x)
+
+
+def written(how):
+    import sherd
+    pair = Pair(lambda: nn.ModuleDict({"layers": nn.ModuleList([Writing(), Block()])}), shard_modules)
+    unit = pair.ours["layers"][0]
+    loss_of = lambda m, step, rank: m["layers"][0](m["layers"][1](vectors(step, rank))).square().mean()  # noqa: E731
+    for step in range(2):
+        unit.how = how
+        with pytest.raises(sherd.FaultError, match="linear.weight"):
+            loss_of(pair.ours, step, pair.rank).backward()
+        unit.how = None
+        pair.optimizers[1].zero_grad()
+        for optimizer, model in zip(pair.optimizers, (pair.plain, pair.ours)):
+            (sum(loss_of(model, step, r) for r in (range(pair.size) if model is pair.plain else [pair.rank]))
+             / (pair.size if model is pair.plain else 1)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        pair.compare_weights()
+
+
+def shard_modules(model):
+    import sherd
+    for layer in model["layers"]:
+        sherd.fully_shard(layer)
+
+
+@pytest.mark.parametrize("transport, how", (
+    ("auto", "in place"), ("auto", "data"), ("auto", "slice"), ("auto", "numpy"), ("gloo", "in place"),
+    ("gloo", "slice")))
+def test_a_parameter_changed_in_forward_is_named_and_as_it_was(transport, how):
+    run(2, joined, transport, (written, how))
+
+
+def kept_from_forward():
+    model = shard_layers(Net())
+    kept = []
+    model.layers[0].up.register_forward_hook(lambda module, args, output: kept.append(module.weight))
+    model(tokens(0, 0)).sum().backward()
+    assert type(kept[0]) is nn.Parameter
+    for use in (lambda w: w + 1, lambda w: w.sum().item(), lambda w: w.detach().numpy(), lambda w: w.data_ptr(),
+                lambda w: w.tolist()):
+        with pytest.raises(RuntimeError, match=r"layers\.0\.up\.weight"):
+            use(kept[0])
+
+
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+def test_a_whole_parameter_kept_from_forward_cannot_be_used(transport):
+    run(2, joined, transport, (kept_from_forward,))
+
+
+def outside_of_forward():
+    import sherd
+    model = shard_layers(Net())
+    for _ in range(2):
+        with pytest.raises(sherd.FaultError, match=r"layers\.0\.up\.weight|up\.weight"):
+            model.layers[0].up(vectors(0, 0))
+        with pytest.raises(sherd.FaultError, match="head.weight"):
+            model.head(vectors(0, 0))
+        with pytest.raises(sherd.FaultError, match="embed.weight"):
+            model.embed(tokens(0, 0))
+        with pytest.raises(sherd.FaultError, match="norm.weight"):
+            model.norm(vectors(0, 0))
+        model(tokens(0, 0)).sum().backward()
+    model.unshard()
+    model.head(vectors(0, 0))
+    model.reshard()
+
+
+def test_a_submodule_called_outside_of_its_units_forward_is_named():
+    run(2, joined, "auto", (outside_of_forward,))
+
+
+def thawed():
+    import sherd
+    pair = Pair(Net)
+    pair.ours.layers[0].up.weight.requires_grad_(False)
+    pair.plain.layers[0].up.weight.requires_grad_(False)
+    pair.backward(token_loss)
+    pair.compare_gradients()
+    pair.update()
+    pair.ours.layers[1].up.weight.requires_grad_(False)
+    with pytest.raises(sherd.ConfigError, match=r"layers\.1\.up\.weight"):
+        pair.ours(tokens(0, 0))
+    pair.ours.layers[1].up.weight.requires_grad_(True)
+    pair.ours.layers[0].up.weight.requires_grad_(True)
+    with pytest.raises(sherd.ConfigError, match=r"layers\.0\.up\.weight"):
+        pair.ours(tokens(0, 0))
+    pair.ours.layers[0].up.weight.requires_grad_(False)
+    pair.train(token_loss, 2)
+
+
+def test_requires_grad_may_change_before_the_first_forward_only():
+    run(2, joined, "auto", (thawed,))
+
+
+def left_on_meta():
+    import sherd
+    with torch.device("meta"):
+        model = Net()
+    shard_layers(model)
+    for part in (model.embed, model.layers[0], model.norm, model.head):
+        part.to_empty(device="cpu")
+    with pytest.raises(sherd.ConfigError) as caught:
+        model(tokens(0, 0))
+    assert "layers.1.up.weight" in str(caught.value) and "layers.1.norm.bias" in str(caught.value)
+    assert "embed" not in str(caught.value) and "layers.0" not in str(caught.value)
+
+
+def test_parameters_left_on_meta_are_listed():
+    run(2, joined, "auto", (left_on_meta,))
+
+
+def added_later(after_forward):
+    import sherd
+    model = shard_layers(Net())
+    if after_forward:
+        model(tokens(0, 0)).sum().backward()
+    model.layers[1].up.scale = nn.Parameter(torch.ones(3))
+    with pytest.raises(sherd.ConfigError, match=r"layers\.1\.up\.scale"):
+        model(tokens(0, 0)).sum().backward()
+        adam(model.parameters()).step()
+        model(tokens(0, 0))
+    del model.layers[1].up.scale
+    model(tokens(0, 0)).sum().backward()
+
+
+@pytest.mark.parametrize("after_forward", (False, True))
+def test_a_parameter_added_after_sharding_is_named(after_forward):
+    run(2, joined, "auto", (added_later, after_forward))
+
+
+def meshes():
+    import sherd
+    from torch.distributed.device_mesh import DeviceMesh
+    for mesh in (DeviceMesh("cpu", [0]), DeviceMesh("cpu", [[0, 1]], mesh_dim_names=("replicate", "shard")),
+                 DeviceMesh("cpu", [[0], [1]], mesh_dim_names=("a", "b"))):
+        with pytest.raises(sherd.ConfigError, match="mesh"):
+            sherd.fully_shard(Block(), mesh=mesh)
+    pair = Pair(Block, lambda model: shard_root(model, mesh=DeviceMesh("cpu", [0, 1], mesh_dim_names=("dp",))))
+    pair.train(fsdp_models.vector_loss, 2)
+
+
+def test_a_mesh_that_is_not_the_world_is_rejected():
+    run(2, joined, "auto", (meshes,))
+
+
+def float64():
+    import sherd
+    model = shard_layers(Net())
+    with pytest.raises(sherd.ConfigError, match="float64"):
+        model.double()
+        model(tokens(0, 0))
+
+
+def test_a_type_that_sherd_cannot_shard_is_rejected_after_a_cast():
+    run(2, joined, "auto", (float64,))
+
+
+def fault_type():
+    """A fault that another rank causes is a FaultError in backward too, and says where to look for the cause."""
+    import sherd
+    pair = Pair(trapped_net)
+    pair.ours.layers[1].dropout.where = "backward" if pair.rank == 1 else None
+    expected = (ValueError, "trap in backward") if pair.rank == 1 else (sherd.FaultError, "rank 1 gave up: .* its backward")
+    with pytest.raises(expected[0], match=expected[1]):
+        token_loss(pair.ours, 0, pair.rank).backward()
+        pair.optimizers[1].step()
+
+
+def test_a_fault_in_backward_is_a_fault_error_with_its_cause():
+    run(2, joined, "auto", (fault_type,))
+
+
+def other_units():
+    """Ranks that run units in another order get an error that says so, and can go on."""
+    pair = Pair(Net)
+    order = pair.ours.layers if pair.rank == 0 else list(pair.ours.layers)[::-1]
+    with pytest.raises(RuntimeError, match="layers.0"):
+        x = vectors(0, 0)
+        for layer in order:
+            x = layer(x)
+        x.sum().backward()
+        pair.optimizers[1].step()
+    pair.optimizers[1].zero_grad()
+    pair.train(token_loss, 2)
+    close(token_loss(pair.ours, 9, 0), token_loss(pair.plain, 9, 0))
+
+
+def test_ranks_that_run_other_units_are_told():
+    run(2, joined, "auto", (other_units,))
