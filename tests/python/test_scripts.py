@@ -82,3 +82,19 @@ def test_setup_twice_does_nothing():
     subprocess.run([ROOT / "scripts" / "setup.sh"], check=True, capture_output=True)
     again = subprocess.run([ROOT / "scripts" / "setup.sh"], check=True, capture_output=True, text=True)
     assert again.stdout == "" and again.stderr == ""
+
+
+def test_the_acceptance_tables_name_tests_that_exist():
+    """docs/acceptance.md: "file: test_a, test_b; file: test_c"."""
+    import re
+    named = 0
+    for line in (ROOT / "docs" / "acceptance.md").read_text().splitlines():
+        for part in line.rpartition(" | ")[2].split(";") if line.startswith("| ") else ():
+            file, _, names = part.strip(" |").partition(": ")
+            if not re.fullmatch(r"test_\w+", file) or not names:
+                continue
+            source = (ROOT / "tests" / "python" / f"{file}.py").read_text()
+            for name in names.split(","):
+                assert f"def {name.strip(' |')}(" in source, (file, name)
+                named += 1
+    assert named > 40
