@@ -13,14 +13,16 @@ from ._C import ConfigError, FaultError
 from .checkpoint import full_state_dict, load_full_state_dict
 from .distributed import World, init, world
 from .engine import Engine, initialize
+from .gather import GatheredParameters, full_parameters
 from .loss import linear_cross_entropy
+from .materialize import materialize
 from .optim import clip_grad_norm_
 from .parameters import ShardedParameter
 from .sharding import fully_shard, shard
 from .units import ShardedModule, register_forward_method
 
 __all__ = [
-    "ConfigError", "Engine", "FaultError", "ShardedModule", "ShardedParameter", "World", "clip_grad_norm_",
-    "full_state_dict", "fully_shard", "init", "initialize", "linear_cross_entropy", "load_full_state_dict", "optim",
+    "ConfigError", "Engine", "FaultError", "GatheredParameters", "ShardedModule", "ShardedParameter", "World", "clip_grad_norm_",
+    "full_parameters", "full_state_dict", "fully_shard", "init", "initialize", "linear_cross_entropy", "load_full_state_dict", "materialize", "optim",
     "register_forward_method", "shard", "world",
 ]

@@ -40,12 +40,14 @@ def initialize(*, model: nn.Module, config: Config | None = None,
         of the blocks to shard on their own (default: see :func:`sherd.shard`).
     optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's own
         from the configuration.
-    lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule.
+    lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule (with an
+        optimizer of yours, only if the configuration has one).
 
     Returns the engine, the optimizer, a DataLoader of `training_data` with this rank's rows, and the schedule. Raises
     ConfigError before anything is changed.
     """
-    settings, units = read_config(config)
+    settings, units, given = read_config(config)
+    own = optimizer is None
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
     if settings["mesh"]["replicate"] != 1:
@@ -64,7 +66,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     else:
         optimizer = optimizer(parameter_groups(settings["optimizer"], model))
     if lr_scheduler is None:
-        lr_scheduler = schedule_of(optimizer, settings["schedule"], settings["steps"])
+        if own or "schedule" in given:
+            lr_scheduler = schedule_of(optimizer, settings["schedule"], settings["steps"])
     elif not hasattr(lr_scheduler, "step"):
         lr_scheduler = lr_scheduler(optimizer)
     engine = Engine(model, optimizer, lr_scheduler, settings)
@@ -190,8 +193,8 @@ class Engine(nn.Module):
         self.optimizer.state.clear()
 
 
-def read_config(config: Config | None) -> tuple[dict, list[str] | None]:
-    """The configuration with its defaults, and the units' class names."""
+def read_config(config: Config | None) -> tuple[dict, list[str] | None, set[str]]:
+    """The configuration with its defaults, the units' class names, and the keys that were given."""
     if config is None:
         config = {}
     if not isinstance(config, dict):
@@ -209,7 +212,7 @@ def read_config(config: Config | None) -> tuple[dict, list[str] | None]:
         text = json.dumps(config)
     except TypeError as error:
         raise ConfigError(f"[initialize] got a config that is not JSON ({error}), expected numbers, text, lists and dicts") from error
-    return json.loads(_C.read_program_config(text)), units
+    return json.loads(_C.read_program_config(text)), units, set(config)
 
 
 def parameter_groups(settings: dict, model: nn.Module) -> list[dict]:

@@ -34,3 +34,16 @@ def test_the_example_learns_alone():
 
 def test_launchers_give_the_same_losses():
     assert losses("torchrun") == losses("mpirun") != []
+
+
+def test_hugging_face_models_fine_tune_with_all_parameters_and_with_adapters():
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [PYTHON, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+               str(ROOT / "examples" / "hugging_face.py"), "--steps", "10"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    for kind in ("llama", "gpt2"):
+        first, last = map(float, re.search(rf"{kind}: loss ([\d.]+) to ([\d.]+)", done.stdout).groups())
+        adapted = float(re.search(rf"{kind} with LoRA, \d+ trained parameters: loss ([\d.]+)", done.stdout)[1])
+        assert last < 0.7 * first and adapted < 0.7 * first
+        assert f"{kind} writes: 'the quick " in done.stdout

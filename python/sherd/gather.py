@@ -1,0 +1,99 @@
+"""Whole parameters outside forward and backward, to look at or to change."""
+from __future__ import annotations
+
+import contextlib
+from typing import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from . import distributed
+from ._C import ConfigError
+from .checkpoint import rows_like
+from .parameters import ShardedParameter
+from .units import HELD, Root, ShardedModule
+
+Places = list[tuple[nn.Module, str, ShardedParameter]]
+
+
+@contextlib.contextmanager
+def full_parameters(module: nn.Module, *, writeback: bool = False, rank: int | None = None) -> Iterator[nn.Module]:
+    """Inside, all parameters in ``module`` (part of a sharded model, or all of it) are whole, on every rank.
+
+    They are copies: as much memory as these parameters on each rank. writeback: afterwards each rank takes the rows that it
+    owns from its own copies; from those of ``rank``, if one is named. An exception inside leaves everything as it was.
+    Collective. Raises ConfigError for a module that is not sharded.
+    """
+    root = root_of(module)
+    inside = {id(m) for m in module.modules()}
+    places = [place for place in root.places if id(place[0]) in inside]
+    with shown_whole(root, places, writeback, rank):
+        yield module
+
+
+@contextlib.contextmanager
+def GatheredParameters(params: nn.Parameter | Iterable[nn.Parameter] | nn.Module, modifier_rank: int | None = None,
+                       fwd_module: nn.Module | None = None, enabled: bool = True) -> Iterator[None]:
+    """DeepSpeed's: inside, the modules that have these parameters see them whole; what ``modifier_rank`` changes stays."""
+    if isinstance(params, nn.Module):
+        params = params.parameters()
+    wanted = [params] if isinstance(params, torch.Tensor) else list(params)
+    roots = {id(root): root for p in wanted if (root := root_of_parameter(p)) is not None} if enabled else {}
+    keys = {id(p) for p in wanted}
+    with contextlib.ExitStack() as stack:
+        for root in roots.values():
+            places = [place for place in root.places if id(place[2]) in keys]
+            stack.enter_context(shown_whole(root, places, modifier_rank is not None, modifier_rank))
+        yield
+
+
+@contextlib.contextmanager
+def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -> Iterator[None]:
+    root.model.before_write()
+    wholes: dict[int, nn.Parameter] = {}
+    for owner, name, shard in places:
+        if id(shard) not in wholes:
+            wholes[id(shard)] = nn.Parameter(shard.detach().full_tensor().clone(), requires_grad=shard.requires_grad)
+        owner._parameters[name] = wholes[id(shard)]
+    try:
+        yield
+        if writeback:
+            take_rows(root, places, wholes, rank)
+    finally:
+        for owner, name, shard in places:
+            owner._parameters[name] = shard
+
+
+def take_rows(root: Root, places: Places, wholes: dict[int, nn.Parameter], rank: int | None) -> None:
+    root.model.before_update()
+    for shard in {id(shard): shard for _, _, shard in places}.values():
+        whole = wholes[id(shard)].detach().contiguous()
+        if rank is not None and distributed.world().size > 1:
+            dist.broadcast(whole, src=rank)
+        shard._local_tensor.copy_(rows_like(whole, shard))
+    root.model.note_update()
+
+
+def root_of(module: nn.Module) -> Root:
+    """The sharded model that a module is part of."""
+    unit = next((m for m in module.modules() if isinstance(m, ShardedModule)), None)
+    parameter = next((p for p in module.parameters() if isinstance(p, ShardedParameter)), None)
+    if unit is None and parameter is None:
+        raise ConfigError(f"[full_parameters] got a {type(module).__name__} that is not sharded, expected a part of a sharded "
+                          "model")
+    if unit is not None:
+        handle = getattr(unit, HELD)
+        handle.ready()
+        return handle.root
+    root = root_of_parameter(parameter)
+    if root is None:
+        raise ConfigError("[full_parameters] got a part of a model that has not run yet, expected one that has, or a module given "
+                          "to fully_shard; try it on the whole model")
+    return root
+
+
+def root_of_parameter(parameter: torch.Tensor) -> Root | None:
+    root = parameter.__dict__.get("_sherd_root") if isinstance(parameter, ShardedParameter) else None
+    module = root() if root is not None else None
+    return None if module is None else getattr(module, HELD).root

@@ -1,0 +1,73 @@
+"""Unmodified Trainer and Accelerate programs under sherd, against the same programs without it."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+PROGRAMS = ROOT / "tests" / "python" / "programs"
+
+
+def run_program(program, *arguments, ranks=0, environment=None):
+    """What the program printed as its result; ranks: 0 without sherd, else under sherd."""
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    if ranks:
+        command += ["-m", "sherd.as_deepspeed"]
+    command += [str(PROGRAMS / program), *map(str, arguments)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}, capture_output=True,
+                          text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).removeprefix("RESULT"))
+
+
+def weights(folder):
+    from transformers import LlamaForCausalLM
+    return LlamaForCausalLM.from_pretrained(folder).state_dict()
+
+
+def assert_close(folder, other, tolerance):
+    ours, theirs = weights(folder), weights(other)
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert (value - theirs[name]).abs().max() < tolerance, name
+
+
+def flat(history):
+    return [value for entry in history for value in entry]
+
+
+def test_trainer_with_checkpoints_and_resume(tmp_path):
+    plain = run_program("trainer.py", tmp_path / "plain", 4)
+    one = run_program("trainer.py", tmp_path / "one", 4, ranks=1)
+    two = run_program("trainer.py", tmp_path / "two", 2, ranks=2)
+    again = run_program("trainer.py", tmp_path / "two", 2, "resume", ranks=2)
+    for ours in (one, two, again):
+        assert flat(ours["history"]) == pytest.approx(flat(plain["history"]), rel=1e-3)
+        assert ours["evaluated"] == pytest.approx(plain["evaluated"], rel=1e-3)
+    assert_close(tmp_path / "one" / "final", tmp_path / "plain" / "final", 1e-3)
+    assert_close(tmp_path / "two" / "final", tmp_path / "plain" / "final", 1e-3)
+
+
+@pytest.mark.parametrize("stage", ("1", "3"))
+def test_an_accelerate_program(stage):
+    plain = run_program("accelerated.py", 8)
+    one = run_program("accelerated.py", 8, ranks=1, environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
+    two = run_program("accelerated.py", 8, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
+    assert one["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    for name, value in plain["state"].items():
+        assert one["state"][name] == [pytest.approx(v, rel=1e-3, abs=1e-5) for v in value]
+    assert two["losses"][-1] < two["losses"][0] and len(two["losses"]) == len(plain["losses"]) // 2
+
+
+@pytest.mark.parametrize("document, message", [
+    ({"bf16": {"enabled": True}}, "bf16"), ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
+    ({"zero_optimization": {"stage": 4}}, "stage"), ({"optimizer": {"type": "Lamb"}}, "Lamb")])
+def test_what_sherd_cannot_do_is_an_error(document, message):
+    from sherd import ConfigError
+    from sherd.as_deepspeed import native
+    with pytest.raises(ConfigError, match=message):
+        native(document)
