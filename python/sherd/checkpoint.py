@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from . import distributed
 from ._C import ConfigError
+from .parameters import own_rows
 from .sharding import before_load
 from .units import ShardedModule
 
@@ -71,9 +72,7 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
 
 def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:
     """This rank's rows of a whole value."""
-    each = -(-whole.shape[0] // target.device_mesh.size())
-    first = each * target.device_mesh.get_local_rank()
-    return whole[first:first + target._local_tensor.shape[0]]
+    return whole[own_rows(whole.shape[0], target.device_mesh)]
 
 
 def fit(targets: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ._C import ConfigError
 from .checkpoint import rows_like
-from .parameters import ShardedParameter, local_sizes, spec_of
+from .parameters import ShardedParameter, own_rows, spec_of
 
 INDEX = "model.safetensors.index.json"
 
@@ -59,10 +59,7 @@ def from_files(parameter: torch.Tensor, names: list[str], files: dict[str, pathl
             raise ConfigError(f"[materialize] got '{name}' of shape {stored.get_shape()} in {files[name]}, expected "
                               f"{list(parameter.shape)}")
         if isinstance(parameter, ShardedParameter):
-            count = local_sizes(parameter.shape, parameter.device_mesh)[0]
-            each = -(-parameter.shape[0] // parameter.device_mesh.size())
-            first = min(parameter.shape[0], each * parameter.device_mesh.get_local_rank())
-            give_rows(parameter, stored[first:first + count])
+            give_rows(parameter, stored[own_rows(parameter.shape[0], parameter.device_mesh)])
         else:
             give_value(parameter, stored[:])
     return True

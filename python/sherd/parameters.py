@@ -67,11 +67,11 @@ def tell(args: tuple, *methods: str) -> None:
             getattr(model, method)()
 
 
-def local_sizes(sizes: torch.Size, mesh: DeviceMesh) -> list[int]:
-    """The shape of this rank's rows."""
-    each = -(-sizes[0] // mesh.size())
-    first = min(sizes[0], each * mesh.get_local_rank())
-    return [min(sizes[0], first + each) - first, *sizes[1:]]
+def own_rows(rows: int, mesh: DeviceMesh) -> slice:
+    """This rank's rows of so many: ``torch.chunk``'s rule, by which later ranks may have fewer or none."""
+    each = -(-rows // mesh.size())
+    first = min(rows, each * mesh.get_local_rank())
+    return slice(first, min(rows, first + each))
 
 
 def contiguous_strides(sizes: torch.Size) -> tuple[int, ...]:
@@ -97,9 +97,7 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
                           "shape [1], or ignored_params")
     if parameter.layout != torch.strided:
         raise ConfigError(f"[shard] got parameter '{name}' of layout {parameter.layout}, expected torch.strided")
-    rows = parameter.detach().chunk(mesh.size())
-    mine = mesh.get_local_rank()
-    local = (rows[mine] if mine < len(rows) else parameter.detach()[:0]).contiguous().clone()
+    local = parameter.detach()[own_rows(parameter.shape[0], mesh)].contiguous().clone()
     sharded = ShardedParameter(local, spec_of(parameter.shape, parameter.dtype, mesh),
                                requires_grad=parameter.requires_grad)
     sharded._is_param = True

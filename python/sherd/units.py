@@ -6,10 +6,13 @@ module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of
 from __future__ import annotations
 
 import functools
+import itertools
+import logging
 import weakref
 from typing import Any, Callable
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -18,6 +21,7 @@ from ._C import ConfigError
 from .distributed import World
 from .parameters import ShardedParameter, check_type, gradient_of, whole_of
 
+log = logging.getLogger("sherd")
 HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
 
 
@@ -249,6 +253,7 @@ def build(root: nn.Module) -> Root:
     handle: UnitHandle = getattr(root, HELD)
     world, options = handle.world, handle.options
     check(uses, world)
+    check_same_on_all_ranks(uses, options, world)
     plans, all_places = [], []
     for index, module in enumerate(uses.modules):
         members = [key for key, unit in uses.unit_of.items() if unit == index]
@@ -282,6 +287,9 @@ def build(root: nn.Module) -> Root:
         for module in uses.modules:
             getattr(module, HELD).unit = None
         raise
+    for warning in model.warnings:
+        if world.rank == 0:
+            log.warning("%s", warning)
     result = Root(model, world, all_places)
     for module in uses.modules:
         getattr(module, HELD).root = result
@@ -304,3 +312,20 @@ def check(uses: Uses, world: World) -> None:
                           "an init function, or load_state_dict")
     for key, parameter in uses.parameters.items():
         check_type(parameter, uses.fqns[key])
+
+
+def check_same_on_all_ranks(uses: Uses, options: Options, world: World) -> None:
+    """Ranks with different models would wait for each other for ever, or sum what does not belong together."""
+    if world.size == 1:
+        return
+    mine = [f"strategy {options.strategy}"]
+    mine += [f"unit '{name}'" for name in uses.names]
+    mine += [f"parameter '{uses.fqns[key]}' {list(p.shape)} {p.dtype} {'trainable' if p.requires_grad else 'frozen'}"
+             for key, p in uses.parameters.items()]
+    everyone: list[list[str]] = [[] for _ in range(world.size)]
+    dist.all_gather_object(everyone, mine)
+    for rank, theirs in enumerate(everyone):
+        for here, there in itertools.zip_longest(everyone[0], theirs, fillvalue="nothing more"):
+            if here != there:
+                raise ConfigError(f"[fully_shard] got {there} on rank {rank} and {here} on rank 0, expected the same model on all "
+                                  "ranks; try to build it from the same configuration everywhere")

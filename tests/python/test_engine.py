@@ -194,3 +194,63 @@ def test_linear_cross_entropy_is_torchs(reduction):
     plain = 0.5 * nn.functional.cross_entropy((x @ weight.T).flatten(0, 1), targets.flatten(), reduction=reduction)
     for a, b in zip((ours, *torch.autograd.grad(ours, (x, weight))), (plain, *torch.autograd.grad(plain, (x, weight)))):
         torch.testing.assert_close(a, b)
+
+
+def different_models():
+    import sherd
+    torch.manual_seed(0)
+    rank = sherd.world().rank
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 5 if rank == 2 else 4))
+    sherd.fully_shard(model)
+    with pytest.raises(sherd.ConfigError, match=r"'1.weight' \[5, 4\].* on rank 2 and .*\[4, 4\].* on rank 0"):
+        model(torch.ones(2, 4))
+
+
+def test_different_models_on_different_ranks_are_named():
+    run(3, different_models)
+
+
+def with_fsdp2(path, load):
+    import torch.distributed as dist
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    dist.init_process_group("gloo")
+    model = make_model()
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for layer in model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    other = [p.full_tensor().clone() for p in model.parameters()]
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.0 if load else 3.0)
+    state = {"model": model.state_dict()}
+    if load:
+        dcp.load(state, checkpoint_id=path)
+        return all(p.full_tensor().equal(3 * o) for p, o in zip(model.parameters(), other))
+    dcp.save(state, checkpoint_id=path)
+    return True
+
+
+def with_sherd(path, load):
+    import sherd
+    import torch.distributed.checkpoint as dcp
+    model = sherd.shard(make_model(), ["Block"])
+    other = [p.full_tensor().clone() for p in model.parameters()]
+    with torch.no_grad():
+        model(batch(0, 0)[0])
+        for p in model.parameters():
+            p.mul_(0.0 if load else 3.0)
+    state = {"model": model.state_dict()}
+    if load:
+        dcp.load(state, checkpoint_id=path)
+        model.load_state_dict(state["model"])
+        return all(p.full_tensor().equal(3 * o) for p, o in zip(model.parameters(), other))
+    dcp.save(state, checkpoint_id=path)
+    return True
+
+
+def test_checkpoints_of_fsdp2_load_into_sherd_and_the_reverse(tmp_path):
+    assert all(run(2, with_fsdp2, tmp_path / "a", False) + run(3, with_sherd, tmp_path / "a", True))
+    assert all(run(3, with_sherd, tmp_path / "b", False) + run(2, with_fsdp2, tmp_path / "b", True))

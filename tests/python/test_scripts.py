@@ -98,3 +98,20 @@ def test_the_acceptance_tables_name_tests_that_exist():
                 assert f"def {name.strip(' |')}(" in source, (file, name)
                 named += 1
     assert named > 40
+
+
+def test_the_stub_names_what_the_extension_has():
+    """python/sherd/_C.pyi, so that type checkers know the extension."""
+    import ast
+
+    import sherd._C as extension
+    tree = ast.parse((ROOT / "python" / "sherd" / "_C.pyi").read_text())
+    for node in tree.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            assert hasattr(extension, node.name), node.name
+        if isinstance(node, ast.ClassDef):
+            for member in node.body:
+                if isinstance(member, ast.FunctionDef):
+                    assert hasattr(getattr(extension, node.name), member.name), (node.name, member.name)
+    public = {name for name in dir(extension) if not name.startswith("_")}
+    assert public <= {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
