@@ -147,7 +147,7 @@ void Model::check_requires_grad() const {
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
   check_requires_grad();
-  core_->model->recover();
+  recover();
   has_read_ = true;
   bool changed = updated_ || rows_have_changed();
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
@@ -162,6 +162,11 @@ void Model::entering_forward() {
   remember_versions();
 }
 
+// An interrupted step may have ended its backward on some ranks only: all exchange what has changed.
+void Model::recover() {
+  if (core_->model->recover()) has_reduced_ = true;
+}
+
 void Model::failed_in_forward(const std::string& cause) {
   if (open_ == 0) core_->model->interrupt(cause);
 }
@@ -174,7 +179,7 @@ void Model::before_update() {
   if (in_end_) return;  // a hook on a gradient: all ranks have ended their backward
   has_read_ = false;
   try {
-    core_->model->recover();
+    recover();
     core_->model->finish_backward();
     barrier(*core_->transport);
   } catch (const std::exception& error) {

@@ -94,6 +94,7 @@ class Model {
   void make_gradients(size_t g);
   void begin_backward();
   void end_backward();
+  void recover();
   bool rows_have_changed() const;
   void remember_versions();
   void check_requires_grad() const;

@@ -277,11 +277,12 @@ void ShardedModel::interrupt(std::string_view cause) noexcept {
   for (const auto& unit : units_) unit->interrupt();
 }
 
-void ShardedModel::recover() {
-  if (!interrupted_) return;
+bool ShardedModel::recover() {
+  if (!interrupted_) return false;
   transport_.recover();
   store_->restart();
   interrupted_ = false;
+  return true;
 }
 
 void ShardedModel::publish() {

@@ -100,8 +100,8 @@ class ShardedModel : public UnitObserver {
   /// recover().
   void interrupt(std::string_view cause) noexcept;
   /// Waits for all ranks, and makes everything ready for a new step from the parameters of the last one. Collective;
-  /// nothing where nothing was interrupted.
-  void recover();
+  /// nothing, and false, where nothing was interrupted.
+  bool recover();
   /// After the update: publishes every group and starts a new window of rounds.
   void publish();
 
