@@ -29,7 +29,6 @@ SIZES = {
     "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "time_step_rank": 4, "expert_layer_period": 2, "attn_layer_period": 2,
 }
 SWITCHES = {"is_decoder": True, "use_cache": False}
-DROPOUT = ("dropout", "pdrop", "drop_rate")
 
 
 def families() -> list[str]:
@@ -45,7 +44,7 @@ def tiny(name: str) -> torch.nn.Module:
                if getattr(plain, key, None) is not None and not isinstance(getattr(type(plain), key, None), property)}
     if "kv_lora_rank" in changes:
         changes["num_key_value_heads"] = 4  # latent attention has as many as queries
-    changes |= {key: 0.0 for key, value in plain.to_dict().items() if isinstance(value, float) and key.endswith(DROPOUT)}
+    changes |= {key: 0.0 for key, value in plain.to_dict().items() if isinstance(value, float) and "drop" in key}
     config = AutoConfig.for_model(name, **changes)
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation="eager")
