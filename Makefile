@@ -20,7 +20,7 @@ RUN = runs/stdlib
 setup:
 	@scripts/setup.sh
 
-build/build.ninja: CMakePresets.json CMakeLists.txt cmake/SherdTorch.cmake cmake/SherdTargets.cmake | setup
+build/build.ninja: CMakePresets.json CMakeLists.txt cmake/SherdTorch.cmake cmake/SherdLibraries.cmake cmake/SherdTargets.cmake | setup
 	@cmake --preset default
 
 build: setup build/build.ninja

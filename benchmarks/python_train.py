@@ -9,9 +9,8 @@ import pathlib
 import sys
 import time
 
-import torch
-
 import sherd
+from engines import SHERD_PYTHON_ENGINES
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent / "peers"))
 import model as m  # noqa: E402
@@ -25,7 +24,7 @@ def chunked_forward(self, tokens, targets):
 
 
 def main():
-    train.ENGINES = [PREFIX + strategy for strategy in sherd.sharding.STRATEGIES]
+    train.ENGINES = SHERD_PYTHON_ENGINES
     args = train.arguments()
     cfg = m.PRESETS[args.model]
     world = sherd.init()

@@ -156,37 +156,36 @@ def init_distributed(*_: Any, **__: Any) -> None:
     distributed.world()
 
 
-def modules() -> dict[str, dict[str, Any]]:
-    """What stands in each module that programs import."""
-    return {
-        "deepspeed": {"__version__": VERSION, "__path__": [], "initialize": initialize, "DeepSpeedEngine": DeepSpeedEngine,
-                      "init_distributed": init_distributed},
-        "deepspeed.comm": {"is_initialized": dist.is_initialized, "init_distributed": init_distributed,
-                           "get_rank": dist.get_rank, "get_world_size": dist.get_world_size, "barrier": dist.barrier},
-        "deepspeed.zero": {"Init": zero_init, "GatheredParameters": gather.GatheredParameters},
-        "deepspeed.utils": {"set_z3_leaf_modules": lambda *_: [], "logger": log},
-        "deepspeed.runtime": {"__path__": []},
-        "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": []},
-        "deepspeed.checkpoint": {"__path__": []},
-        "deepspeed.checkpoint.utils": {"clone_tensors_for_torch_save": whole_tensors},
-    }
+# What stands in each module that programs import.
+MODULES: dict[str, dict[str, Any]] = {
+    "deepspeed": {"__version__": VERSION, "__path__": [], "initialize": initialize, "DeepSpeedEngine": DeepSpeedEngine,
+                  "init_distributed": init_distributed},
+    "deepspeed.comm": {"is_initialized": dist.is_initialized, "init_distributed": init_distributed,
+                       "get_rank": dist.get_rank, "get_world_size": dist.get_world_size, "barrier": dist.barrier},
+    "deepspeed.zero": {"Init": zero_init, "GatheredParameters": gather.GatheredParameters},
+    "deepspeed.utils": {"set_z3_leaf_modules": lambda *_: [], "logger": log},
+    "deepspeed.runtime": {"__path__": []},
+    "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": []},
+    "deepspeed.checkpoint": {"__path__": []},
+    "deepspeed.checkpoint.utils": {"clone_tensors_for_torch_save": whole_tensors},
+}
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds the modules, and the package's metadata, where an installed DeepSpeed would be found."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name not in modules():
+        if name not in MODULES:
             return None
-        return importlib.machinery.ModuleSpec(name, self, is_package="__path__" in modules()[name])
+        return importlib.machinery.ModuleSpec(name, self, is_package="__path__" in MODULES[name])
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return types.ModuleType(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        module.__dict__.update(modules()[module.__name__])
+        module.__dict__.update(MODULES[module.__name__])
         if module.__name__ == "deepspeed":
-            for name in modules():
+            for name in MODULES:
                 if name != "deepspeed":
                     importlib.import_module(name)
 

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import own_rows
+from .parameters import over_rows, own_rows
 from .sharding import before_load
 from .units import ShardedModule
 
@@ -65,9 +65,7 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
             whole = state[name].to(target.dtype).contiguous() if world.rank == 0 else torch.empty(target.shape, dtype=target.dtype)
             if world.size > 1:
                 dist.broadcast(whole, src=0)
-            target.copy_(DTensor.from_local(rows_like(whole, target), target.device_mesh, target.placements, run_check=False,
-                                            shape=target.shape, stride=target.stride())
-                         if isinstance(target, DTensor) else whole)
+            target.copy_(over_rows(rows_like(whole, target), target) if isinstance(target, DTensor) else whole)
 
 
 def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterator
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
@@ -24,7 +25,7 @@ from ._C import ConfigError
 from .checkpoint import load_training, save_training
 from .schedule import schedule_of
 from .sharding import shard
-from .units import HELD, Root, ShardedModule
+from .units import ShardedModule
 
 Config = dict | str | os.PathLike
 
@@ -50,14 +51,12 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     own = optimizer is None
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
-    if settings["mesh"]["replicate"] != 1:
-        raise ConfigError("[initialize] got mesh.replicate in the configuration, expected 1; hsdp is not there for Python yet")
     if distributed._world is None:
         distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
     plain = dict(model.named_parameters())
     if not isinstance(model, ShardedModule):
         reshard = settings["reshard_after_forward"]
-        shard(model, units, strategy=settings["strategy"], reshard_after_forward=None if reshard == "auto" else reshard,
+        shard(model, units, mesh=mesh_of(settings), strategy=settings["strategy"], reshard_after_forward=None if reshard == "auto" else reshard,
               persistent_below=settings["persistent_below"])
     if optimizer is None:
         optimizer = optimizer_of(settings["optimizer"], model)
@@ -112,27 +111,18 @@ class Engine(nn.Module):
         if not boundary:
             return
         scale = 1.0
-        self._norm = self.root.model.gradient_norm()
+        self._norm = optim.gradient_norm(self.module)
         if self.settings["clip"] is not None:
             scale = optim.clip_scale(self._norm, self.settings["clip"])
         if isinstance(self.optimizer, optim.ShardedOptimizer):
             self.optimizer.step(gradient_scale=scale)
         else:
-            if scale < 1.0:
-                for parameter in self.module.parameters():
-                    if parameter.grad is not None:
-                        optim.local(parameter.grad).mul_(scale)
+            optim.scale_gradients(self.module, scale)
             self.optimizer.step()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self.global_steps += 1
-
-    @property
-    def root(self) -> Root:
-        handle = self.module.__dict__[HELD]
-        handle.ready()
-        return handle.root
 
     def gradient_accumulation_steps(self) -> int:
         return self.settings["batch"]["accumulate"]
@@ -213,6 +203,14 @@ def read_config(config: Config | None) -> tuple[dict, list[str] | None, set[str]
     except TypeError as error:
         raise ConfigError(f"[initialize] got a config that is not JSON ({error}), expected numbers, text, lists and dicts") from error
     return json.loads(_C.read_program_config(text)), units, set(config)
+
+
+def mesh_of(settings: dict) -> DeviceMesh | None:
+    """Of two axes for hsdp, else None: the world."""
+    if settings["strategy"] != "hsdp":
+        return None
+    axes = settings["mesh"]
+    return distributed.hybrid_mesh(axes["replicate"], None if axes["shard"] == "auto" else axes["shard"])
 
 
 def parameter_groups(settings: dict, model: nn.Module) -> list[dict]:

@@ -83,9 +83,7 @@ def root_of(module: nn.Module) -> Root:
         raise ConfigError(f"[full_parameters] got a {type(module).__name__} that is not sharded, expected a part of a sharded "
                           "model")
     if unit is not None:
-        handle = getattr(unit, HELD)
-        handle.ready()
-        return handle.root
+        return getattr(unit, HELD).whole_model()
     root = root_of_parameter(parameter)
     if root is None:
         raise ConfigError("[full_parameters] got a part of a model that has not run yet, expected one that has, or a module given "

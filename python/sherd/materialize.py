@@ -10,14 +10,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from typing import Callable
+from typing import Any, Callable
 
 import torch
 from torch import nn
 
 from ._C import ConfigError
 from .checkpoint import rows_like
-from .parameters import ShardedParameter, own_rows, spec_of
+from .parameters import ShardedParameter, own_rows, sharded_over
 
 INDEX = "model.safetensors.index.json"
 
@@ -33,7 +33,7 @@ def materialize(model: nn.Module, init: Callable[[nn.Module], None] | None = Non
 
     Before the first forward. Raises ConfigError for what neither gives.
     """
-    files = tensors_in(pathlib.Path(safetensors)) if safetensors is not None else {}
+    files = Files(pathlib.Path(safetensors)) if safetensors is not None else None
     names = aliases(model)
     done: set[int] = set()
     for prefix, module in model.named_modules():
@@ -47,30 +47,26 @@ def materialize(model: nn.Module, init: Callable[[nn.Module], None] | None = Non
     return model
 
 
-def from_files(parameter: torch.Tensor, names: list[str], files: dict[str, pathlib.Path]) -> bool:
+def from_files(parameter: torch.Tensor, names: list[str], files: "Files | None") -> bool:
     """Reads this rank's rows of a parameter, under any of its names. False where no file has it."""
-    name = next((name for name in names if name in files), None)
+    name = next((name for name in names if files is not None and name in files), None)
     if name is None:
         return False
-    from safetensors import safe_open
-    with safe_open(files[name], framework="pt") as file:
-        stored = file.get_slice(name)
-        if list(stored.get_shape()) != list(parameter.shape):
-            raise ConfigError(f"[materialize] got '{name}' of shape {stored.get_shape()} in {files[name]}, expected "
-                              f"{list(parameter.shape)}")
-        if isinstance(parameter, ShardedParameter):
-            give_rows(parameter, stored[own_rows(parameter.shape[0], parameter.device_mesh)])
-        else:
-            give_value(parameter, stored[:])
+    stored = files.holding(name).get_slice(name)
+    if list(stored.get_shape()) != list(parameter.shape):
+        raise ConfigError(f"[materialize] got '{name}' of shape {stored.get_shape()} in {files.where[name]}, expected "
+                          f"{list(parameter.shape)}")
+    if isinstance(parameter, ShardedParameter):
+        give_rows(parameter, stored[own_rows(parameter.shape[0], parameter.device_mesh)])
+    else:
+        give_value(parameter, stored[:])
     return True
 
 
-def buffer_from_files(module: nn.Module, key: str, name: str, files: dict[str, pathlib.Path]) -> bool:
-    if name not in files:
+def buffer_from_files(module: nn.Module, key: str, name: str, files: "Files | None") -> bool:
+    if files is None or name not in files:
         return False
-    from safetensors import safe_open
-    with safe_open(files[name], framework="pt") as file:
-        module._buffers[key] = file.get_tensor(name).to(module._buffers[key].dtype)
+    module._buffers[key] = files.holding(name).get_tensor(name).to(module._buffers[key].dtype)
     return True
 
 
@@ -104,11 +100,7 @@ def initialize_module(module: nn.Module, name: str, keys: list[str], buffers: li
 def give_rows(shard: ShardedParameter, rows: torch.Tensor) -> None:
     """The same parameter object, with this rank's rows in memory."""
     local = rows.to(shard.dtype).contiguous().clone()
-    real = ShardedParameter(local, spec_of(shard.shape, shard.dtype, shard.device_mesh), requires_grad=shard.requires_grad)
-    real._is_param = True
-    real.__dict__.update({k: v for k, v in shard.__dict__.items() if k not in ("_local_tensor", "_spec")})
-    real._sherd_whole = None
-    torch.utils.swap_tensors(shard, real)
+    torch.utils.swap_tensors(shard, sharded_over(local, shard, shard.device_mesh, shard._sherd_name))
 
 
 def give_value(parameter: nn.Parameter, value: torch.Tensor) -> None:
@@ -123,15 +115,31 @@ def aliases(model: nn.Module) -> dict[int, list[str]]:
     return names
 
 
-def tensors_in(path: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Which file has a tensor."""
-    from safetensors import SafetensorError, safe_open
-    if path.is_dir() and (path / INDEX).is_file():
-        return {name: path / file for name, file in json.loads((path / INDEX).read_text())["weight_map"].items()}
-    file = path / "model.safetensors" if path.is_dir() else path
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return {name: file for name in opened.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"[materialize] got {str(file)!r}, which cannot be read ({error}), expected a safetensors file or a folder "
-                          "with one") from error
+class Files:
+    """The safetensors files of a model, each opened once."""
+
+    def __init__(self, path: pathlib.Path):
+        self.where: dict[str, pathlib.Path] = {}
+        self._opened: dict[pathlib.Path, Any] = {}
+        if path.is_dir() and (path / INDEX).is_file():
+            self.where = {name: path / file for name, file in json.loads((path / INDEX).read_text())["weight_map"].items()}
+            return
+        file = path / "model.safetensors" if path.is_dir() else path
+        self.where = {name: file for name in self._open(file).keys()}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.where
+
+    def holding(self, name: str) -> Any:
+        """The open file that has a tensor."""
+        return self._open(self.where[name])
+
+    def _open(self, file: pathlib.Path) -> Any:
+        from safetensors import SafetensorError, safe_open
+        try:
+            if file not in self._opened:
+                self._opened[file] = safe_open(file, framework="pt")
+            return self._opened[file]
+        except (OSError, SafetensorError) as error:
+            raise ConfigError(f"[materialize] got {str(file)!r}, which cannot be read ({error}), expected a safetensors file or a "
+                              "folder with one") from error

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError
-from .parameters import spec_of
+from .parameters import over_rows
 from .units import HELD, ShardedModule
 
 
@@ -101,12 +101,16 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     ``clip_grad_norm_(model.parameters(), ...)`` works too, at the cost of DTensor operations per parameter.
     """
     norm = gradient_norm(model)
-    scale = clip_scale(norm, max_norm)
-    if scale < 1.0:
+    scale_gradients(model, clip_scale(norm, max_norm))
+    return torch.tensor(norm)
+
+
+def scale_gradients(model: nn.Module, scale: float) -> None:
+    """Multiplies all gradients, where that changes them."""
+    if scale != 1.0:
         for parameter in model.parameters():
             if parameter.grad is not None:
                 local(parameter.grad).mul_(scale)
-    return torch.tensor(norm)
 
 
 def gradient_norm(model: nn.Module) -> float:
@@ -114,9 +118,7 @@ def gradient_norm(model: nn.Module) -> float:
     if not isinstance(model, ShardedModule):
         raise ConfigError(f"[clip_grad_norm_] got a {type(model).__name__} that is not sharded, expected the module given to "
                           "fully_shard last")
-    handle = getattr(model, HELD)
-    handle.ready()
-    return handle.root.model.gradient_norm()
+    return getattr(model, HELD).whole_model().model.gradient_norm()
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
@@ -132,9 +134,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
 def zeros_like(parameter: torch.Tensor) -> torch.Tensor:
     """fp32 zeros, sharded as the parameter."""
     zeros = torch.zeros_like(local(parameter), dtype=torch.float32)
-    if not isinstance(parameter, DTensor):
-        return zeros
-    return DTensor(zeros, spec_of(parameter.shape, torch.float32, parameter.device_mesh), requires_grad=False)
+    return over_rows(zeros, parameter) if isinstance(parameter, DTensor) else zeros
 
 
 def check(name: str, value: Any, fine: bool, expected: str) -> None:

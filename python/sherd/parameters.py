@@ -6,7 +6,7 @@ import weakref
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 
 from . import _C
@@ -68,22 +68,17 @@ def tell(args: tuple, *methods: str) -> None:
 
 
 def own_rows(rows: int, mesh: DeviceMesh) -> slice:
-    """This rank's rows of so many: ``torch.chunk``'s rule, by which later ranks may have fewer or none."""
-    each = -(-rows // mesh.size())
-    first = min(rows, each * mesh.get_local_rank())
+    """This rank's rows of so many along the mesh's last axis: ``torch.chunk``'s rule, by which later ranks may have fewer or
+    none."""
+    axis = mesh.ndim - 1
+    each = -(-rows // mesh.size(axis))
+    first = min(rows, each * mesh.get_local_rank(axis))
     return slice(first, min(rows, first + each))
 
 
-def contiguous_strides(sizes: torch.Size) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(sizes):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
 def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh) -> DTensorSpec:
-    return DTensorSpec(mesh, (Shard(0),), TensorMeta(sizes, contiguous_strides(sizes), dtype))
+    placements = (*[Replicate()] * (mesh.ndim - 1), Shard(0))
+    return DTensorSpec(mesh, placements, TensorMeta(sizes, torch.empty(sizes, device="meta").stride(), dtype))
 
 
 def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> ShardedParameter:
@@ -98,12 +93,9 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     if parameter.layout != torch.strided:
         raise ConfigError(f"[shard] got parameter '{name}' of layout {parameter.layout}, expected torch.strided")
     local = parameter.detach()[own_rows(parameter.shape[0], mesh)].contiguous().clone()
-    sharded = ShardedParameter(local, spec_of(parameter.shape, parameter.dtype, mesh),
-                               requires_grad=parameter.requires_grad)
-    sharded._is_param = True
-    sharded.__dict__.update({k: v for k, v in parameter.__dict__.items() if not k.startswith("_sherd")})
-    sharded._sherd_name, sharded._sherd_root = name, None
-    sharded._sherd_whole = parameter if parameter.device.type == "cpu" else None
+    sharded = sharded_over(local, parameter, mesh, name)
+    if parameter.device.type == "cpu":
+        sharded._sherd_whole = parameter
     parameter._sherd_sharded = sharded  # no weak reference: module.to() does not like it
     if parameter.device.type != "meta":
         _C.release_memory(parameter)
@@ -122,12 +114,25 @@ def whole_of(sharded: ShardedParameter) -> nn.Parameter:
     if whole is None or whole.dtype != sharded.dtype or whole.device != sharded.device:
         like = torch.empty(0, dtype=sharded.dtype, device=sharded.device)
         whole = nn.Parameter(_C.unbacked(list(sharded.shape), like))
-        whole.__dict__.update({k: v for k, v in sharded.__dict__.items() if not k.startswith(("_sherd", "_local", "_spec"))})
+        whole.__dict__.update(users_attributes(sharded))
         sharded._sherd_whole = whole
     whole.requires_grad_(sharded.requires_grad)
     return whole
 
 
-def gradient_of(local: torch.Tensor, shard: DTensor) -> DTensor:
-    """The DTensor over ``local`` that is the gradient of ``shard``."""
+def over_rows(local: torch.Tensor, shard: DTensor) -> DTensor:
+    """The DTensor over ``local`` that is sharded as ``shard``: a gradient of it, a moment, a value."""
     return DTensor(local, spec_of(shard.shape, local.dtype, shard.device_mesh), requires_grad=False)
+
+
+def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:
+    """The parameter over these rows, of the shape and type of ``like`` and with what users have hung on it."""
+    sharded = ShardedParameter(local, spec_of(like.shape, like.dtype, mesh), requires_grad=like.requires_grad)
+    sharded._is_param = True
+    sharded.__dict__.update(users_attributes(like))
+    sharded._sherd_name, sharded._sherd_whole, sharded._sherd_root = name, None, None
+    return sharded
+
+
+def users_attributes(tensor: torch.Tensor) -> dict:
+    return {k: v for k, v in tensor.__dict__.items() if not k.startswith(("_sherd", "_local", "_spec"))}

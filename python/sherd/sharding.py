@@ -14,8 +14,6 @@ from ._C import ConfigError
 from .parameters import ShardedParameter, shard_parameter
 from .units import HELD, Options, ShardedModule, UnitHandle, joined, unit_class
 
-STRATEGIES = ("ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp")
-
 
 def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
                 reshard_after_forward: bool | None = None, ignored_params: set[nn.Parameter] | None = None,
@@ -26,8 +24,10 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same object is
     returned, of a subclass of its class (see :class:`ShardedModule`).
 
-    mesh: a device mesh of all ranks; default: the world.
-    strategy: of the outermost module: zero3 (fsdp), zero2, zero1 or ddp. What differs is how long whole parameters and
+    mesh: a device mesh of all ranks in order; default: the world. One of two axes, replicate x shard, is hybrid sharding (hsdp):
+        rows are spread along the second, and each index of the first has them all. On one host, where ranks share one copy of
+        everything, rows are spread over all ranks all the same.
+    strategy: of the outermost module: zero3 (fsdp, hsdp), zero2, zero1 or ddp. What differs is how long whole parameters and
         gradients stay; the results are the same bits. Optimizer state is sharded in all.
     reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root.
     ignored_params: stay as they are, on every rank.
@@ -42,13 +42,12 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward:
         raise ConfigError(f"[fully_shard] got a {type(module).__name__}, which is never called, expected a module with a "
                           "forward; try fully_shard on each of its modules")
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"[fully_shard] got strategy={strategy!r}, expected one of {', '.join(STRATEGIES)}; try 'zero3'")
+    _C.validate_strategy(strategy)
     if reshard_after_forward not in (True, False, None):
         raise ConfigError(f"[fully_shard] got reshard_after_forward={reshard_after_forward!r}, expected True, False or None")
     world = distributed.world()
-    check_mesh(mesh, world)
-    handle = UnitHandle(module, Options(strategy, reshard_after_forward, persistent_below), world)
+    check_mesh(mesh, strategy, world)
+    handle = UnitHandle(module, Options(strategy, reshard_after_forward, persistent_below, spread_over(mesh, world)), world)
     handle.ignored = {id(p) for p in ignored_params or ()}
     convert(module, module, "", handle, set())
     module.__class__ = unit_class(type(module))
@@ -77,14 +76,26 @@ def after_load(module: nn.Module, _) -> None:
             owner._parameters[name] = shard
 
 
-def check_mesh(mesh: DeviceMesh | None, world: distributed.World) -> None:
+def check_mesh(mesh: DeviceMesh | None, strategy: str, world: distributed.World) -> None:
+    if mesh is not None and not isinstance(mesh, DeviceMesh):
+        raise ConfigError(f"[fully_shard] got a {type(mesh).__name__} as mesh, expected a DeviceMesh; try init_device_mesh")
+    if strategy == "hsdp" and (mesh is None or mesh.ndim != 2):
+        raise ConfigError(f"[fully_shard] got strategy='hsdp' with {'no mesh' if mesh is None else f'a mesh of {mesh.ndim} axis'}, "
+                          "expected one of two axes, replicate x shard; try init_device_mesh('cpu', (hosts, ranks_per_host))")
     if mesh is None:
         return
-    if not isinstance(mesh, DeviceMesh):
-        raise ConfigError(f"[fully_shard] got a {type(mesh).__name__} as mesh, expected a DeviceMesh; try init_device_mesh")
-    if mesh.ndim != 1 or mesh.size() != world.size:
-        raise ConfigError(f"[fully_shard] got a mesh of shape {tuple(mesh.shape)}, expected one axis of all {world.size} ranks; "
-                          f"try init_device_mesh('cpu', ({world.size},))")
+    if mesh.ndim > 2 or mesh.mesh.flatten().tolist() != list(range(world.size)):
+        raise ConfigError(f"[fully_shard] got a mesh of shape {tuple(mesh.shape)} over ranks {mesh.mesh.flatten().tolist()}, expected "
+                          f"all {world.size} ranks in order, on one axis or two; try init_device_mesh('cpu', ({world.size},))")
+    if mesh.ndim == 2 and strategy not in ("zero3", "fsdp", "hsdp"):
+        raise ConfigError(f"[fully_shard] got a mesh of two axes with strategy={strategy!r}, expected one axis; try 'hsdp'")
+
+
+def spread_over(mesh: DeviceMesh | None, world: distributed.World) -> DeviceMesh:
+    """The mesh along whose last axis rows lie."""
+    if mesh is None or (mesh.ndim == 2 and world.transport.name == "host"):
+        return world.mesh
+    return mesh
 
 
 def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, seen: set[int]) -> None:
@@ -104,7 +115,7 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
         if isinstance(parameter, DTensor):
             raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is a DTensor already, expected a plain one")
         before = getattr(parameter, "_sherd_sharded", None)  # tied to one in a unit that came first
-        module._parameters[key] = before if before is not None else shard_parameter(parameter, joined(name, key), handle.world.mesh)
+        module._parameters[key] = before if before is not None else shard_parameter(parameter, joined(name, key), handle.options.mesh)
     for key, child in module._modules.items():
         if child is not None:
             convert(unit, child, joined(name, key), handle, seen)

@@ -5,6 +5,7 @@ module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of
 """
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import logging
@@ -14,12 +15,13 @@ from typing import Any, Callable
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
 from .distributed import World
-from .parameters import ShardedParameter, check_type, gradient_of, whole_of
+from .parameters import ShardedParameter, check_type, over_rows, whole_of
 
 log = logging.getLogger("sherd")
 HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
@@ -36,6 +38,12 @@ class UnitHandle:
         self.ignored: set[int] = set()
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
+        self.sync = self.all_reduce = True  # of a root: what its backwards do
+
+    def tell_gradients(self) -> None:
+        """What the root's following backwards do with their gradients."""
+        reduce = _C.Gradients.reduce if self.all_reduce else _C.Gradients.reduce_shard_axis
+        self.whole_model().model.set_gradients(reduce if self.sync else _C.Gradients.hold)
 
     @property
     def root_module(self) -> nn.Module:
@@ -50,15 +58,23 @@ class UnitHandle:
             build(self.root_module)
         return self.unit
 
+    def whole_model(self) -> "Root":
+        """The sharded model that the unit is part of; made, where it has not run yet."""
+        self.ready()
+        return self.root
 
+
+@dataclasses.dataclass
 class Options:
     """How a unit is sharded."""
+    strategy: str
+    reshard_after_forward: bool | None
+    persistent_below: int
+    mesh: DeviceMesh  # whose last axis the parameters are spread along
 
-    def __init__(self, strategy: str, reshard_after_forward: bool | None, persistent_below: int = 0, replicate: int = 1):
-        self.strategy = strategy
-        self.reshard_after_forward = reshard_after_forward
-        self.persistent_below = persistent_below
-        self.replicate = replicate
+    @property
+    def replicate(self) -> int:
+        return self.mesh.size(0) if self.mesh.ndim == 2 else 1
 
 
 class Root:
@@ -68,8 +84,22 @@ class Root:
         self.model = model
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
-        self.divisor = float(world.size)
-        model.set_divisor(self.divisor)
+        model.set_divisor(float(world.size))
+
+
+@functools.partial(torch._dynamo.disable, recursive=False)
+def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) -> Any:
+    """Calls a method of a unit with its parameters whole."""
+    handle = module.__dict__[HELD]
+    unit = handle.unit or handle.ready()
+    unit.enter(args, kwargs)
+    try:
+        result = method(*args, **kwargs)
+    except BaseException as error:
+        unit.fail(f"{type(error).__name__}: {error}")
+        raise
+    unit.leave(result)
+    return result
 
 
 class ShardedModule:
@@ -77,16 +107,7 @@ class ShardedModule:
 
     @functools.partial(torch._dynamo.disable, recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        handle = self.__dict__[HELD]
-        unit = handle.unit or handle.ready()
-        unit.enter(args, kwargs)
-        try:
-            result = super().__call__(*args, **kwargs)
-        except BaseException as error:
-            unit.fail(f"{type(error).__name__}: {error}")
-            raise
-        unit.leave(result)
-        return result
+        return run_forward(self, super().__call__, args, kwargs)
 
     def __deepcopy__(self, memo: dict) -> Any:
         raise ConfigError("[fully_shard] got a copy of a sharded module, expected one made before it was sharded; try "
@@ -124,12 +145,40 @@ class ShardedModule:
     def set_requires_gradient_sync(self, requires_gradient_sync: bool, *, recurse: bool = True) -> None:
         """False: following backwards keep their gradients on this rank (``no_sync``), for a later one that reduces the
         sum. To be set on the root: all units of a model reduce together."""
+        handle = self._root_handle("set_requires_gradient_sync")
+        handle.sync = requires_gradient_sync
+        handle.tell_gradients()
+
+    def set_requires_all_reduce(self, requires_all_reduce: bool, *, recurse: bool = True) -> None:
+        """False, on a mesh of two axes: following backwards reduce along the shard axis alone, and keep these sums (fp32, this
+        rank's rows) for a later one that adds up the replicas too. Else it changes nothing. To be set on the root."""
+        handle = self._root_handle("set_requires_all_reduce")
+        handle.all_reduce = requires_all_reduce
+        handle.tell_gradients()
+
+    def _root_handle(self, caller: str) -> "UnitHandle":
         handle = self.__dict__[HELD]
-        handle.ready()
         if handle.root_module is not self:
-            raise ConfigError("[set_requires_gradient_sync] got a unit inside of another, expected the outermost: units "
-                              "of one model reduce together; try it on the root")
-        handle.root.model.hold_gradients(not requires_gradient_sync)
+            raise ConfigError(f"[{caller}] got a unit inside of another, expected the outermost: units of one model reduce together; "
+                              "try it on the root")
+        return handle
+
+    def set_modules_to_forward_prefetch(self, modules: list[nn.Module]) -> None:
+        """The units whose parameters are fetched while this one's forward runs, the same on every rank. Unset, and with []: the
+        one that ran next the last time. Costs the memory of those units' parameters."""
+        self._set_prefetch(_C.Pass.forward, modules)
+
+    def set_modules_to_backward_prefetch(self, modules: list[nn.Module]) -> None:
+        """The same for this unit's backward. Unset, and with []: the one that ran before it in forward."""
+        self._set_prefetch(_C.Pass.backward, modules)
+
+    def _set_prefetch(self, which: _C.Pass, modules: list[nn.Module]) -> None:
+        handle = self.__dict__[HELD]
+        for module in modules:
+            if not isinstance(module, ShardedModule) or module.__dict__[HELD].root_module is not handle.root_module:
+                raise ConfigError(f"[prefetch] got a {type(module).__name__} that is no unit of this model, expected modules given to "
+                                  "fully_shard")
+        handle.ready().set_prefetch(which, [module.__dict__[HELD].ready() for module in modules])
 
     def set_reshard_after_forward(self, reshard_after_forward: bool, recurse: bool = True) -> None:
         """Whether whole parameters are given up between forward and backward; of all units inside too."""
@@ -143,10 +192,7 @@ class ShardedModule:
         """What the sum of all ranks' gradients is divided by; the number of ranks at first. For the whole model."""
         if not factor > 0:
             raise ConfigError(f"[set_gradient_divide_factor] got {factor!r}, expected a number above 0; try 1.0")
-        handle = self.__dict__[HELD]
-        handle.ready()
-        handle.root.divisor = float(factor)
-        handle.root.model.set_divisor(handle.root.divisor)
+        self.__dict__[HELD].whole_model().model.set_divisor(float(factor))
 
 
 class Unsharded:
@@ -177,15 +223,7 @@ def register_forward_method(module: nn.Module, name: str) -> None:
 
     @functools.wraps(method)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        unit = self.__dict__[HELD].ready()
-        unit.enter(args, kwargs)
-        try:
-            result = method(*args, **kwargs)
-        except BaseException as error:
-            unit.fail(f"{type(error).__name__}: {error}")
-            raise
-        unit.leave(result)
-        return result
+        return run_forward(self, method, args, kwargs)
 
     setattr(module, name, forward.__get__(module))
 
@@ -252,7 +290,7 @@ def build(root: nn.Module) -> Root:
     uses = Uses(root)
     handle: UnitHandle = getattr(root, HELD)
     world, options = handle.world, handle.options
-    check(uses, world)
+    check(uses)
     check_same_on_all_ranks(uses, options, world)
     plans, all_places = [], []
     for index, module in enumerate(uses.modules):
@@ -275,14 +313,17 @@ def build(root: nn.Module) -> Root:
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
+        if unit_handle.options.mesh != options.mesh:
+            raise ConfigError(f"[fully_shard] got unit '{uses.names[index]}' on mesh {unit_handle.options.mesh} in a model on "
+                              f"{options.mesh}, expected one mesh; try to give it to every fully_shard")
         reshard = unit_handle.options.reshard_after_forward
         reshard = index != 0 if reshard is None else reshard
         unit_handle.unit = _C.Unit(places)
         plans.append(_C.UnitPlan(unit=unit_handle.unit, name=uses.names[index], parent=uses.parents[index],
                                  parameters=planned, after_forward=after_forward(reshard)))
     try:
-        model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy, replicate=options.replicate,
-                         persistent_below=options.persistent_below, make_gradient=gradient_of)
+        model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
+                         persistent_below=options.persistent_below, replicate=options.replicate, make_gradient=over_rows)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None
@@ -304,7 +345,7 @@ def own_local(shard: ShardedParameter) -> torch.Tensor:
     return local
 
 
-def check(uses: Uses, world: World) -> None:
+def check(uses: Uses) -> None:
     on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
     if on_meta:
         raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"
@@ -318,7 +359,7 @@ def check_same_on_all_ranks(uses: Uses, options: Options, world: World) -> None:
     """Ranks with different models would wait for each other for ever, or sum what does not belong together."""
     if world.size == 1:
         return
-    mine = [f"strategy {options.strategy}"]
+    mine = [f"strategy {options.strategy}", f"mesh {tuple(options.mesh.shape)}"]
     mine += [f"unit '{name}'" for name in uses.names]
     mine += [f"parameter '{uses.fqns[key]}' {list(p.shape)} {p.dtype} {'trainable' if p.requires_grad else 'frozen'}"
              for key, p in uses.parameters.items()]

@@ -1,7 +1,6 @@
 """What has to happen around an optimizer's step: torch's own hooks tell of every optimizer's."""
 from __future__ import annotations
 
-
 from typing import Iterable
 
 from torch import nn
@@ -10,22 +9,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ._C import ConfigError
 from .parameters import ShardedParameter
-from .units import HELD, Root
+from .units import HELD
 
 
-def models_of(optimizer: Optimizer) -> list[Root]:
+def roots_of(optimizer: Optimizer) -> list[nn.Module]:
     """The sharded models whose parameters an optimizer updates."""
     modules: dict[int, nn.Module] = {}
-    plain: list[nn.Parameter] = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
-            if not isinstance(parameter, ShardedParameter):
-                plain.append(parameter)
-            elif (module := parameter._sherd_root and parameter._sherd_root()) is not None:
+            root = isinstance(parameter, ShardedParameter) and parameter._sherd_root
+            if root and (module := root()) is not None:
                 modules[id(module)] = module
-    for parameter in plain:
-        check_plain(parameter, type(optimizer).__name__, modules.values())
-    return [getattr(module, HELD).root for module in modules.values()]
+    return list(modules.values())
 
 
 def check_plain(parameter: nn.Parameter, optimizer: str, modules: Iterable[nn.Module]) -> None:
@@ -47,13 +42,18 @@ def check_plain(parameter: nn.Parameter, optimizer: str, modules: Iterable[nn.Mo
 
 
 def before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-    for root in models_of(optimizer):
-        root.model.before_update()
+    roots = roots_of(optimizer)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not isinstance(parameter, ShardedParameter):
+                check_plain(parameter, type(optimizer).__name__, roots)
+    for root in roots:
+        getattr(root, HELD).root.model.before_update()
 
 
 def after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-    for root in models_of(optimizer):
-        root.model.note_update()
+    for root in roots_of(optimizer):
+        getattr(root, HELD).root.model.note_update()
 
 
 register_optimizer_step_pre_hook(before_step)

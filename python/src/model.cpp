@@ -39,22 +39,18 @@ void with_python_types(const std::function<void()>& step) {
   }
 }
 
-uint32_t version_of(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-}
-
 }  // namespace
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
              MakeGradient make_gradient)
-    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)) {
+    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate) {
   ShardOptions shard;
   shard.strategy = find_strategy(options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
   shard.strategy.optimizer = Spread::sharded;
   shard.access = Access::watch;
   shard.persistent_below = options.persistent_below;
-  shard.mesh = Mesh::over(transport->size(), transport->rank(), options.replicate, 0);
+  shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
   for (const auto& plan : plans) core_->units.push_back(plan.unit);
   {
@@ -119,8 +115,8 @@ void Model::make_gradients(size_t g) {
 bool Model::rows_have_changed() const {
   for (const auto& faces : faces_)
     for (const auto& face : faces)
-      if (face.shard_version != version_of(face.parameter.shard) ||
-          face.local_version != version_of(face.parameter.local))
+      if (face.shard_version != face.parameter.shard._version() ||
+          face.local_version != face.parameter.local._version())
         return true;
   return false;
 }
@@ -128,8 +124,8 @@ bool Model::rows_have_changed() const {
 void Model::remember_versions() {
   for (auto& faces : faces_) {
     for (auto& face : faces) {
-      face.shard_version = version_of(face.parameter.shard);
-      face.local_version = version_of(face.parameter.local);
+      face.shard_version = face.parameter.shard._version();
+      face.local_version = face.parameter.local._version();
     }
   }
 }
@@ -233,8 +229,9 @@ double Model::gradient_norm() {
   const py::gil_scoped_release no_gil;
   const auto digits = squares.digits();
   const std::vector<double> all = core_->transport->exchange({digits.begin(), digits.end()});
-  ExactSum sum;
-  for (size_t first = 0; first < all.size(); first += digits.size()) sum.add_digits({&all[first], digits.size()});
+  ExactSum sum;  // over one replica: the others have the same
+  const size_t once = all.size() / static_cast<size_t>(replicate_);
+  for (size_t first = 0; first < once; first += digits.size()) sum.add_digits({&all[first], digits.size()});
   return std::sqrt(sum.value());
 }
 
@@ -279,6 +276,7 @@ void Model::end_backward() {
   const std::vector<bool> seen = seen_by_any_rank();
   has_reduced_ = true;
   has_read_ = false;
+  if (core_->model->gradients() == Gradients::reduce_shard_axis && replicate_ > 1) return;
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;

@@ -34,8 +34,8 @@ struct UnitPlan {
 
 struct ModelOptions {
   std::string strategy = "zero3";
-  int replicate = 1;
   int64_t persistent_below = 0;
+  int replicate = 1;  // of the mesh (replicate x shard) that the local tensors are spread over
 };
 
 /// (local, shard) -> the DTensor over `local` that is a gradient of `shard`.
@@ -69,7 +69,6 @@ class Model {
 
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
-  Transport& transport() { return *core_->transport; }
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
 
  private:
@@ -86,11 +85,10 @@ class Model {
     at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
     py::object gradient;  // the DTensor over it
     Py_ssize_t references = 0;
-    uint32_t shard_version = 0, local_version = 0;  // when they were published last
+    int64_t shard_version = 0, local_version = 0;  // when they were published last
   };
 
   void make_face(size_t g, size_t p, Parameter parameter);
-  void adopt_rows(Face& face);
   void make_gradients(size_t g);
   void begin_backward();
   void end_backward();
@@ -108,6 +106,7 @@ class Model {
   MakeGradient make_gradient_;
   std::vector<std::vector<Face>> faces_;  // by group and parameter
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
+  int replicate_;
   int open_ = 0;                          // forwards under way
   bool updated_ = false, aliased_ = false;
   bool has_read_ = true;      // since this rank last waited for the others

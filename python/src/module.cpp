@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <torch/csrc/distributed/c10d/Store.hpp>
 
+#include "python/src/heap.h"
 #include "python/src/model.h"
 #include "python/src/unit.h"
 #include "sherd/base/error.h"
@@ -10,6 +11,7 @@
 #include "sherd/comm/rendezvous.h"
 #include "sherd/config/train_config.h"
 #include "sherd/models/chunked_loss.h"
+#include "sherd/models/deferred.h"
 #include "sherd/optim/schedule.h"
 #include "sherd/optim/update_rule.h"
 
@@ -22,14 +24,9 @@ std::chrono::milliseconds milliseconds(double seconds) {
   return std::chrono::duration_cast<std::chrono::milliseconds>(Timeout(seconds));
 }
 
-/// A tensor of this shape without memory, which whoever points its storage somewhere makes usable.
-at::Tensor unbacked(const std::vector<int64_t>& sizes, const at::Tensor& like) {
-  return at::for_blob(nullptr, sizes).options(like.options()).target_device(like.device()).make_tensor();
-}
-
 /// Gives the memory of `tensor` back to whoever else uses it: the tensor keeps its shape, and has none.
 void release_memory(const at::Tensor& tensor) {
-  const at::Tensor empty = unbacked(tensor.sizes().vec(), tensor);
+  const at::Tensor empty = deferred_tensor(tensor.sizes(), tensor.options());
   tensor.unsafeGetTensorImpl()->set_storage_keep_dtype(empty.storage());
   tensor.unsafeGetTensorImpl()->set_sizes_contiguous(tensor.sizes());
   tensor.unsafeGetTensorImpl()->set_storage_offset(0);
@@ -69,6 +66,11 @@ void add_model(py::module& module) {
   py::enum_<AfterForward>(module, "AfterForward")
       .value("reshard", AfterForward::reshard)
       .value("keep", AfterForward::keep);
+  py::enum_<Pass>(module, "Pass").value("forward", Pass::forward).value("backward", Pass::backward);
+  py::enum_<Gradients>(module, "Gradients")
+      .value("reduce", Gradients::reduce)
+      .value("reduce_shard_axis", Gradients::reduce_shard_axis)
+      .value("hold", Gradients::hold);
   py::class_<Place>(module, "Place")
       .def(py::init<py::dict, py::str, py::object, py::object>(), py::arg("parameters"), py::arg("name"),
            py::arg("whole"), py::arg("shard"));
@@ -79,7 +81,8 @@ void add_model(py::module& module) {
       .def("fail", &Unit::fail)
       .def("unshard", &Unit::unshard)
       .def("reshard", &Unit::reshard)
-      .def("set_after_forward", &Unit::set_after_forward);
+      .def("set_after_forward", &Unit::set_after_forward)
+      .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
   py::class_<Parameter>(module, "Parameter")
       .def(py::init<std::string, at::Tensor, at::Tensor, at::Tensor>(), py::arg("fqn"), py::arg("whole"),
            py::arg("shard"), py::arg("local"));
@@ -88,22 +91,19 @@ void add_model(py::module& module) {
            py::arg("unit"), py::arg("name"), py::arg("parent"), py::arg("parameters"), py::arg("after_forward"));
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init([](std::vector<UnitPlan> units, std::shared_ptr<Transport> transport, const std::string& strategy,
-                       int replicate, int64_t persistent_below, MakeGradient make_gradient) {
+                       int64_t persistent_below, int replicate, MakeGradient make_gradient) {
              return std::make_shared<Model>(std::move(units), std::move(transport),
-                                            ModelOptions{strategy, replicate, persistent_below},
-                                            std::move(make_gradient));
+                                            ModelOptions{strategy, persistent_below, replicate}, std::move(make_gradient));
            }),
-           py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("replicate"),
-           py::arg("persistent_below"), py::arg("make_gradient"))
+           py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("persistent_below"),
+           py::arg("replicate"), py::arg("make_gradient"))
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
       .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
       .def("note_alias", &Model::note_alias)
       .def("gradient_norm", &Model::gradient_norm)
       .def("note_update", &Model::note_update)
       .def(
-          "hold_gradients",
-          [](Model& model, bool hold) { model.set_gradients(hold ? Gradients::hold : Gradients::reduce); },
-          py::arg("hold"), py::call_guard<py::gil_scoped_release>())
+          "set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
       .def_property_readonly("warnings", &Model::warnings);
 }
@@ -111,11 +111,7 @@ void add_model(py::module& module) {
 void add_optimizer(py::module& module) {
   py::class_<UpdateRule>(module, "UpdateRule", "The update of an optimizer on fp32, bf16 or fp16 pieces of parameters.")
       .def(py::init([](const std::string& kind, double momentum, bool nesterov) {
-             UpdateRuleOptions options{UpdateRuleOptions::Kind::adamw, momentum,
-                                       nesterov ? Nesterov::yes : Nesterov::no};
-             if (kind == "adam") options.kind = UpdateRuleOptions::Kind::adam;
-             if (kind == "sgd") options.kind = UpdateRuleOptions::Kind::sgd;
-             return make_update_rule(options);
+             return make_update_rule({update_kind(kind), momentum, nesterov ? Nesterov::yes : Nesterov::no});
            }),
            py::arg("kind"), py::arg("momentum") = 0.0, py::arg("nesterov") = false)
       .def_property_readonly("state_names",
@@ -148,7 +144,13 @@ PYBIND11_MODULE(_C, module) {
   using namespace sherd::python;
   py::register_exception<sherd::ConfigError>(module, "ConfigError", PyExc_ValueError);
   py::register_exception<sherd::FaultError>(module, "FaultError", PyExc_RuntimeError);
-  module.def("unbacked", &unbacked, py::arg("sizes"), py::arg("like"));
+  module.def(
+      "unbacked",
+      [](const std::vector<int64_t>& sizes, const at::Tensor& like) {
+        return sherd::deferred_tensor(sizes, like.options());
+      },
+      py::arg("sizes"), py::arg("like"));
+  module.def("keep_freed_memory", &keep_freed_memory);
   module.def("release_memory", &release_memory, py::arg("tensor"));
   add_transport(module);
   add_model(module);
@@ -162,12 +164,13 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "learning_rate_scale",
       [](const std::string& type, int64_t warmup, int64_t steps, double final_ratio, int64_t step) {
-        sherd::ScheduleOptions options{sherd::ScheduleOptions::Kind::constant, warmup, steps, final_ratio};
-        if (type == "linear") options.kind = sherd::ScheduleOptions::Kind::linear;
-        if (type == "cosine") options.kind = sherd::ScheduleOptions::Kind::cosine;
-        return sherd::learning_rate_scale(options, step);
+        return sherd::learning_rate_scale({sherd::schedule_kind(type), warmup, steps, final_ratio}, step);
       },
       py::arg("type"), py::arg("warmup"), py::arg("steps"), py::arg("final_ratio"), py::arg("step"));
+  module.def(
+      "validate_transport", [](const std::string& kind) { sherd::validate_transport(kind); }, py::arg("kind"));
+  module.def(
+      "validate_strategy", [](const std::string& name) { sherd::find_strategy(name); }, py::arg("name"));
   module.def("glob_matches", &sherd::glob_matches, py::arg("glob"), py::arg("text"));
   module.def("linear_cross_entropy", &sherd::linear_cross_entropy, py::arg("x"), py::arg("weight"), py::arg("targets"),
              py::arg("scale"), py::call_guard<py::gil_scoped_release>());

@@ -66,6 +66,12 @@ void Unit::reshard() {
 
 void Unit::set_after_forward(AfterForward after_forward) { state_->set_after_forward(after_forward); }
 
+void Unit::set_prefetch(Pass pass, const std::vector<std::shared_ptr<Unit>>& units) {
+  std::vector<std::weak_ptr<UnitState>> states;
+  for (const auto& unit : units) states.push_back(unit->state_);
+  state_->set_prefetch(pass, std::move(states));
+}
+
 void Unit::show_whole() { show(true); }
 
 void Unit::show_shards() noexcept { show(false); }

@@ -28,7 +28,7 @@ class Unit : public UnitBase, public UnitFace {
   /// Called by the model that this unit is of, and once more with null before that is gone.
   void belong_to(Model* model);
 
-  /// Around one forward: enter, then leave with what it returned, or fail with why it did not. `callback` of errors:
+  /// Around one forward: enter, then leave with what it returned, or fail with why it did not. Throw
   /// FaultError where a peer is gone or a parameter was changed in place.
   void enter(const py::tuple& args, const py::dict& kwargs);
   void leave(const py::object& result);
@@ -38,6 +38,8 @@ class Unit : public UnitBase, public UnitFace {
   void unshard();
   void reshard();
   void set_after_forward(AfterForward after_forward);
+  /// Which units to unshard while this one runs. Empty: the one that came next the last time.
+  void set_prefetch(Pass pass, const std::vector<std::shared_ptr<Unit>>& units);
 
   void show_whole() override;
   void show_shards() noexcept override;

@@ -287,12 +287,19 @@ const std::vector<std::string>& all_paths() {
   return paths;
 }
 
-}  // namespace
-
-namespace {
+template <class Read, class Target>
+bool read_section(JsonReader& reader, const char* key, Read read, Target& target) {
+  std::optional<JsonReader> below = reader.object(key);
+  if (below) read(*below, target);
+  return below.has_value();
+}
 
 /// Reads what stands beside the model, the data and the run.
-void read_strategy(JsonReader& reader, TrainConfig& config) {
+void read_training(JsonReader& reader, TrainConfig& config) {
+  read_section(reader, "batch", read_batch, config.batch);
+  read_section(reader, "optimizer", read_optimizer, config.optimizer);
+  read_section(reader, "schedule", read_schedule, config.schedule);
+  read_section(reader, "mesh", read_mesh, config);
   read_clip(reader, config.clip);
   reader.choice("strategy", config.strategy, {"ddp", "zero1", "zero2", "zero3", "fsdp", "hsdp"});
   if (config.strategy == "fsdp") config.strategy = "zero3";
@@ -303,13 +310,6 @@ void read_strategy(JsonReader& reader, TrainConfig& config) {
   reader.number("timeout_s", config.timeout_s, {.min = 0, .max = 1e6, .low = Bound::open});
 }
 
-template <class Read, class Target>
-bool read_section(JsonReader& reader, const char* key, Read read, Target& target) {
-  std::optional<JsonReader> below = reader.object(key);
-  if (below) read(*below, target);
-  return below.has_value();
-}
-
 }  // namespace
 
 TrainConfig read_train_config(const json& document) {
@@ -317,11 +317,7 @@ TrainConfig read_train_config(const json& document) {
   JsonReader reader(document, "");
   const bool has_model = read_section(reader, "model", read_model, config.model);
   const bool has_data = read_section(reader, "data", read_data, config.data);
-  read_section(reader, "batch", read_batch, config.batch);
-  read_section(reader, "optimizer", read_optimizer, config.optimizer);
-  read_section(reader, "schedule", read_schedule, config.schedule);
-  read_section(reader, "mesh", read_mesh, config);
-  read_strategy(reader, config);
+  read_training(reader, config);
   read_recompute(reader, config.recompute);
   reader.string("device", config.device);
   reader.integer("seed", config.seed, {.min = 0, .max = std::numeric_limits<int64_t>::max()});
@@ -344,13 +340,10 @@ TrainConfig read_program_config(const json& document) {
   JsonReader reader(document, "");
   for (const char* key : {"model", "data"})
     if (reader.find(key) != nullptr)
-      config_error("config", "got '{}' in a program's configuration, expected none: the program brings its own; try without",
+      config_error("config",
+                   "got '{}' in a program's configuration, expected none: the program brings its own; try without",
                    key);
-  read_section(reader, "batch", read_batch, config.batch);
-  read_section(reader, "optimizer", read_optimizer, config.optimizer);
-  read_section(reader, "schedule", read_schedule, config.schedule);
-  read_section(reader, "mesh", read_mesh, config);
-  read_strategy(reader, config);
+  read_training(reader, config);
   reader.finish(all_paths());
   config.model.preset = "tiny";  // something that passes
   check_config(config);

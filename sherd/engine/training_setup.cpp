@@ -65,11 +65,9 @@ std::shared_ptr<const TokenSource> open_source(const TrainConfig& config, int64_
 }
 
 UpdateRuleOptions update_options(const OptimizerConfig& config) {
-  using Kind = UpdateRuleOptions::Kind;
-  if (config.type == "adam") return {.kind = Kind::adam};
-  if (config.type == "sgd") return {Kind::sgd, config.momentum, config.nesterov ? Nesterov::yes : Nesterov::no};
-  SHERD_CHECK(config.type == "adamw");
-  return {.kind = Kind::adamw};
+  const auto kind = update_kind(config.type);
+  if (kind != UpdateRuleOptions::Kind::sgd) return {.kind = kind};
+  return {kind, config.momentum, config.nesterov ? Nesterov::yes : Nesterov::no};
 }
 
 LastBatch last_batch(LastStep last) {
@@ -115,8 +113,7 @@ EngineOptions engine_options(const TrainConfig& config) {
 
 ScheduleOptions schedule_options(const TrainConfig& config) {
   ScheduleOptions schedule;
-  if (config.schedule.type == "linear") schedule.kind = ScheduleOptions::Kind::linear;
-  if (config.schedule.type == "cosine") schedule.kind = ScheduleOptions::Kind::cosine;
+  schedule.kind = schedule_kind(config.schedule.type);
   schedule.warmup = config.schedule.warmup;
   schedule.steps = config.steps;
   schedule.final_ratio = config.schedule.final_ratio;

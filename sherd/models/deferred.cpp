@@ -6,19 +6,20 @@
 
 namespace sherd {
 
-at::Tensor deferred_parameter(at::IntArrayRef sizes, at::Device device) {
+at::Tensor deferred_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
   // The device is named, not asked of the address: there is none.
-  auto tensor = at::for_blob(nullptr, sizes)
-                    .options(at::TensorOptions().dtype(at::kFloat).device(device))
-                    .target_device(device)
-                    .make_tensor();
+  auto tensor = at::for_blob(nullptr, sizes).options(options).target_device(options.device()).make_tensor();
   std::string shape = fmt::format("[{}]", fmt::join(sizes, ", "));
   tensor.unsafeGetTensorImpl()
       ->unsafe_storage()
       .unsafeGetStorageImpl()
       ->release_data_and_set_meta_custom_data_ptr_error_msg_(fmt::format(
           "[models] a parameter of shape {} has no memory yet; shard or materialize the model first", shape));
-  return tensor.requires_grad_();
+  return tensor;
+}
+
+at::Tensor deferred_parameter(at::IntArrayRef sizes, at::Device device) {
+  return deferred_tensor(sizes, at::TensorOptions().dtype(at::kFloat).device(device)).requires_grad_();
 }
 
 RowRange whole_parameter(std::string fqn, at::IntArrayRef sizes) {

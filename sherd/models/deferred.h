@@ -12,6 +12,9 @@
 
 namespace sherd {
 
+/// A tensor without memory, armed.
+at::Tensor deferred_tensor(at::IntArrayRef sizes, const at::TensorOptions& options);
+
 /// An fp32 leaf of `device` that requires grad and has no memory.
 at::Tensor deferred_parameter(at::IntArrayRef sizes, at::Device device = at::kCPU);
 

@@ -8,6 +8,14 @@
 
 namespace sherd {
 
+ScheduleOptions::Kind schedule_kind(std::string_view name) {
+  using Kind = ScheduleOptions::Kind;
+  if (name == "constant") return Kind::constant;
+  if (name == "linear") return Kind::linear;
+  if (name == "cosine") return Kind::cosine;
+  config_error("schedule.type", "got '{}', expected constant, linear or cosine; try constant", name);
+}
+
 void ScheduleOptions::validate() const {
   if (steps < 1)
     config_error("schedule.steps", "got {}, expected at least 1; try the number of steps of the run", steps);

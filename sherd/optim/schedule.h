@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 namespace sherd {
 
@@ -18,6 +19,9 @@ struct ScheduleOptions {
   /// Throws ConfigError.
   void validate() const;
 };
+
+/// constant, linear or cosine by name. Throws ConfigError.
+ScheduleOptions::Kind schedule_kind(std::string_view name);
 
 /// What the learning rate is multiplied with at `step`, counted from 0.
 double learning_rate_scale(const ScheduleOptions& options, int64_t step);

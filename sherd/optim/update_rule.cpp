@@ -9,6 +9,14 @@
 
 namespace sherd {
 
+UpdateRuleOptions::Kind update_kind(std::string_view name) {
+  using Kind = UpdateRuleOptions::Kind;
+  if (name == "adamw") return Kind::adamw;
+  if (name == "adam") return Kind::adam;
+  if (name == "sgd") return Kind::sgd;
+  config_error("optimizer.type", "got '{}', expected adamw, adam or sgd; try adamw", name);
+}
+
 void UpdateRuleOptions::validate() const {
   if (!(momentum >= 0.0 && momentum < 1.0))
     config_error("optimizer.momentum", "got {}, expected 0 <= momentum < 1; try 0.9", momentum);

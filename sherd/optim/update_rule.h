@@ -31,6 +31,9 @@ struct UpdateRuleOptions {
   void validate() const;
 };
 
+/// adamw, adam or sgd by name. Throws ConfigError.
+UpdateRuleOptions::Kind update_kind(std::string_view name);
+
 /// Views lent by the caller: 1-D, contiguous, fp32, of one length and device. The gradient is only read.
 struct UpdatePiece {
   at::Tensor parameter, gradient;

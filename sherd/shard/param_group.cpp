@@ -3,14 +3,6 @@
 #include "sherd/base/error.h"
 
 namespace sherd {
-namespace {
-
-uint32_t version_of(const at::Tensor& tensor) {
-  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
-}
-
-}  // namespace
-
 ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters)
     : store_(store), index_(index), plan_(plan), parameters_(std::move(parameters)) {
   arm();
@@ -54,7 +46,7 @@ void ParamGroup::publish() {
 void ParamGroup::check_unchanged() {
   if (plan_.access == Access::write) return;
   for (size_t p = 0; p < parameters_.size(); ++p) {
-    if (versions_[p] == version_of(parameters_[p])) continue;
+    if (versions_[p] == parameters_[p]._version()) continue;
     accept_changes();
     fault("shard",
           "got parameter '{}' of {} changed in place in forward, expected reads: other ranks do not see the change; "
@@ -64,7 +56,7 @@ void ParamGroup::check_unchanged() {
 }
 
 void ParamGroup::accept_changes() {
-  for (size_t p = 0; p < parameters_.size(); ++p) versions_[p] = version_of(parameters_[p]);
+  for (size_t p = 0; p < parameters_.size(); ++p) versions_[p] = parameters_[p]._version();
 }
 
 void ParamGroup::arm() {

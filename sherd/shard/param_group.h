@@ -60,7 +60,7 @@ class ParamGroup {
   std::vector<at::Tensor> parameters_;
   GroupState state_ = GroupState::sharded;
   void* pointed_ = nullptr;
-  std::vector<uint32_t> versions_;  // of the parameters, as published
+  std::vector<int64_t> versions_;  // of the parameters, as published
 };
 
 }  // namespace sherd

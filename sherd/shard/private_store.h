@@ -30,6 +30,8 @@ class PrivateStore : public Store {
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void renew_gradient(size_t g) override;
   void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_reach(Reach reach) override { reach_ = reach; }
+  bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor.defined(); }
   void drop() noexcept override;
   void restart() override { barrier(transport_); }
 
@@ -45,6 +47,7 @@ class PrivateStore : public Store {
     Pending gather;
     // Gradients.
     Buffer dedicated, gradient_buffer;
+    Buffer kept_back;        // sums along the shard axis that the replicas have yet to add up
     Booking dedicated_rest;  // of the dedicated slot's bytes, those that are not gradients
     BufferPool::Loan slot, exchanged;
     Pending exchange, spread;
@@ -65,6 +68,7 @@ class PrivateStore : public Store {
   Transport& transport_;  // transports_.shard
   StorePlan plan_;
   float divisor_ = 1;
+  Reach reach_ = Reach::all;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;
   std::vector<Group> groups_;

@@ -15,15 +15,18 @@ Reducer::Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size
   for (size_t g = 0; g < groups_.size(); ++g) {
     entries_[g].deposited.assign(groups_[g]->parameters().size(), 0);
     entries_[g].seen.assign(groups_[g]->parameters().size(), 0);
+    entries_[g].given.assign(groups_[g]->parameters().size(), 0);
   }
 }
 
 void Reducer::begin(Gradients gradients) {
   gradients_ = gradients;
+  store_.set_reach(gradients == Gradients::reduce_shard_axis ? Reach::shard_axis : Reach::all);
   next_ = 0;
   for (const size_t g : order_) {
     Entry& entry = entries_[g];
     std::fill(entry.seen.begin(), entry.seen.end(), 0);
+    if (!store_.keeps_back(g)) std::fill(entry.given.begin(), entry.given.end(), 0);
     entry.seen_count = 0;
     entry.complete = entry.contributed = false;
   }
@@ -79,7 +82,7 @@ void Reducer::deposit(size_t g, size_t p) {
       to.copy_(from);
     }
   }
-  entry.deposited[p] = 1;
+  entry.deposited[p] = entry.given[p] = 1;
   held.reset();
 }
 
@@ -125,7 +128,7 @@ bool Reducer::reduce_oldest(Patience patience) {
   SHERD_CHECK(!pending_.empty());
   const size_t g = pending_.front();
   if (!store_.reduce(g, entries_[g].rounds == 0 ? Round::first : Round::later, patience)) return false;
-  ++entries_[g].rounds;
+  if (!store_.keeps_back(g)) ++entries_[g].rounds;
   pending_.pop_front();
   return true;
 }

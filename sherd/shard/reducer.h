@@ -24,8 +24,12 @@ inline constexpr int kAnyRounds = 1 << 30;
 /// Groups that are contributed and not yet reduced: what bounds the memory of communication.
 inline constexpr size_t kInFlight = 2;
 
-/// What a backward does with the gradients: reduce them, or hold them in .grad for a later backward that does.
-enum class Gradients { reduce, hold };
+/// What a backward does with the gradients.
+enum class Gradients {
+  reduce,             // over all ranks
+  reduce_shard_axis,  // over this replica's (hsdp), for a later backward that reduces over all; else the same as reduce
+  hold,               // nothing: they stay in .grad for a later backward that reduces
+};
 
 class Reducer {
  public:
@@ -51,7 +55,8 @@ class Reducer {
 
   /// Rounds of group g that are reduced since the window began.
   int rounds(size_t g) const { return entries_[g].rounds; }
-  bool seen(size_t g, size_t p) const { return entries_[g].seen[p] != 0; }
+  /// Whether what was reduced since the last backward that reduced over all had a gradient of parameter p.
+  bool given(size_t g, size_t p) const { return entries_[g].given[p] != 0; }
   bool complete(size_t g) const { return entries_[g].complete; }
 
  private:
@@ -59,6 +64,7 @@ class Reducer {
     at::Tensor slot;              // defined while open
     std::vector<char> deposited;  // parameters whose gradients lie in the slot
     std::vector<char> seen;       // parameters whose gradients this backward has made
+    std::vector<char> given;      // parameters that were deposited since all was reduced last
     size_t seen_count = 0;
     bool complete = false;     // all seen
     bool contributed = false;  // in this backward

@@ -206,13 +206,12 @@ void ShardedModel::entering_forward(UnitState& unit) {
   forward_order_now_.push_back(unit.index());
 }
 
-void ShardedModel::unsharded_in_forward(UnitState& unit) {
-  if (inside_backward()) return;
-  const auto here = std::find(forward_order_.begin(), forward_order_.end(), unit.index());
-  if (here != forward_order_.end() && here + 1 != forward_order_.end()) units_[*(here + 1)]->begin_unshard();
-}
-
-void ShardedModel::unsharded_in_backward(UnitState& unit) {
+void ShardedModel::unsharded(UnitState& unit, Pass pass) {
+  if (pass == Pass::forward) {
+    const auto here = std::find(forward_order_.begin(), forward_order_.end(), unit.index());
+    if (here != forward_order_.end() && here + 1 != forward_order_.end()) units_[*(here + 1)]->begin_unshard();
+    return;
+  }
   const auto here = std::find(forward_order_now_.begin(), forward_order_now_.end(), unit.index());
   if (here == forward_order_now_.end() || here == forward_order_now_.begin()) return;
   UnitState& before = *units_[*(here - 1)];

@@ -85,8 +85,8 @@ class ShardedModel : public UnitObserver {
   void forget_gradients(size_t g) { reducer_->start_window(g); }
   /// The opposite: the next reduction adds to what store().gradient(g) holds.
   void keep_gradients(size_t g) { reducer_->keep_window(g); }
-  /// Whether the last backward made a gradient of parameter p of group g.
-  bool has_seen(size_t g, size_t p) const { return reducer_->seen(g, p); }
+  /// Whether any gradient of parameter p of group g is in what was reduced last.
+  bool has_seen(size_t g, size_t p) const { return reducer_->given(g, p); }
   /// A step is over for the comparison of schedules.
   void forget_schedule() { schedule_.clear(); }
 
@@ -108,8 +108,7 @@ class ShardedModel : public UnitObserver {
  private:
   void run_in_backward(const std::function<void()>& step) override { events_.run(step); }
   void entering_forward(UnitState& unit) override;
-  void unsharded_in_forward(UnitState& unit) override;
-  void unsharded_in_backward(UnitState& unit) override;
+  void unsharded(UnitState& unit, Pass pass) override;
   void leaving_forward(const UnitState& unit) override;
   void entering_backward() override;
   int64_t backward_number() const override { return backward_number_; }

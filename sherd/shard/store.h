@@ -59,6 +59,12 @@ struct StorePlan {
 enum class Round { first, later };         // of a step: overwrite the reduced gradient, or add to it
 enum class Patience { now_or_not, wait };  // reduce only if nothing has to be waited for, or wait
 
+/// Over which ranks a reduction sums, where there are replicas.
+enum class Reach {
+  all,          // all; what earlier rounds have kept back as well
+  shard_axis,   // this replica's ranks: kept back for a later round over all
+};
+
 class Store {
  public:
   virtual ~Store() = default;
@@ -99,6 +105,10 @@ class Store {
   virtual void renew_gradient(size_t g) = 0;
   /// What the following reductions divide their sums by: 1 at first.
   virtual void set_divisor(float divisor) = 0;
+  /// Of the following reductions; `all` at first, and always where there are no replicas.
+  virtual void set_reach(Reach) {}
+  /// Whether sums of group g are kept back: gradient(g) lacks them.
+  virtual bool keeps_back(size_t /*g*/) const { return false; }
 
   // After a fault: drop() what is under way (this rank alone; does not wait), then, when all ranks have done so and the
   // transport has recovered, restart() (collective). Parameters stay as published.

@@ -24,6 +24,16 @@ void UnitState::unshard() {
   if (face_ != nullptr) face_->show_whole();
 }
 
+// The user's choice, or what the model has learnt.
+void UnitState::begin_next(Pass pass) {
+  const auto& chosen = prefetch(pass);
+  if (chosen.empty()) return observer_.unsharded(*this, pass);
+  for (const auto& weak : chosen) {
+    const auto unit = weak.lock();
+    if (unit && (pass == Pass::forward || !observer_.all_gradients_seen(*unit))) unit->begin_unshard();
+  }
+}
+
 void UnitState::show_shards() noexcept {
   if (face_ != nullptr) face_->show_shards();
 }
@@ -52,7 +62,7 @@ void UnitState::interrupt() noexcept {
 void UnitState::output_reached(ForwardRecord& record) {
   observer_.entering_backward();
   unshard();
-  observer_.unsharded_in_backward(*this);
+  begin_next(Pass::backward);
   if (record.producers == 0 || record.backward == observer_.backward_number()) return;
   record.backward = observer_.backward_number();
   record.reached = 0;
@@ -89,7 +99,7 @@ ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& input
       if (input.defined()) inputs_.push_back({decltype(Input::tensor)(input.getIntrusivePtr()), input.grad_fn()});
   }
   unit_->unshard();
-  unit_->observer_.unsharded_in_forward(*unit_);
+  if (!inside_backward()) unit_->begin_next(Pass::forward);
   ++unit_->open_;
 }
 
@@ -97,7 +107,7 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   if (unit_ == nullptr) return;
   unit_->observer_.leaving_forward(*unit_);
   UnitState& unit = *std::exchange(unit_, nullptr);
-  const bool innermost = --unit.open_ > 0;
+  const bool nested = --unit.open_ > 0;
   const bool with_gradients = at::GradMode::is_enabled();
   std::vector<AutogradNode> nodes = with_gradients ? output_nodes(outputs) : std::vector<AutogradNode>();
   if (with_gradients) add_changed_inputs(nodes);
@@ -115,7 +125,7 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
         if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->producer_reached(*record); });
       });
   }
-  if (inside_backward() || innermost) return;
+  if (inside_backward() || nested) return;
   unit.show_shards();
   if (unit.after_forward_ == AfterForward::reshard || nodes.empty()) unit.reshard();
 }

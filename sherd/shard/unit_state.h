@@ -18,6 +18,7 @@
 namespace sherd {
 
 class UnitState;
+enum class Pass { forward, backward };
 
 /// What unit states tell the model they belong to.
 class UnitObserver {
@@ -28,8 +29,7 @@ class UnitObserver {
   /// A forward begins: nothing of an earlier, failed backward may be left.
   virtual void entering_forward(UnitState& unit) = 0;
   /// The unit's parameters are there: a good moment to prefetch the one that comes next.
-  virtual void unsharded_in_forward(UnitState& unit) = 0;
-  virtual void unsharded_in_backward(UnitState& unit) = 0;
+  virtual void unsharded(UnitState& unit, Pass pass) = 0;
   /// A forward has been run: throws if it has changed a parameter that it may only read.
   virtual void leaving_forward(const UnitState& unit) = 0;
   /// Backward has reached the unit (called before it is unsharded; many times a backward).
@@ -69,6 +69,8 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   /// `face` outlives the state, or is taken back with null.
   void set_face(UnitFace* face) { face_ = face; }
   void set_after_forward(AfterForward after_forward) { after_forward_ = after_forward; }
+  /// Which units to unshard while this one runs, in the place of the one that came next the last time. Empty: that one.
+  void set_prefetch(Pass pass, std::vector<std::weak_ptr<UnitState>> units) { prefetch(pass) = std::move(units); }
 
   void begin_unshard();
   void unshard();
@@ -84,6 +86,10 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   friend class ForwardScope;
   struct ForwardRecord;  // one forward with gradients: how many producers of its inputs have yet to start
   void show_shards() noexcept;
+  std::vector<std::weak_ptr<UnitState>>& prefetch(Pass pass) {
+    return pass == Pass::forward ? prefetch_in_forward_ : prefetch_in_backward_;
+  }
+  void begin_next(Pass pass);
   void output_reached(ForwardRecord& record);
   void producer_reached(ForwardRecord& record);
 
@@ -94,6 +100,7 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   Activations activations_;
   UnitFace* face_ = nullptr;
   std::vector<ParamGroup*> groups_;
+  std::vector<std::weak_ptr<UnitState>> prefetch_in_forward_, prefetch_in_backward_;
   int open_ = 0;         // forwards that have begun and not ended
   int active_ = 0;       // forwards whose backward has begun and whose producers have not all started
   int64_t passed_ = -1;  // the backward in which the producers of some forward have all started

@@ -92,6 +92,12 @@ def rows_of(tensor, rank, size):
     return rows[rank] if rank < len(rows) else tensor.detach()[:0]
 
 
+def own_rows_of(tensor, sharded):
+    """Those that this rank has where they are spread as `sharded` is, along the last axis of its mesh."""
+    mesh = sharded.device_mesh
+    return rows_of(tensor, mesh.get_local_rank(mesh.ndim - 1), mesh.size(mesh.ndim - 1))
+
+
 class Pair:
     """The same model unsharded (on all ranks' data) and sharded (on this rank's), trained side by side.
 
@@ -110,12 +116,13 @@ class Pair:
     def plain_losses(self, loss_of, step):
         return [loss_of(self.plain, step, rank) for rank in range(self.size)]
 
-    def backward(self, loss_of, step=0):
+    def backward(self, loss_of, step=0, ours=None, **tolerance):
+        """Of both models; ours: what stands for the sharded one in its call."""
         losses = self.plain_losses(loss_of, step)
         (sum(losses) / self.size).backward()
-        loss = loss_of(self.ours, step, self.rank)
+        loss = loss_of(self.ours if ours is None else ours, step, self.rank)
         loss.backward()
-        close(loss, losses[self.rank])
+        close(loss, losses[self.rank], **tolerance)
 
     def compare_gradients(self):
         for (name, p), (our_name, q) in zip(self.plain.named_parameters(), self.ours.named_parameters(), strict=True):
@@ -123,14 +130,14 @@ class Pair:
             assert (p.grad is None) == (q.grad is None), f"{name}: plain {p.grad}, sharded {q.grad}"
             if p.grad is not None:
                 assert type(p.grad) is torch.Tensor and isinstance(q.grad, DTensor), name
-                assert q.grad.shape == p.grad.shape and q.grad.placements == (Shard(0),), name
-                close(q.grad.to_local(), rows_of(p.grad, self.rank, self.size), msg=lambda m: f"{name}.grad: {m}")
+                assert q.grad.shape == p.grad.shape and q.grad.placements == q.placements and q.placements[-1] == Shard(0), name
+                close(q.grad.to_local(), own_rows_of(p.grad, q), msg=lambda m: f"{name}.grad: {m}")
 
     def compare_weights(self):
         plain, ours = self.plain.state_dict(), self.ours.state_dict()
         assert plain.keys() == ours.keys()
         for name, value in plain.items():
-            mine = rows_of(value, self.rank, self.size) if isinstance(ours[name], DTensor) else value
+            mine = own_rows_of(value, ours[name]) if isinstance(ours[name], DTensor) else value
             close(getattr(ours[name], "_local_tensor", ours[name]).detach(), mine, msg=lambda m: f"{name}: {m}")
 
     def update(self, set_to_none=True):
@@ -138,11 +145,14 @@ class Pair:
             optimizer.step()
             optimizer.zero_grad(set_to_none=set_to_none)
 
+    def step(self, loss_of, step=0):
+        self.backward(loss_of, step)
+        self.compare_gradients()
+        self.update()
+
     def train(self, loss_of, steps=3):
         for step in range(steps):
-            self.backward(loss_of, step)
-            self.compare_gradients()
-            self.update()
+            self.step(loss_of, step)
         self.compare_weights()
 
 

@@ -8,7 +8,7 @@ import socket
 import time
 import traceback
 
-PRELOADED = ["torch", "torch.distributed.tensor", "sherd"]
+PRELOADED = ["torch", "torch.distributed.tensor", "transformers", "sherd"]
 
 
 @dataclasses.dataclass

@@ -16,13 +16,7 @@ def settled(pair, steps=4):
     """Trains; the counts after the first step, which no later one may change."""
     first = None
     for step in range(steps):
-        losses = pair.plain_losses(token_loss, step)
-        (sum(losses) / pair.size).backward()
-        loss = token_loss(pair.ours, step, pair.rank)
-        loss.backward()
-        torch.testing.assert_close(loss, losses[pair.rank], rtol=1e-4, atol=1e-5)
-        pair.compare_gradients()
-        pair.update()
+        pair.step(token_loss, step)
         if first is None:
             first = counts()
     assert counts() == first, (first, counts())
@@ -106,11 +100,7 @@ def wrapped():
     assert all(isinstance(layer, sherd.ShardedModule) for layer in pair.ours.layers)
     first = None
     for step in range(4):
-        losses = pair.plain_losses(token_loss, step)
-        (sum(losses) / pair.size).backward()
-        loss = token_loss(pair.ours, step, pair.rank)
-        loss.backward()
-        torch.testing.assert_close(loss, losses[pair.rank], rtol=1e-4, atol=1e-5)
+        pair.backward(token_loss, step)
         pair.update()
         first = first or counts()
     assert counts() == first
@@ -127,11 +117,7 @@ def whole_model():
     compiled = torch.compile(pair.ours, backend="aot_eager")
     first = None
     for step in range(5):
-        losses = pair.plain_losses(token_loss, step)
-        (sum(losses) / pair.size).backward()
-        loss = token_loss(compiled, step, pair.rank)
-        loss.backward()
-        torch.testing.assert_close(loss, losses[pair.rank], rtol=1e-4, atol=1e-5)
+        pair.backward(token_loss, step, compiled)
         pair.compare_gradients()
         pair.update()
         first = first or (counts()["graphs"], counts()["breaks"])

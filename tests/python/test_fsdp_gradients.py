@@ -136,9 +136,7 @@ def replaced():
     for model in (pair.plain, pair.ours):
         for p in model.parameters():
             p.grad = torch.ones_like(p)
-    pair.backward(token_loss, 50)
-    pair.compare_gradients()
-    pair.update()
+    pair.step(token_loss, 50)
     pair.compare_weights()
 
 
@@ -155,9 +153,7 @@ def changed_in_place():
                 p.grad.mul_(3.0)
             torch._foreach_mul_([p.grad for p in model.parameters()], 0.25)
         if step == 1:
-            pair.backward(token_loss, 10 * step + 1)
-        pair.compare_gradients()
-        pair.update()
+            pair.step(token_loss, 10 * step + 1)
     pair.compare_weights()
 
 

@@ -110,9 +110,7 @@ def units_unused():
     pair = Pair(Choosing)
     for step, used in enumerate(([0, 1, 2], [0, 2], [1], [2, 0, 1], [2, 1, 0])):
         pair.plain.used = pair.ours.used = used
-        pair.backward(vector_loss, step)
-        pair.compare_gradients()
-        pair.update()
+        pair.step(vector_loss, step)
     pair.compare_weights()
 
 

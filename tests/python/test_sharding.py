@@ -3,47 +3,19 @@ import torch
 import pytest
 from torch import nn
 
+from fsdp_models import Net, tokens
 from ranks import run
 
 STRATEGIES = ("ddp", "zero1", "zero2", "zero3")
 
 
-class Block(nn.Module):
-    def __init__(self, width, hidden):
-        super().__init__()
-        self.norm = nn.LayerNorm(width)
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
-
-    def forward(self, x):
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
-
-
-class Model(nn.Module):
-    """Odd sizes: shards of unequal rows, and empty ones."""
-
-    def __init__(self, width=7, hidden=11, layers=3, vocab=13):
-        super().__init__()
-        self.embed = nn.Embedding(vocab, width)
-        self.layers = nn.ModuleList(Block(width, hidden) for _ in range(layers))
-        self.head = nn.Linear(width, vocab, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids):
-        x = self.embed(ids)
-        for layer in self.layers:
-            x = layer(x)
-        return self.head(x)
-
-
 def make_model():
     torch.manual_seed(0)
-    return Model()
+    return Net(3, tied=True)
 
 
 def batch(step, rank):
-    generator = torch.Generator().manual_seed(1000 * step + rank)
-    ids = torch.randint(0, 13, (2, 6), generator=generator)
+    ids = tokens(step, rank)
     return ids[:, :-1], ids[:, 1:]
 
 
