@@ -169,6 +169,16 @@ def family(name: str) -> tuple[str, float]:
     return (wrong or ["ok"])[0], max(worst for _, worst in answers)
 
 
+def compare_each(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: compare(name)[0] for name in names}
+
+
+def together(names: tuple[str, ...]) -> dict[str, str]:
+    """What became of several families, one after the other in the same two ranks."""
+    first, *others = ranks.run(RANKS, compare_each, names, timeout=300)
+    return {name: next((o[name] for o in others if o[name] != "ok"), answer) for name, answer in first.items()}
+
+
 def main() -> None:
     counts: dict[str, int] = {}
     for name in sys.argv[1:] or families():

@@ -36,7 +36,7 @@ VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
 STAGES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 FOLLOWED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-            "gradient_clipping", "optimizer", "scheduler", "fp16", "bf16", "steps_per_print", "zero_allow_untested_optimizer"}
+            "gradient_clipping", "optimizer", "fp16", "bf16", "steps_per_print", "zero_allow_untested_optimizer"}
 
 
 class DeepSpeedEngine(engine.Engine):
@@ -112,6 +112,8 @@ def native(document: dict) -> dict:
     for key in ("offload_optimizer", "offload_param"):
         if (zero.get(key) or {}).get("device", "none") not in ("none", None):
             raise ConfigError(f"[as_deepspeed] got zero_optimization.{key}, expected none; try without offloading")
+    if "scheduler" in document:
+        raise ConfigError("[as_deepspeed] got scheduler in the configuration, expected the program's own (lr_scheduler); try without")
     if zero.get("stage", 0) not in STAGES:
         raise ConfigError(f"[as_deepspeed] got zero_optimization.stage {zero.get('stage')!r}, expected 0 to 3; try 3")
     left = sorted(document.keys() - FOLLOWED) + [f"zero_optimization.{key}" for key in sorted(zero.keys() - {"stage"})]

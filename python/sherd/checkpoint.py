@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from . import distributed
 from ._C import ConfigError
 from .parameters import over_rows, own_rows
+from .progress import bar
 from .sharding import before_load
 from .units import ShardedModule
 
@@ -35,7 +36,7 @@ def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, t
     """
     keep = all_ranks or distributed.world().rank == 0
     result = {}
-    for name, value in model.state_dict().items():
+    for name, value in bar(model.state_dict().items(), "gathering parameters"):
         if isinstance(value, DTensor):
             value = value.full_tensor()
         if keep:
@@ -59,7 +60,7 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
     if isinstance(model, ShardedModule):
         before_load(model)
     with torch.no_grad():
-        for name, target in targets.items():
+        for name, target in bar(targets.items(), "spreading parameters"):
             if not isinstance(target, torch.Tensor):
                 continue
             whole = state[name].to(target.dtype).contiguous() if world.rank == 0 else torch.empty(target.shape, dtype=target.dtype)

@@ -12,7 +12,7 @@ import contextlib
 import json
 import os
 import pathlib
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from torch import nn
@@ -20,12 +20,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import _C, distributed, optim
+from . import _C, distributed, optim, progress
 from ._C import ConfigError
 from .checkpoint import load_training, save_training
 from .schedule import schedule_of
 from .sharding import shard
-from .units import ShardedModule
+from .units import HELD, ShardedModule
 
 Config = dict | str | os.PathLike
 
@@ -89,6 +89,7 @@ class Engine(nn.Module):
         self.micro_steps = 0
         self._boundary: bool | None = None  # as told by set_gradient_accumulation_boundary
         self._norm: float | None = None
+        self._loss: torch.Tensor | None = None
         self._inside_no_sync = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,6 +98,7 @@ class Engine(nn.Module):
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """loss.backward() of the loss divided by the accumulation steps, and the reduction of its gradients: of every
         backward, or of the last alone where the configuration says batch.reduce = "last"."""
+        self._loss = loss.detach()
         if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
             loss = loss / self.gradient_accumulation_steps()
         late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
@@ -149,6 +151,20 @@ class Engine(nn.Module):
     def get_global_grad_norm(self) -> float | None:
         """Of the last step, before clipping; None before the first."""
         return self._norm
+
+    def last_loss(self) -> float:
+        """Of this rank's last micro-batch, as it was given to backward(); NaN before the first."""
+        return float("nan") if self._loss is None else self._loss.item()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that sherd holds on this rank, by what they are for; optimizers' states are not among them. Shared memory is
+        its owner's."""
+        return getattr(self.module, HELD).whole_model().model.memory()
+
+    def progress(self, batches: Iterable, every: int = 10) -> Iterator:
+        """Yields `batches`, and after every so many steps says on rank 0 what became of them (this rank's loss, the norm, the
+        learning rate, memory by kind): in a bar on a terminal, else at level INFO of the logger ``sherd``."""
+        return progress.of_training(self, batches, every)
 
     def get_lr(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]

@@ -18,6 +18,7 @@ from torch import nn
 from ._C import ConfigError
 from .checkpoint import rows_like
 from .parameters import ShardedParameter, own_rows, sharded_over
+from .progress import bar
 
 INDEX = "model.safetensors.index.json"
 
@@ -36,7 +37,7 @@ def materialize(model: nn.Module, init: Callable[[nn.Module], None] | None = Non
     files = Files(pathlib.Path(safetensors)) if safetensors is not None else None
     names = aliases(model)
     done: set[int] = set()
-    for prefix, module in model.named_modules():
+    for prefix, module in bar(list(model.named_modules()), "materializing modules"):
         keys = [k for k, p in module._parameters.items() if p is not None and p.device.type == "meta" and id(p) not in done]
         buffers = [k for k, b in module._buffers.items() if b is not None and b.device.type == "meta"]
         left = [key for key in keys if not from_files(module._parameters[key], names[id(module._parameters[key])], files)]

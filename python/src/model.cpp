@@ -235,6 +235,15 @@ double Model::gradient_norm() {
   return std::sqrt(sum.value());
 }
 
+std::map<std::string, int64_t> Model::memory() const {
+  std::map<std::string, int64_t> bytes;
+  for (int kind = 0; kind < kMemoryKinds; ++kind) {
+    const auto which = static_cast<MemoryKind>(kind);
+    bytes[std::string(name_of(which))] = core_->ledger.total(which);
+  }
+  return bytes;
+}
+
 // What .grad holds becomes what the next reduction adds to.
 void Model::take_over(Face& face) {
   const at::NoGradGuard no_grad;

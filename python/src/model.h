@@ -8,6 +8,7 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -69,6 +70,8 @@ class Model {
 
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
+  /// Bytes held on this rank, by kind.
+  std::map<std::string, int64_t> memory() const;
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
 
  private:
@@ -107,7 +110,7 @@ class Model {
   std::vector<std::vector<Face>> faces_;  // by group and parameter
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
-  int open_ = 0;                          // forwards under way
+  int open_ = 0;  // forwards under way
   bool updated_ = false, aliased_ = false;
   bool has_read_ = true;      // since this rank last waited for the others
   bool has_reduced_ = false;  // since the last forward

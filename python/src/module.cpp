@@ -93,7 +93,8 @@ void add_model(py::module& module) {
       .def(py::init([](std::vector<UnitPlan> units, std::shared_ptr<Transport> transport, const std::string& strategy,
                        int64_t persistent_below, int replicate, MakeGradient make_gradient) {
              return std::make_shared<Model>(std::move(units), std::move(transport),
-                                            ModelOptions{strategy, persistent_below, replicate}, std::move(make_gradient));
+                                            ModelOptions{strategy, persistent_below, replicate},
+                                            std::move(make_gradient));
            }),
            py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("persistent_below"),
            py::arg("replicate"), py::arg("make_gradient"))
@@ -102,9 +103,9 @@ void add_model(py::module& module) {
       .def("note_alias", &Model::note_alias)
       .def("gradient_norm", &Model::gradient_norm)
       .def("note_update", &Model::note_update)
-      .def(
-          "set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
+      .def("set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
+      .def("memory", &Model::memory)
       .def_property_readonly("warnings", &Model::warnings);
 }
 

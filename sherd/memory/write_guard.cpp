@@ -35,6 +35,15 @@ void install_once() {
   }();
 }
 
+uintptr_t first_page(const GuardedRange& range) { return reinterpret_cast<uintptr_t>(range.first) / kPage; }
+uintptr_t last_page(const GuardedRange& range) {
+  return (reinterpret_cast<uintptr_t>(range.first) + static_cast<uintptr_t>(range.bytes) - 1) / kPage;
+}
+
+bool share_a_page(const GuardedRange& a, const GuardedRange& b) {
+  return a.bytes > 0 && b.bytes > 0 && first_page(a) <= last_page(b) && first_page(b) <= last_page(a);
+}
+
 }  // namespace
 
 WriteGuard::WriteGuard(std::vector<GuardedRange> ranges)
@@ -53,12 +62,15 @@ WriteGuard::~WriteGuard() {
   }
 }
 
-std::vector<std::string> WriteGuard::take_written() {
-  std::vector<std::string> names;
+std::vector<GuardedRange> WriteGuard::take_written() {
+  std::vector<GuardedRange> met, near;
   any_ = false;
   for (size_t i = 0; i < ranges_.size(); ++i)
-    if (written_[i].exchange(false)) names.push_back(ranges_[i].name);
-  return names;
+    if (written_[i].exchange(false)) met.push_back(ranges_[i]);
+  for (const GuardedRange& range : ranges_)
+    if (std::any_of(met.begin(), met.end(), [&](const auto& other) { return share_a_page(range, other); }))
+      near.push_back(range);
+  return near;
 }
 
 bool WriteGuard::let_write(void* address) noexcept {

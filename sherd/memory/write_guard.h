@@ -32,9 +32,10 @@ class WriteGuard {
 
   /// Whether there was a write since the last take_written(). Costs a load.
   bool written() const noexcept { return any_.load(std::memory_order_relaxed); }
-  /// The names of the ranges that were written to since the last call: of each page, the one that came first. Pages
-  /// that were written to stay copies, and further writes to them unnoticed, until they are mapped anew.
-  std::vector<std::string> take_written();
+  /// The ranges that may have been written to since the last call: those that were met, and others that share a page
+  /// with one. Pages that were written to stay copies, and further writes to them unnoticed, until they are mapped
+  /// anew.
+  std::vector<GuardedRange> take_written();
 
   /// Makes the page of `address` writable if it is one of ours, and notes it. Async-signal-safe.
   bool let_write(void* address) noexcept;

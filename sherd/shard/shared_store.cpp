@@ -3,6 +3,8 @@
 #include <ATen/ops/from_blob.h>
 #include <fmt/ranges.h>
 
+#include <cstring>
+
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
 #include "sherd/shard/reduction.h"
@@ -232,11 +234,17 @@ bool SharedStore::reduce(size_t g, Round round, Patience patience) {
 
 void SharedStore::check_unwritten() {
   if (!guard_->written()) return;
-  const std::vector<std::string> names = guard_->take_written();
+  // Clamping what is in bounds, for example, writes what was there.
+  std::vector<std::string> names;
+  const Mapping shared = parameters_.map_read_only();
+  for (const GuardedRange& range : guard_->take_written())
+    if (std::memcmp(range.first, shared.data() + (range.first - view_.data()), static_cast<size_t>(range.bytes)) != 0)
+      names.push_back(range.name);
   parameters_.restore(view_);
+  if (names.empty()) return;
   fault("shard",
         "got a write in place to parameter {}, expected reads: all ranks of this host share it. The write is undone; "
-        "try to change it between steps, through the model's parameters, or EngineOptions::writing_units",
+        "try to change it between steps, through the model's parameters, or in C++ EngineOptions::writing_units",
         fmt::join(names, ", "));
 }
 

@@ -61,8 +61,8 @@ enum class Patience { now_or_not, wait };  // reduce only if nothing has to be w
 
 /// Over which ranks a reduction sums, where there are replicas.
 enum class Reach {
-  all,          // all; what earlier rounds have kept back as well
-  shard_axis,   // this replica's ranks: kept back for a later round over all
+  all,         // all; what earlier rounds have kept back as well
+  shard_axis,  // this replica's ranks: kept back for a later round over all
 };
 
 class Store {

@@ -86,7 +86,7 @@ void explain_write(const c10::Error& error, const UnitState* unit) {
   fault(
       "shard",
       "got a write in place to a parameter of {} (one of {}) in its forward, expected reads: all ranks of a host share "
-      "it; try EngineOptions::writing_units with its name",
+      "it; try a copy of it, or in C++ EngineOptions::writing_units with its name",
       title_of_unit(unit->name()), parameters);
 }
 

@@ -65,7 +65,8 @@ def test_an_accelerate_program(stage):
 
 @pytest.mark.parametrize("document, message", [
     ({"bf16": {"enabled": True}}, "bf16"), ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
-    ({"zero_optimization": {"stage": 4}}, "stage"), ({"optimizer": {"type": "Lamb"}}, "Lamb")])
+    ({"zero_optimization": {"stage": 4}}, "stage"), ({"optimizer": {"type": "Lamb"}}, "Lamb"),
+    ({"scheduler": {"type": "WarmupLR"}}, "scheduler")])
 def test_what_sherd_cannot_do_is_an_error(document, message):
     from sherd import ConfigError
     from sherd.as_deepspeed import native

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 import fsdp_models
-from fsdp_models import Block, Net, Pair, adam, close, joined, shard_layers, shard_root, token_loss, tokens, vectors
+from fsdp_models import (Block, Net, Pair, adam, close, joined, shard_layers, shard_root, token_loss, tokens, vector_loss,
+                         vectors)
 from ranks import run
 
 
@@ -292,3 +293,24 @@ def other_units():
 
 def test_ranks_that_run_other_units_are_told():
     run(2, joined, "auto", (other_units,))
+
+
+class Clamping(nn.Module):
+    """As some models do in every forward: mostly nothing is out of bounds."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(7, 7)
+
+    def forward(self, x):
+        self.linear.weight.data.clamp_(-100.0, 100.0)
+        return self.linear(x)
+
+
+def clamped():
+    pair = Pair(lambda: nn.Sequential(Clamping(), Clamping()), fsdp_models.shard_children)
+    pair.train(vector_loss)
+
+
+def test_a_write_that_changes_nothing_is_none():
+    run(2, joined, "auto", (clamped,))

@@ -1,8 +1,10 @@
 """sherd from C++: the example in the tree, and the same program built outside of it against an installed sherd."""
+import importlib.util
 import os
 import pathlib
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -65,3 +67,38 @@ def test_a_package_whose_torch_is_gone_says_so(tmp_path):
                           capture_output=True, text=True, timeout=60)
     assert done.returncode != 0
     assert "no libtorch in" in done.stderr and "-DSHERD_TORCH=FOLDER" in done.stderr.replace("\n", " ")
+
+
+def test_a_build_without_gloo_and_cli11_says_what_it_lacks(tmp_path):
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DSHERD_TESTS=OFF", "-DSHERD_GLOO=OFF", "-DSHERD_CLI11=OFF"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "built without the transport gloo" in said and "libgloo-dev" in said
+    assert "built without the command sherd" in said and "libcli11-dev" in said
+    targets = subprocess.run(["ninja", "-C", str(tmp_path), "-t", "commands", "sherd_cli", "sherd_python"], capture_output=True, text=True,
+                             check=True).stdout
+    assert "cli/" not in targets and "gloo_backend.cpp" not in targets
+    united = "".join(file.read_text() for file in tmp_path.rglob("unity_*.cxx"))
+    assert "gloo_backend_missing.cpp" in united + targets
+
+
+def test_a_build_without_highway_is_refused(tmp_path):
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DSHERD_HWY=OFF"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0 and "apt-get install libhwy-dev" in " ".join(done.stderr.split())
+
+
+def test_what_goes_into_a_wheel_runs_beside_torch(tmp_path):
+    """What pip would install: the extension and the program find the torch that lies beside them."""
+    subprocess.run(["cmake", "--install", str(BUILD), "--component", "python", "--prefix", str(tmp_path)], check=True, capture_output=True)
+    for package in ("sherd", "sherd_command"):
+        shutil.copytree(ROOT / "python" / package, tmp_path / package, dirs_exist_ok=True)
+    (tmp_path / "torch").symlink_to(pathlib.Path(importlib.util.find_spec("torch").origin).parent)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": ""}
+    program = "import sherd, sys; print(sherd.__file__); print(sherd.shard(__import__('torch').nn.Linear(2, 2)).weight.shape)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.stdout.splitlines() == [str(tmp_path / "sherd" / "__init__.py"), "torch.Size([2, 2])"], done.stderr
+    command = "import sys; from sherd_command import main; sys.argv = ['sherd', '--help']; main()"
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 0 and "train" in done.stdout, done.stderr

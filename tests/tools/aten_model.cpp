@@ -35,7 +35,8 @@ struct BlockImpl : torch::nn::Module {
 
 struct Net : torch::nn::Module {
   Net() : embed(register_module("embed", torch::nn::Embedding(kVocab, kWidth))) {
-    for (int i = 0; i < 3; ++i) blocks.push_back(register_module("block" + std::to_string(i), sherd::Unit<BlockImpl>()));
+    for (int i = 0; i < 3; ++i)
+      blocks.push_back(register_module("block" + std::to_string(i), sherd::Unit<BlockImpl>()));
     norm = register_module("norm", torch::nn::LayerNorm(torch::nn::LayerNormOptions({kWidth})));
     head = register_module("head", torch::nn::Linear(torch::nn::LinearOptions(kWidth, kVocab).bias(false)));
   }
@@ -81,5 +82,6 @@ int main(int argc, char** argv) {
   std::vector<sherd::ShardView> shards = engine.shards();
   std::sort(shards.begin(), shards.end(), [](const auto& a, const auto& b) { return a.fqn < b.fqn; });
   for (const auto& shard : shards)
-    file.write(static_cast<const char*>(shard.values.const_data_ptr()), static_cast<std::streamsize>(shard.values.nbytes()));
+    file.write(static_cast<const char*>(shard.values.const_data_ptr()),
+               static_cast<std::streamsize>(shard.values.nbytes()));
 }
