@@ -3,6 +3,7 @@
 #include "sherd/base/error.h"
 
 namespace sherd {
+
 ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters)
     : store_(store), index_(index), plan_(plan), parameters_(std::move(parameters)) {
   arm();

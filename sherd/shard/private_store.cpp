@@ -223,19 +223,19 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
   for (int r = 0; r < transport_.size(); ++r) sources.push_back(all.narrow(0, r * piece, piece));
   if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round, divisor_);
 
-  Buffer& sum = groups_[g].kept_back;
+  BufferPool::Loan& sum = groups_[g].kept_back;
   const Round here = keeps_back(g) ? Round::later : Round::first;
-  if (!keeps_back(g)) sum = make_buffer(ledger_, MemoryKind::gradients, layout(g).unit, piece, plan_.device);
-  canonical_sum(sources, sum.tensor, here);
+  if (!keeps_back(g)) sum = communication_.lend(piece);
+  canonical_sum(sources, sum.tensor(), here);
   if (reach_ == Reach::shard_axis) return;
 
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sums = communication_.lend(piece * replicas);
-  transports_.replicas->all_gather(sum.tensor, sums.tensor(), title_of_unit(layout(g).unit)).wait();
+  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round, divisor_);
-  sum = Buffer();
+  sum.give_back();
 }
 
 void PrivateStore::renew_gradient(size_t g) {
@@ -250,8 +250,8 @@ void PrivateStore::drop() noexcept {
     group.gather = Pending();
     group.exchange = Pending();
     group.spread = Pending();
-    group.kept_back = Buffer();
-    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged}) loan->give_back();
+    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged, &group.kept_back})
+      loan->give_back();
     // Which gathers have ended differs between ranks; all are done again. (Else every rank has the whole anyway.)
     if (transport_.size() > 1 && !replicates_optimizer()) group.whole = Whole::stale;
     group.outstanding = false;

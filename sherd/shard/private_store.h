@@ -31,7 +31,7 @@ class PrivateStore : public Store {
   void renew_gradient(size_t g) override;
   void set_divisor(float divisor) override { divisor_ = divisor; }
   void set_reach(Reach reach) override { reach_ = reach; }
-  bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor.defined(); }
+  bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
   void restart() override { barrier(transport_); }
 
@@ -47,9 +47,9 @@ class PrivateStore : public Store {
     Pending gather;
     // Gradients.
     Buffer dedicated, gradient_buffer;
-    Buffer kept_back;        // sums along the shard axis that the replicas have yet to add up
     Booking dedicated_rest;  // of the dedicated slot's bytes, those that are not gradients
     BufferPool::Loan slot, exchanged;
+    BufferPool::Loan kept_back;  // sums along the shard axis that the replicas have yet to add up
     Pending exchange, spread;
     bool outstanding = false;  // contributed, not yet reduced
     at::Tensor gradient;

@@ -9,20 +9,10 @@ import torch
 from torch import nn
 
 from conftest import BUILD
+from fsdp_models import Block
 from ranks import run
 
 VOCAB, WIDTH, HIDDEN, ROWS, TIME, STEPS = 61, 23, 37, 3, 11, 5
-
-
-class Block(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.norm = nn.LayerNorm(WIDTH)
-        self.up = nn.Linear(WIDTH, HIDDEN)
-        self.down = nn.Linear(HIDDEN, WIDTH)
-
-    def forward(self, x):
-        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
 
 
 class Net(nn.Module):
@@ -31,7 +21,7 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.embed = nn.Embedding(VOCAB, WIDTH)
-        self.block0, self.block1, self.block2 = Block(), Block(), Block()
+        self.block0, self.block1, self.block2 = (Block(WIDTH, HIDDEN) for _ in range(3))
         self.norm = nn.LayerNorm(WIDTH)
         self.head = nn.Linear(WIDTH, VOCAB, bias=False)
 
