@@ -6,8 +6,9 @@
 
 Engines run in turn (A B C, C A B, ...), each in processes of its own, pinned to the same cores. A round counts with the
 median of its steps after the warm-up, an engine with the median of its rounds. Memory is taken in one more run of each.
-All must print the same losses, or nothing is reported. Writes a Markdown table to the standard output and everything
-measured to benchmarks/results/. Exit code 1 when an engine fails or losses differ.
+All must print the same losses, or nothing is reported. An engine that fails is left out from then on and named under the table.
+Writes a Markdown table to the standard output and everything measured to benchmarks/results/. Exit code 1 when an engine
+failed or losses differ.
 """
 import argparse
 import array
@@ -149,10 +150,22 @@ def compare(model: str, args) -> dict:
             engine, fsdp2_forms = fastest_form(engine, work, args, checks)
         engines.append(engine)
     rounds = {engine: [] for engine in engines}
-    losses, others = {}, 0.0
+    losses, failures, others = {}, {}, 0.0
+
+    def attempt(engine, sample_memory=False):
+        """None for an engine that has failed, now or before."""
+        if engine in failures:
+            return None
+        try:
+            return run(engine, work, sample_memory)
+        except RunFailed as failure:
+            failures[engine] = str(failure)
+            say(f"{model}: {failure}\n{engine.label} is left out from here on")
+
     for number in range(1, args.rounds + 1):
         for engine in rotated(engines, number * len(engines) // args.rounds):
-            result = run(engine, work)
+            if not (result := attempt(engine)):
+                continue
             checks.add(engine, result)
             rounds[engine].append(result.median_s(args.warmup))
             losses[engine] = result.losses
@@ -161,13 +174,16 @@ def compare(model: str, args) -> dict:
                 f"(other processes: {result.others:.2f} cores)")
     rows = []
     for engine in engines:
-        peak = run(engine, work, sample_memory=True).peak_mib
+        if not (result := attempt(engine, sample_memory=True)):
+            continue
+        peak = result.peak_mib
         say(f"{model}, memory: {engine.label} {peak:.0f} MiB")
         rows.append({"engine": engine.label, "ranks": engine.ranks, "threads": len(engine.cpus) // engine.ranks,
                      "step_s": statistics.median(rounds[engine]), "rounds_s": rounds[engine], "memory_mib": peak,
                      "losses": losses[engine]})
     return {"model": model, "tokens_per_step": args.rows * work.context, "fsdp2_forms_s": fsdp2_forms,
-            "others_cores": others, "engines": rows}
+            "others_cores": others, "engines": rows,
+            "failures": {engine.label: text for engine, text in failures.items()}}
 
 
 def table(result: dict) -> str:
@@ -176,13 +192,17 @@ def table(result: dict) -> str:
     fsdp2, single = by_name("fsdp2"), by_name("single")
     ratio = lambda row, other, key: f"{row[key] / other[key]:.2f}" if other else ""
     text = [f"`{result['model']}`, {result['tokens_per_step']} tokens a step", "",
-            "| engine | ranks x threads | step, s | min-max | / FSDP2 | / one process | memory, MiB | / FSDP2 | last loss |",
-            "|---|---|---|---|---|---|---|---|---|"]
+            "| engine | ranks x threads | step, s | min-max | / the first | / FSDP2 | / one process | memory, MiB | / FSDP2 "
+            "| last loss |",
+            "|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         text.append(f"| {row['engine']} | {row['ranks']} x {row['threads']} | {row['step_s']:.3f} "
-                    f"| {min(row['rounds_s']):.3f}-{max(row['rounds_s']):.3f} | {ratio(row, fsdp2, 'step_s')} "
+                    f"| {min(row['rounds_s']):.3f}-{max(row['rounds_s']):.3f} | {ratio(row, rows[0], 'step_s')} "
+                    f"| {ratio(row, fsdp2, 'step_s')} "
                     f"| {ratio(row, single, 'step_s')} | {row['memory_mib']:.0f} | {ratio(row, fsdp2, 'memory_mib')} "
                     f"| {row['losses'][-1]:.6f} |")
+    for label, failure in result["failures"].items():
+        text += ["", f"{label} failed: {failure.strip().splitlines()[-1]}"]
     text += ["", f"Other processes took at most {result['others_cores']:.2f} cores in any run."]
     if result["fsdp2_forms_s"]:
         forms = ", ".join(f"{label} {seconds:.3f}" for label, seconds in result["fsdp2_forms_s"].items())
@@ -222,7 +242,7 @@ def main():
     if args.document:
         put_into(args.document, text)
     say(f"\nwritten: {file.relative_to(ROOT) if file.is_relative_to(ROOT) else file}")
-    return 0
+    return int(any(result["failures"] for result in record["results"]))
 
 
 if __name__ == "__main__":

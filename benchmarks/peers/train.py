@@ -30,7 +30,7 @@ def arguments():
     p.add_argument("--lr", type=float, default=3e-4)
     p.add_argument("--weight-decay", type=float, default=0.1)
     p.add_argument("--clip", type=float, default=1.0)
-    p.add_argument("--compile", action="store_true", help="torch.compile each block")
+    p.add_argument("--compile", action="store_true", help="torch.compile each block; DeepSpeed: its engine.compile()")
     p.add_argument("--keep-unsharded", action="store_true", help="fsdp2: reshard_after_forward=False")
     p.add_argument("--chunked-loss", action="store_true", help="torch's linear_cross_entropy in place of whole logits")
     p.add_argument("--metrics", help="where rank 0 writes its lines")
@@ -124,6 +124,8 @@ def deepspeed_engine(args, model, world):
     }
     engine, *_ = deepspeed.initialize(model=model, config=conf, dist_init_required=True)
     torch.set_num_threads(threads)  # initialize() changes it
+    if args.compile:
+        engine.compile()
 
     def step(tokens, targets):
         loss = engine(tokens, targets)
@@ -148,7 +150,7 @@ def main():
         dist.init_process_group("gloo")
     model = m.build(cfg, SEED)
     model.chunked_loss = args.chunked_loss
-    if args.compile:
+    if args.compile and not args.engine.startswith("deepspeed"):
         for i, block in enumerate(model.model.layers):
             model.model.layers[i] = torch.compile(block)
     step = (deepspeed_engine if args.engine.startswith("deepspeed") else torch_engine)(args, model, world)
