@@ -6,7 +6,8 @@
 
 Engines run in turn (A B C, C A B, ...), each in processes of its own, pinned to the same cores. A round counts with the
 median of its steps after the warm-up, an engine with the median of its rounds. Memory is taken in one more run of each.
-All must print the same losses, or nothing is reported. An engine that fails is left out from then on and named under the table.
+All must print the same losses, or nothing is reported. An engine that fails twice is left out from then on and named under
+the table.
 Writes a Markdown table to the standard output and everything measured to benchmarks/results/. Exit code 1 when an engine
 failed or losses differ.
 """
@@ -153,9 +154,13 @@ def compare(model: str, args) -> dict:
     losses, failures, others = {}, {}, 0.0
 
     def attempt(engine, sample_memory=False):
-        """None for an engine that has failed, now or before."""
+        """None for an engine that has failed twice in a row, now or before."""
         if engine in failures:
             return None
+        try:
+            return run(engine, work, sample_memory)
+        except RunFailed as failure:
+            say(f"{model}: {failure}\n{engine.label} gets another try")
         try:
             return run(engine, work, sample_memory)
         except RunFailed as failure:

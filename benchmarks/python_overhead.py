@@ -1,11 +1,16 @@
 #!/usr/bin/env python3
 """What a unit costs in Python beside its module: forward and backward of a chain of small units, sharded and plain, one rank.
 
-    PYTHONPATH=build/python OMP_NUM_THREADS=1 .venv/bin/python benchmarks/python_overhead.py
+    PYTHONPATH=build/python OMP_NUM_THREADS=1 taskset -c 0 .venv/bin/python benchmarks/python_overhead.py
 
-Prints microseconds a unit and step: the difference of the least times of many steps, which both have seen undisturbed.
+Prints microseconds a unit and step: the difference of the least times of many steps, which both have seen undisturbed. build/bench_unit
+measures the same chain of units from C++, in turns with this: what is more here is Python's part.
 """
 import copy
+import json
+import pathlib
+import statistics
+import subprocess
 import time
 
 import torch
@@ -13,7 +18,8 @@ from torch import nn
 
 import sherd
 
-UNITS, PARAMETERS, STEPS = 50, 9, 200
+UNITS, PARAMETERS, STEPS, ROUNDS = 50, 9, 200, 5
+FROM_CPP = pathlib.Path(__file__).resolve().parent.parent / "build" / "bench_unit"
 
 
 class Block(nn.Module):
@@ -45,15 +51,26 @@ def least(model: nn.Module, x: torch.Tensor) -> tuple[float, float]:
     return min(forward), min(backward)
 
 
+def a_unit_more(plain: nn.Module, model: nn.Module, x: torch.Tensor) -> dict[str, float]:
+    """In the words of bench_unit."""
+    (plain_forward, plain_backward), (forward, backward) = least(plain, x), least(model, x)
+    return {"forward_us": 1e6 * (forward - plain_forward) / UNITS, "backward_us": 1e6 * (backward - plain_backward) / UNITS}
+
+
 def main() -> None:
     plain = nn.Sequential(*(Block() for _ in range(UNITS)))
     model = copy.deepcopy(plain)
     sherd.shard(model, [Block])
     x = torch.ones(2, 8)
-    least(plain, x), least(model, x)
-    (plain_forward, plain_backward), (forward, backward) = least(plain, x), least(model, x)
-    for name, ours, theirs in (("forward", forward, plain_forward), ("backward", backward, plain_backward)):
-        print(f"{name}: {1e6 * (ours - theirs) / UNITS:.1f} us a unit more ({1e6 * theirs / UNITS:.1f} without)")
+    a_unit_more(plain, model, x)
+    ours, theirs = [], []
+    for _ in range(ROUNDS):
+        ours.append(a_unit_more(plain, model, x))
+        theirs.append(json.loads(subprocess.run([FROM_CPP], check=True, capture_output=True, text=True).stdout))
+    print(f"us a unit, medians of {ROUNDS} rounds: from Python, from C++, Python's part")
+    for part in ("forward_us", "backward_us"):
+        here, there = (statistics.median(one[part] for one in rounds) for rounds in (ours, theirs))
+        print(f"{part.removesuffix('_us')}: {here:.1f}, {there:.1f}, {here - there:.1f}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
 
 and the training loop stays as it was.
 """
-from . import optim
+from . import optim, zero
 from . import updates as _updates  # registers torch's optimizer hooks
 from ._C import ConfigError, FaultError
 from .checkpoint import full_state_dict, load_full_state_dict
@@ -24,5 +24,5 @@ from .units import ShardedModule, register_forward_method
 __all__ = [
     "ConfigError", "Engine", "FaultError", "GatheredParameters", "ShardedModule", "ShardedParameter", "World", "clip_grad_norm_",
     "full_parameters", "full_state_dict", "fully_shard", "init", "initialize", "linear_cross_entropy", "load_full_state_dict", "materialize", "optim",
-    "register_forward_method", "shard", "world",
+    "register_forward_method", "shard", "world", "zero",
 ]

@@ -28,7 +28,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from . import checkpoint, distributed, engine, gather
+from . import checkpoint, distributed, engine, gather, zero
 from ._C import ConfigError
 
 log = logging.getLogger("sherd")
@@ -105,24 +105,24 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
 
 def native(document: dict) -> dict:
     """A DeepSpeed configuration in sherd's words. Raises ConfigError for what sherd cannot do."""
-    zero = document.get("zero_optimization", {})
+    stages = document.get("zero_optimization", {})
     for section in ("fp16", "bf16"):
         if document.get(section, {}).get("enabled") not in (None, False, "auto"):
             raise ConfigError(f"[as_deepspeed] got {section}.enabled, expected fp32; try without mixed precision")
     for key in ("offload_optimizer", "offload_param"):
-        if (zero.get(key) or {}).get("device", "none") not in ("none", None):
+        if (stages.get(key) or {}).get("device", "none") not in ("none", None):
             raise ConfigError(f"[as_deepspeed] got zero_optimization.{key}, expected none; try without offloading")
     if "scheduler" in document:
         raise ConfigError("[as_deepspeed] got scheduler in the configuration, expected the program's own (lr_scheduler); try without")
-    if zero.get("stage", 0) not in STAGES:
-        raise ConfigError(f"[as_deepspeed] got zero_optimization.stage {zero.get('stage')!r}, expected 0 to 3; try 3")
-    left = sorted(document.keys() - FOLLOWED) + [f"zero_optimization.{key}" for key in sorted(zero.keys() - {"stage"})]
+    if stages.get("stage", 0) not in STAGES:
+        raise ConfigError(f"[as_deepspeed] got zero_optimization.stage {stages.get('stage')!r}, expected 0 to 3; try 3")
+    left = sorted(document.keys() - FOLLOWED) + [f"zero_optimization.{key}" for key in sorted(stages.keys() - {"stage"})]
     if left:
         log.info("as_deepspeed: not used: %s", ", ".join(left))
     clip = number(document.get("gradient_clipping"), 0.0)
     micro = int(number(document.get("train_micro_batch_size_per_gpu"), 1))
     config: dict[str, Any] = {
-        "strategy": STAGES[zero.get("stage", 0)], "clip": clip if clip > 0 else None,
+        "strategy": STAGES[stages.get("stage", 0)], "clip": clip if clip > 0 else None,
         "batch": {"rows": micro * distributed.world().size, "micro": micro,
                   "accumulate": int(number(document.get("gradient_accumulation_steps"), 1))}}
     if "optimizer" in document:
@@ -144,9 +144,29 @@ def number(value: Any, default: float) -> float:
 
 
 @contextlib.contextmanager
-def zero_init(*_: Any, **__: Any):
-    """deepspeed.zero.Init: the model is built as it is, and sharded by initialize()."""
-    yield
+def zero_init(module: nn.Module | None = None, *_: Any, enabled: bool = True, **__: Any):
+    """deepspeed.zero.Init: see :class:`sherd.zero.Init`."""
+    if enabled:
+        initialize_gathered()
+    with zero.Init(module, enabled=enabled):
+        yield
+
+
+def initialize_gathered() -> None:
+    """transformers' own initialization of a module looks at whole parameters, as far as they are sharded already."""
+    try:
+        from transformers import PreTrainedModel
+    except ImportError:
+        return
+    plain = PreTrainedModel._initialize_weights
+    if plain.__module__ == __name__:
+        return
+
+    def _initialize_weights(self: nn.Module, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        with gather.GatheredParameters(module.parameters(recurse=False), modifier_rank=0):
+            plain(self, module, *args, **kwargs)
+
+    PreTrainedModel._initialize_weights = _initialize_weights
 
 
 def whole_tensors(state: dict, *_: Any) -> dict:

@@ -18,6 +18,21 @@ from . import _C
 from ._C import ConfigError
 
 
+class FreedMemory:
+    """Memory of whole parameters whose rows were copied. malloc keeps it, in holes between the rows, until told to let go."""
+
+    EVERY = 64 << 20  # bytes
+
+    def __init__(self) -> None:
+        self._bytes = 0
+
+    def note(self, freed: int) -> None:
+        self._bytes += freed
+        if self._bytes >= self.EVERY:
+            self._bytes = 0
+            _C.return_freed_memory()
+
+
 @dataclasses.dataclass(frozen=True)
 class World:
     """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional."""
@@ -26,6 +41,7 @@ class World:
     local_rank: int
     transport: _C.Transport
     mesh: DeviceMesh
+    freed: FreedMemory = dataclasses.field(default_factory=FreedMemory)
 
 
 _world: World | None = None

@@ -11,7 +11,7 @@ from torch import nn
 from . import distributed
 from ._C import ConfigError
 from .checkpoint import rows_like
-from .parameters import ShardedParameter
+from .parameters import ShardedParameter, shown_as
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -35,29 +35,51 @@ def full_parameters(module: nn.Module, *, writeback: bool = False, rank: int | N
 @contextlib.contextmanager
 def GatheredParameters(params: nn.Parameter | Iterable[nn.Parameter] | nn.Module, modifier_rank: int | None = None,
                        fwd_module: nn.Module | None = None, enabled: bool = True) -> Iterator[None]:
-    """DeepSpeed's: inside, the modules that have these parameters see them whole; what ``modifier_rank`` changes stays."""
+    """DeepSpeed's: inside, these parameters and the modules that have them are whole; what ``modifier_rank`` changes stays.
+
+    Also before the model has run: of what fully_shard or zero.Init has sharded. What is not sharded stays as it is. Collective.
+    """
     if isinstance(params, nn.Module):
         params = params.parameters()
     wanted = [params] if isinstance(params, torch.Tensor) else list(params)
-    roots = {id(root): root for p in wanted if (root := root_of_parameter(p)) is not None} if enabled else {}
+    wanted = [p for p in wanted if type(p) is ShardedParameter and isinstance(p, nn.Parameter)] if enabled else []
+    roots = {id(root): root for p in wanted if (root := root_of_parameter(p)) is not None}
     keys = {id(p) for p in wanted}
     with contextlib.ExitStack() as stack:
+        stack.enter_context(made_whole([p for p in wanted if root_of_parameter(p) is None], modifier_rank))
         for root in roots.values():
             places = [place for place in root.places if id(place[2]) in keys]
-            stack.enter_context(shown_whole(root, places, modifier_rank is not None, modifier_rank))
+            wholes = stack.enter_context(shown_whole(root, places, modifier_rank is not None, modifier_rank))
+            stack.enter_context(shown_as([(shard, wholes[id(shard)]) for shard in {id(p[2]): p[2] for p in places}.values()]))
         yield
 
 
 @contextlib.contextmanager
-def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -> Iterator[None]:
+def made_whole(parameters: Iterable[ShardedParameter], rank: int | None) -> Iterator[None]:
+    """The same for parameters of a model that has not run."""
+    wholes = [(p, whole_copy(p)) for p in {id(p): p for p in parameters}.values()]
+    with shown_as(wholes):
+        yield
+    if rank is not None:
+        for parameter, whole in wholes:
+            parameter._local_tensor.copy_(rows_like(from_rank(rank, whole), parameter))
+
+
+def whole_copy(parameter: ShardedParameter) -> nn.Parameter:
+    return nn.Parameter(parameter.detach().full_tensor().clone(), parameter.requires_grad)
+
+
+@contextlib.contextmanager
+def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -> Iterator[dict[int, nn.Parameter]]:
+    """Yields the whole parameters by the identity of what stood there."""
     root.model.before_write()
     wholes: dict[int, nn.Parameter] = {}
     for owner, name, shard in places:
         if id(shard) not in wholes:
-            wholes[id(shard)] = nn.Parameter(shard.detach().full_tensor().clone(), requires_grad=shard.requires_grad)
+            wholes[id(shard)] = whole_copy(shard)
         owner._parameters[name] = wholes[id(shard)]
     try:
-        yield
+        yield wholes
         if writeback:
             take_rows(root, places, wholes, rank)
     finally:
@@ -68,11 +90,16 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
 def take_rows(root: Root, places: Places, wholes: dict[int, nn.Parameter], rank: int | None) -> None:
     root.model.before_update()
     for shard in {id(shard): shard for _, _, shard in places}.values():
-        whole = wholes[id(shard)].detach().contiguous()
-        if rank is not None and distributed.world().size > 1:
-            dist.broadcast(whole, src=rank)
-        shard._local_tensor.copy_(rows_like(whole, shard))
+        shard._local_tensor.copy_(rows_like(from_rank(rank, wholes[id(shard)]), shard))
     root.model.note_update()
+
+
+def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:
+    """The values that `rank` has, if one is named."""
+    values = whole.detach().contiguous()
+    if rank is not None and distributed.world().size > 1:
+        dist.broadcast(values, src=rank)
+    return values
 
 
 def root_of(module: nn.Module) -> Root:

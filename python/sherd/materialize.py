@@ -15,6 +15,7 @@ from typing import Any, Callable
 import torch
 from torch import nn
 
+from . import distributed
 from ._C import ConfigError
 from .checkpoint import rows_like
 from .parameters import ShardedParameter, own_rows, sharded_over
@@ -92,6 +93,7 @@ def initialize_module(module: nn.Module, name: str, keys: list[str], buffers: li
             whole = module._parameters[key].detach()
             if isinstance(shards[key], ShardedParameter):
                 give_rows(shards[key], rows_like(whole, shards[key]))
+                distributed.world().freed.note(whole.nbytes)
             else:
                 give_value(shards[key], whole)
     finally:

@@ -1,13 +1,16 @@
 """How a parameter looks outside its unit's forward and backward: a DTensor of this rank's rows."""
 from __future__ import annotations
 
+import contextlib
 import weakref
+from typing import Iterator
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.utils._pytree import tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
@@ -30,7 +33,12 @@ class ShardedParameter(DTensor):
         name = getattr(function, "__name__", "")
         if name == "detach" or (name == "__get__" and function == DATA):
             tell(args, "note_alias")
-        elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
+            with torch._C.DisableTorchFunctionSubclass():
+                return alias_of(args[0], function(*args))
+        from_init = getattr(function, "__module__", "") == torch.nn.init.__name__  # these are under no_grad by themselves
+        if from_init or (name in RANDOM and not (torch.is_grad_enabled() and args[0].requires_grad)):
+            return fill_as_whole(function, args, kwargs or {})
+        if name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
             tell(args, "before_write", "note_update")
         try:
             with torch._C.DisableTorchFunctionSubclass():
@@ -50,8 +58,57 @@ class ShardedParameter(DTensor):
         return super().to_local(**options)
 
 
+class WholeParameter(ShardedParameter):
+    """A parameter inside of GatheredParameters: whatever is done with it is done with its whole value, a plain parameter in the
+    place of its rows."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        args, kwargs = tree_map_only(WholeParameter, lambda p: p._local_tensor, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def shown_as(wholes: list[tuple[ShardedParameter, nn.Parameter]]) -> Iterator[None]:
+    """Inside, these parameters are what stands beside them."""
+    rows = [parameter._local_tensor for parameter, _ in wholes]
+    try:
+        for parameter, whole in wholes:
+            parameter.__class__, parameter._local_tensor = WholeParameter, whole
+        yield
+    finally:
+        for (parameter, _), own in zip(wholes, rows):
+            parameter.__class__, parameter._local_tensor = ShardedParameter, own
+
+
 DATA = torch.Tensor.data.__get__
 NOT_VALUES = {"requires_grad_", "retain_grad_"}
+
+
+# Values that depend on their place, or on a generator: of each row others on each rank.
+RANDOM = {"normal_", "uniform_", "exponential_", "bernoulli_", "geometric_", "cauchy_", "log_normal_", "random_"}
+
+
+def fill_as_whole(function, args: tuple, kwargs: dict) -> torch.Tensor:
+    """Fills a parameter with the values that it would have if it were not sharded (and ranks had one seed): each rank fills
+    a whole one, for as long as this takes, and keeps its rows."""
+    tensor = args[0] if args else kwargs.pop("tensor")
+    tell((tensor,), "before_write")
+    whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+    function(whole, *args[1:], **kwargs)
+    with torch.no_grad():
+        tensor._local_tensor.copy_(whole[own_rows(tensor.shape[0], tensor.device_mesh)])
+    tell((tensor,), "note_update")
+    return tensor
+
+
+def alias_of(parameter: ShardedParameter, alias: torch.Tensor) -> torch.Tensor:
+    """What parameter.data and parameter.detach() give, which knows whose it is."""
+    if isinstance(alias, DTensor):
+        alias.__class__ = ShardedParameter
+        alias._sherd_name, alias._sherd_whole = parameter._sherd_name, None
+        alias._sherd_root = parameter.__dict__.get("_sherd_root")
+    return alias
 
 
 def tell(args: tuple, *methods: str) -> None:

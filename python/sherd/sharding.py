@@ -110,15 +110,36 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             handle.ignored |= inner.ignored
         return
     for key, parameter in module._parameters.items():
-        if parameter is None or isinstance(parameter, ShardedParameter) or id(parameter) in handle.ignored:
+        if parameter is None or id(parameter) in handle.ignored:
             continue
-        if isinstance(parameter, DTensor):
-            raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is a DTensor already, expected a plain one")
-        before = getattr(parameter, "_sherd_sharded", None)  # tied to one in a unit that came first
-        module._parameters[key] = before if before is not None else shard_parameter(parameter, joined(name, key), handle.options.mesh)
+        if isinstance(parameter, ShardedParameter):
+            if parameter.device_mesh != handle.options.mesh:
+                raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is sharded over {parameter.device_mesh} "
+                                  f"already, expected {handle.options.mesh}; try zero.Init(mesh=) with the same mesh")
+            continue
+        module._parameters[key] = sharded_once(parameter, joined(name, key), handle.options.mesh)
     for key, child in module._modules.items():
         if child is not None:
             convert(unit, child, joined(name, key), handle, seen)
+
+
+def sharded_once(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> ShardedParameter:
+    if isinstance(parameter, DTensor):
+        raise ConfigError(f"[fully_shard] got parameter '{name}' that is a DTensor already, expected a plain one")
+    before = getattr(parameter, "_sherd_sharded", None)  # tied to one that came first
+    if before is not None:
+        return before
+    sharded = shard_parameter(parameter, name, mesh)
+    distributed.world().freed.note(parameter.nbytes)
+    return sharded
+
+
+def keep_rows(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Shards the plain parameters of a module that is not given to fully_shard yet."""
+    for name, part in module.named_modules():
+        for key, parameter in part._parameters.items():
+            if parameter is not None and not isinstance(parameter, ShardedParameter):
+                part._parameters[key] = sharded_once(parameter, joined(name or type(module).__name__, key), mesh)
 
 
 Policy = Callable[[str, nn.Module], bool] | Iterable[type | str] | int | None

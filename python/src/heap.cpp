@@ -26,4 +26,6 @@ void keep_freed_memory() {
   mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
 }
 
+void return_freed_memory() { malloc_trim(0); }
+
 }  // namespace sherd::python

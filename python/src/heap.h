@@ -9,4 +9,7 @@ namespace sherd::python {
 /// (GLIBC_TUNABLES, MALLOC_*_). Other allocators do not listen.
 void keep_freed_memory();
 
+/// Gives whole pages of what has been freed back to the kernel, also between blocks that are in use.
+void return_freed_memory();
+
 }  // namespace sherd::python

@@ -152,6 +152,7 @@ PYBIND11_MODULE(_C, module) {
       },
       py::arg("sizes"), py::arg("like"));
   module.def("keep_freed_memory", &keep_freed_memory);
+  module.def("return_freed_memory", &return_freed_memory);
   module.def("release_memory", &release_memory, py::arg("tensor"));
   add_transport(module);
   add_model(module);

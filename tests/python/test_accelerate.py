@@ -63,6 +63,16 @@ def test_an_accelerate_program(stage):
     assert two["losses"][-1] < two["losses"][0] and len(two["losses"]) == len(plain["losses"]) // 2
 
 
+def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                                 num_key_value_heads=2)).save_pretrained(tmp_path)
+    plain = run_program("pretrained.py", tmp_path)
+    ours = run_program("pretrained.py", tmp_path, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
+    assert plain["plain"] and not ours["plain"]
+    assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+
+
 @pytest.mark.parametrize("document, message", [
     ({"bf16": {"enabled": True}}, "bf16"), ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
     ({"zero_optimization": {"stage": 4}}, "stage"), ({"optimizer": {"type": "Lamb"}}, "Lamb"),
