@@ -77,7 +77,7 @@ def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep"
         store = store or dist.HashStore()
         dist.init_process_group("gloo", store=dist.PrefixStore("torch", store), rank=rank, world_size=size,
                                 timeout=datetime.timedelta(seconds=timeout))
-        atexit.register(_leave)
+    atexit.register(_leave)
     ours = dist.PrefixStore("sherd", store)
     bytes_by = _C.connect(rank, size, local_rank, ours, timeout, transport)
     _world = World(rank, size, local_rank, bytes_by, DeviceMesh("cpu", torch.arange(size), mesh_dim_names=AXES[1:]))
@@ -99,5 +99,7 @@ def world() -> World:
 
 
 def _leave() -> None:
-    if dist.is_initialized():
+    """A thread of Gloo's that still lets go of a tensor when the interpreter ends, ends the process by SIGABRT (PyTorch issue
+    190489): programs that forget to leave, leave here."""
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 accelerator = Accelerator()
 model = LlamaForCausalLM.from_pretrained(sys.argv[1])
 plain = all(type(p) is torch.nn.Parameter for p in model.parameters())
-optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 ids = torch.randint(0, 61, (8, 16), generator=torch.Generator().manual_seed(1))
 data = torch.utils.data.DataLoader(ids, batch_size=8 // accelerator.num_processes)
 model, optimizer, data = accelerator.prepare(model, optimizer, data)
