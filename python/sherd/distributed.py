@@ -9,6 +9,7 @@ import atexit
 import dataclasses
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -99,7 +100,9 @@ def world() -> World:
 
 
 def _leave() -> None:
-    """A thread of Gloo's that still lets go of a tensor when the interpreter ends, ends the process by SIGABRT (PyTorch issue
-    190489): programs that forget to leave, leave here."""
+    """A thread of Gloo's that lets go of its last tensor while the interpreter ends, ends the process by SIGABRT (PyTorch issue
+    190489): programs that forget to leave, leave here, and the threads get a moment with the interpreter's lock."""
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
+    if world().size > 1:
+        time.sleep(0.05)
