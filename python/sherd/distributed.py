@@ -104,5 +104,5 @@ def _leave() -> None:
     190489): programs that forget to leave, leave here, and the threads get a moment with the interpreter's lock."""
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
-    if world().size > 1:
+    if _world is not None and _world.size > 1:
         time.sleep(0.05)

@@ -31,14 +31,15 @@ class ShardedParameter(DTensor):
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
         name = getattr(function, "__name__", "")
-        if name == "detach" or (name == "__get__" and function == DATA):
+        if name == "__get__" and function == DATA:
             tell(args, "note_alias")
             with torch._C.DisableTorchFunctionSubclass():
                 return alias_of(args[0], function(*args))
-        from_init = getattr(function, "__module__", "") == torch.nn.init.__name__  # these are under no_grad by themselves
-        if from_init or (name in RANDOM and not (torch.is_grad_enabled() and args[0].requires_grad)):
+        if is_draw(function, name, args):
             return fill_as_whole(function, args, kwargs or {})
-        if name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
+        if name == "detach":
+            tell(args, "note_alias")
+        elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
             tell(args, "before_write", "note_update")
         try:
             with torch._C.DisableTorchFunctionSubclass():
@@ -89,6 +90,13 @@ NOT_VALUES = {"requires_grad_", "retain_grad_"}
 RANDOM = {"normal_", "uniform_", "exponential_", "bernoulli_", "geometric_", "cauchy_", "log_normal_", "random_"}
 
 
+def is_draw(function, name: str, args: tuple) -> bool:
+    if getattr(function, "__module__", "") == torch.nn.init.__name__:
+        return True
+    # Where torch refuses, it shall say so.
+    return name in RANDOM and isinstance(args[0], ShardedParameter) and not (torch.is_grad_enabled() and args[0].requires_grad)
+
+
 def fill_as_whole(function, args: tuple, kwargs: dict) -> torch.Tensor:
     """Fills a parameter with the values that it would have if it were not sharded (and ranks had one seed): each rank fills
     a whole one, for as long as this takes, and keeps its rows."""
@@ -103,7 +111,7 @@ def fill_as_whole(function, args: tuple, kwargs: dict) -> torch.Tensor:
 
 
 def alias_of(parameter: ShardedParameter, alias: torch.Tensor) -> torch.Tensor:
-    """What parameter.data and parameter.detach() give, which knows whose it is."""
+    """What parameter.data gives, which knows whose it is. (detach() gives a DTensor: state_dict() is made of these.)"""
     if isinstance(alias, DTensor):
         alias.__class__ = ShardedParameter
         alias._sherd_name, alias._sherd_whole = parameter._sherd_name, None
