@@ -42,24 +42,29 @@ def flat(history):
 
 def test_trainer_with_checkpoints_and_resume(tmp_path):
     plain = run_program("trainer.py", tmp_path / "plain", 4)
+    one = run_program("trainer.py", tmp_path / "one", 4, ranks=1)
     two = run_program("trainer.py", tmp_path / "two", 2, ranks=2)
     again = run_program("trainer.py", tmp_path / "two", 2, "resume", ranks=2)
-    for ours in (two, again):
+    for ours in (one, two, again):
         assert flat(ours["history"]) == pytest.approx(flat(plain["history"]), rel=1e-3)
         assert ours["evaluated"] == pytest.approx(plain["evaluated"], rel=1e-3)
+    assert_close(tmp_path / "one" / "final", tmp_path / "plain" / "final", 1e-3)
     assert_close(tmp_path / "two" / "final", tmp_path / "plain" / "final", 1e-3)
 
 
 def test_an_accelerate_program():
     plain = run_program("accelerated.py", 8)
-    one = run_program("accelerated.py", 8, ranks=1)
-    assert one["losses"] == pytest.approx(plain["losses"], rel=1e-4)
-    for name, value in plain["state"].items():
-        assert one["state"][name] == [pytest.approx(v, rel=1e-3, abs=1e-5) for v in value]
-    stages = [run_program("accelerated.py", 8, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": s}) for s in ("1", "3")]
-    for two in stages:
+    losses = {}
+    for stage in ("1", "3"):
+        environment = {"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage}
+        one = run_program("accelerated.py", 8, ranks=1, environment=environment)
+        two = run_program("accelerated.py", 8, ranks=2, environment=environment)
+        assert one["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+        for name, value in plain["state"].items():
+            assert one["state"][name] == [pytest.approx(v, rel=1e-3, abs=1e-5) for v in value]
         assert two["losses"][-1] < two["losses"][0] and len(two["losses"]) == len(plain["losses"]) // 2
-    assert stages[0]["losses"] == pytest.approx(stages[1]["losses"], rel=1e-5)
+        losses[stage] = two["losses"]
+    assert losses["1"] == pytest.approx(losses["3"], rel=1e-5)
 
 
 def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
