@@ -7,9 +7,8 @@
 Engines run in turn (A B C, C A B, ...), each in processes of its own, pinned to the same cores. A round counts with the
 median of its steps after the warm-up, an engine with the median of its rounds. Memory is taken in one more run of each.
 All must print the same losses, or nothing is reported. An engine that fails twice is left out from then on and named under
-the table.
-Writes a Markdown table to the standard output and everything measured to benchmarks/results/. Exit code 1 when an engine
-failed or losses differ.
+the table. Writes a Markdown table to the standard output and everything measured to benchmarks/results/. Exit code 1 when an
+engine failed or losses differ.
 """
 import argparse
 import array
@@ -155,17 +154,15 @@ def compare(model: str, args) -> dict:
 
     def attempt(engine, sample_memory=False):
         """None for an engine that has failed twice in a row, now or before."""
-        if engine in failures:
+        if engine.label in failures:
             return None
-        try:
-            return run(engine, work, sample_memory)
-        except RunFailed as failure:
-            say(f"{model}: {failure}\n{engine.label} gets another try")
-        try:
-            return run(engine, work, sample_memory)
-        except RunFailed as failure:
-            failures[engine] = str(failure)
-            say(f"{model}: {failure}\n{engine.label} is left out from here on")
+        for then in ("gets another try", "is left out from here on"):
+            try:
+                return run(engine, work, sample_memory)
+            except RunFailed as failure:
+                last = str(failure)
+                say(f"{model}: {last}\n{engine.label} {then}")
+        failures[engine.label] = last
 
     for number in range(1, args.rounds + 1):
         for engine in rotated(engines, number * len(engines) // args.rounds):
@@ -181,14 +178,12 @@ def compare(model: str, args) -> dict:
     for engine in engines:
         if not (result := attempt(engine, sample_memory=True)):
             continue
-        peak = result.peak_mib
-        say(f"{model}, memory: {engine.label} {peak:.0f} MiB")
+        say(f"{model}, memory: {engine.label} {result.peak_mib:.0f} MiB")
         rows.append({"engine": engine.label, "ranks": engine.ranks, "threads": len(engine.cpus) // engine.ranks,
-                     "step_s": statistics.median(rounds[engine]), "rounds_s": rounds[engine], "memory_mib": peak,
+                     "step_s": statistics.median(rounds[engine]), "rounds_s": rounds[engine], "memory_mib": result.peak_mib,
                      "losses": losses[engine]})
     return {"model": model, "tokens_per_step": args.rows * work.context, "fsdp2_forms_s": fsdp2_forms,
-            "others_cores": others, "engines": rows,
-            "failures": {engine.label: text for engine, text in failures.items()}}
+            "others_cores": others, "engines": rows, "failures": failures}
 
 
 def table(result: dict) -> str:

@@ -3,8 +3,8 @@
 
     PYTHONPATH=build/python OMP_NUM_THREADS=1 taskset -c 0 .venv/bin/python benchmarks/python_overhead.py
 
-Prints microseconds a unit and step: the difference of the least times of many steps, which both have seen undisturbed. build/bench_unit
-measures the same chain of units from C++, in turns with this: what is more here is Python's part.
+Prints microseconds a unit and step: the difference of the least times of many steps, which both have seen undisturbed.
+build/bench_unit measures the same chain of units from C++, in turns with this: what is more here is Python's part.
 """
 import copy
 import json

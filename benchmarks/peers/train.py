@@ -146,14 +146,15 @@ def main():
         raise SystemExit(f"got {args.rows} rows on {world} ranks; the peers average over ranks: try a multiple")
     if (args.engine == "single") != (world == 1):
         raise SystemExit(f"got engine {args.engine} on {world} ranks; single takes one rank, the others more")
-    if world > 1 and not args.engine.startswith("deepspeed"):
+    deepspeed = args.engine.startswith("deepspeed")
+    if world > 1 and not deepspeed:
         dist.init_process_group("gloo")
     model = m.build(cfg, SEED)
     model.chunked_loss = args.chunked_loss
-    if args.compile and not args.engine.startswith("deepspeed"):
+    if args.compile and not deepspeed:
         for i, block in enumerate(model.model.layers):
             model.model.layers[i] = torch.compile(block)
-    step = (deepspeed_engine if args.engine.startswith("deepspeed") else torch_engine)(args, model, world)
+    step = (deepspeed_engine if deepspeed else torch_engine)(args, model, world)
 
     lines = open(args.metrics, "w") if rank == 0 else None
     data = batches(args, cfg, rank, world)

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import over_rows, own_rows
+from .parameters import over_rows, rows_like
 from .progress import bar
 from .sharding import before_load
 from .units import ShardedModule
@@ -67,11 +67,6 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
             if world.size > 1:
                 dist.broadcast(whole, src=0)
             target.copy_(over_rows(rows_like(whole, target), target) if isinstance(target, DTensor) else whole)
-
-
-def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:
-    """This rank's rows of a whole value."""
-    return whole[own_rows(whole.shape[0], target.device_mesh)]
 
 
 def fit(targets: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str:

@@ -10,11 +10,11 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .checkpoint import rows_like
-from .parameters import ShardedParameter, shown_as
+from .parameters import ShardedParameter, rows_like, shown_as
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
+Wholes = dict[int, tuple[ShardedParameter, nn.Parameter]]  # by the identity of the first
 
 
 @contextlib.contextmanager
@@ -50,48 +50,47 @@ def GatheredParameters(params: nn.Parameter | Iterable[nn.Parameter] | nn.Module
         for root in roots.values():
             places = [place for place in root.places if id(place[2]) in keys]
             wholes = stack.enter_context(shown_whole(root, places, modifier_rank is not None, modifier_rank))
-            stack.enter_context(shown_as([(shard, wholes[id(shard)]) for shard in {id(p[2]): p[2] for p in places}.values()]))
+            stack.enter_context(shown_as(list(wholes.values())))
         yield
 
 
 @contextlib.contextmanager
 def made_whole(parameters: Iterable[ShardedParameter], rank: int | None) -> Iterator[None]:
     """The same for parameters of a model that has not run."""
-    wholes = [(p, whole_copy(p)) for p in {id(p): p for p in parameters}.values()]
-    with shown_as(wholes):
+    wholes = whole_copies(parameters)
+    with shown_as(list(wholes.values())):
         yield
     if rank is not None:
-        for parameter, whole in wholes:
-            parameter._local_tensor.copy_(rows_like(from_rank(rank, whole), parameter))
-
-
-def whole_copy(parameter: ShardedParameter) -> nn.Parameter:
-    return nn.Parameter(parameter.detach().full_tensor().clone(), parameter.requires_grad)
+        take_rows(wholes, rank)
 
 
 @contextlib.contextmanager
-def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -> Iterator[dict[int, nn.Parameter]]:
-    """Yields the whole parameters by the identity of what stood there."""
+def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -> Iterator[Wholes]:
     root.model.before_write()
-    wholes: dict[int, nn.Parameter] = {}
+    wholes = whole_copies(shard for _, _, shard in places)
     for owner, name, shard in places:
-        if id(shard) not in wholes:
-            wholes[id(shard)] = whole_copy(shard)
-        owner._parameters[name] = wholes[id(shard)]
+        owner._parameters[name] = wholes[id(shard)][1]
     try:
         yield wholes
         if writeback:
-            take_rows(root, places, wholes, rank)
+            root.model.before_update()
+            take_rows(wholes, rank)
+            root.model.note_update()
     finally:
         for owner, name, shard in places:
             owner._parameters[name] = shard
 
 
-def take_rows(root: Root, places: Places, wholes: dict[int, nn.Parameter], rank: int | None) -> None:
-    root.model.before_update()
-    for shard in {id(shard): shard for _, _, shard in places}.values():
-        shard._local_tensor.copy_(rows_like(from_rank(rank, wholes[id(shard)]), shard))
-    root.model.note_update()
+def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
+    """One of each. Collective."""
+    return {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
+            for shard in {id(shard): shard for shard in shards}.values()}
+
+
+def take_rows(wholes: Wholes, rank: int | None) -> None:
+    """Each rank takes its rows of its own copies; of those of `rank`, if one is named."""
+    for shard, whole in wholes.values():
+        shard._local_tensor.copy_(rows_like(from_rank(rank, whole), shard))
 
 
 def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:

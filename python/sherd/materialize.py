@@ -17,8 +17,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .checkpoint import rows_like
-from .parameters import ShardedParameter, own_rows, sharded_over
+from .parameters import ShardedParameter, own_rows, rows_like, sharded_over
 from .progress import bar
 
 INDEX = "model.safetensors.index.json"

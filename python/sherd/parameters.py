@@ -105,7 +105,7 @@ def fill_as_whole(function, args: tuple, kwargs: dict) -> torch.Tensor:
     whole = torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     function(whole, *args[1:], **kwargs)
     with torch.no_grad():
-        tensor._local_tensor.copy_(whole[own_rows(tensor.shape[0], tensor.device_mesh)])
+        tensor._local_tensor.copy_(rows_like(whole, tensor))
     tell((tensor,), "note_update")
     return tensor
 
@@ -139,6 +139,11 @@ def own_rows(rows: int, mesh: DeviceMesh) -> slice:
     each = -(-rows // mesh.size(axis))
     first = min(rows, each * mesh.get_local_rank(axis))
     return slice(first, min(rows, first + each))
+
+
+def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:
+    """This rank's rows of a whole value."""
+    return whole[own_rows(whole.shape[0], target.device_mesh)]
 
 
 def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh) -> DTensorSpec:

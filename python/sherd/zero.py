@@ -35,7 +35,8 @@ def Init(module: nn.Module | None = None, *, mesh: DeviceMesh | None = None, ena
     if not enabled:
         yield
         return
-    check_mesh(mesh, "zero3", world := distributed.world())
+    world = distributed.world()
+    check_mesh(mesh, "zero3", world)
     mesh = spread_over(mesh, world)
 
     def registered(_: nn.Module, name: str, part: nn.Module | None) -> None:

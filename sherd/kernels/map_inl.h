@@ -92,7 +92,7 @@ class Decoder {
 
 /// Indices of magnitudes, and where they may be one off: closer to a midpoint than the arithmetic can tell.
 struct Indices {
-  IntVector index, distance;  // in 2^-14 of an index; unsure below kUnsure
+  IntVector index, distance;  // distance: in 2^-kIndexFraction of an index, plus 2; unsure below kUnsure
 
   static constexpr int kUnsure = 5;
   HWY_INLINE bool unsure() const {
@@ -123,8 +123,8 @@ class Encoder {
     const FloatVector top = hn::Sub(doubled(kOne * (1 << kUnsigned)), hn::Set(d, 0.5f * kOne));
     const FloatVector offset = doubled(8.0f / 9 * kOne / 2 * (1 << kUnsigned));
     const IntVector fixed = hn::ConvertTo(di, hn::Min(hn::Add(hn::Mul(a, slope_[of_class]), offset), top));
-    const IntVector index = hn::Sub(hn::ShiftRight<14>(fixed), hn::Set(di, kUnsigned));
-    return {index, hn::And(hn::Add(fixed, hn::Set(di, 2)), hn::Set(di, (1 << 14) - 1))};
+    const IntVector index = hn::Sub(hn::ShiftRight<kIndexFraction>(fixed), hn::Set(di, kUnsigned));
+    return {index, hn::And(hn::Add(fixed, hn::Set(di, 2)), hn::Set(di, (1 << kIndexFraction) - 1))};
   }
 
   /// By search, for what is unsure.
@@ -137,7 +137,7 @@ class Encoder {
   }
 
  private:
-  static constexpr float kOne = 1 << 14;
+  static constexpr float kOne = 1 << kIndexFraction;
   static constexpr int kUnsigned = kMap == DynamicMap::unsigned_values ? 1 : 0;
 
   const MapTables& tables_;

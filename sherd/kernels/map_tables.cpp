@@ -9,13 +9,13 @@ namespace sherd::kernels {
 namespace {
 
 constexpr int kDecades = 7;
-constexpr double kFixedPoint = 1 << 14;
+constexpr double kFixedPoint = 1 << kIndexFraction;
 
 /// How many entries decade i has: 2^(i + k), k = 0 signed, 1 unsigned.
 int entries(int decade, int k) { return 1 << (decade + k); }
 double upper_end(int decade) { return std::pow(10.0, decade - (kDecades - 1)); }
 
-/// Zero, the means of each decade's intervals, one. The decades are rounded as bitsandbytes rounds them.
+/// Zero, the means of each decade's intervals, one; each rounded once. (bitsandbytes rounds on the way: within 2e-7.)
 std::vector<float> magnitudes(int k) {
   std::vector<float> all = {0.0f};
   for (int i = 0; i < kDecades; ++i)

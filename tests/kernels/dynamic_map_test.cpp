@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "tests/kernels/targets.h"
 
@@ -105,9 +106,14 @@ TEST(DynamicMap, GivesTheNearestEntryOnEveryInstructionSet) {
   });
 }
 
-TEST(DynamicMap, DecodesWhatItsCodesStandFor) {
+std::vector<uint8_t> all_codes() {
   std::vector<uint8_t> codes(256);
-  for (int code = 0; code < 256; ++code) codes[code] = static_cast<uint8_t>(code);
+  std::iota(codes.begin(), codes.end(), uint8_t{0});
+  return codes;
+}
+
+TEST(DynamicMap, DecodesWhatItsCodesStandFor) {
+  const std::vector<uint8_t> codes = all_codes();
   for (const auto map : {kSigned, kUnsigned}) {
     for (const float absmax : {1.0f, 0.37f, 3.1e-5f, 2e-38f, 7e30f}) {
       std::vector<std::vector<uint32_t>> results;
@@ -127,8 +133,8 @@ TEST(DynamicMap, DecodesWhatItsCodesStandFor) {
 }
 
 TEST(DynamicMap, EncodesItsOwnValuesToTheSameCodes) {
-  std::vector<uint8_t> codes(256), again(256);
-  for (int code = 0; code < 256; ++code) codes[code] = static_cast<uint8_t>(code);
+  const std::vector<uint8_t> codes = all_codes();
+  std::vector<uint8_t> again(256);
   for (const auto map : {kSigned, kUnsigned}) {
     for (const float absmax : {1.0f, 0.37f, 3.1e-5f}) {
       std::vector<float> x(256);
