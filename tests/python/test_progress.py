@@ -52,14 +52,17 @@ def test_a_terminal_shows_a_bar():
 
 
 def freed_memory_is_kept(malloc):
-    """Page faults of a block of 64 MiB that is allocated a second time."""
+    """Page faults of a block of 64 MiB that is allocated again: the least of five times, as a small block that another
+    thread was given out of the freed one sends the next block elsewhere, once."""
     import resource
     import sherd
     sherd.init(malloc=malloc)
-    for _ in range(2):
+    faults = []
+    for _ in range(6):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(16 << 20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return min(faults[1:])
 
 
 def test_malloc_keeps_what_steps_free_unless_told_otherwise():
