@@ -74,14 +74,16 @@ void adamw(benchmark::State& state) {
                                              .beta2 = 0.95,
                                              .eps = 1e-8,
                                              .weight_decay = 0.1,
+                                             .l2 = 0.0,
                                              .bias_correction1 = 1.0 - std::pow(0.9, 10),
                                              .bias_correction2_sqrt = std::sqrt(1.0 - std::pow(0.95, 10)),
                                              .gradient_scale = 1.0};
   interleave(
       state, n,
       [&] {
-        sherd::kernels::adamw(scalars, n, g.const_data_ptr<float>(), p.mutable_data_ptr<float>(),
-                              m.mutable_data_ptr<float>(), v.mutable_data_ptr<float>());
+        sherd::kernels::adamw(scalars, n, g.const_data_ptr<float>(),
+                              sherd::kernels::Fp32Weights{p.mutable_data_ptr<float>()},
+                              sherd::kernels::Fp32Moments{m.mutable_data_ptr<float>(), v.mutable_data_ptr<float>()});
       },
       [&] { at::_fused_adamw_({p}, {g}, {m}, {v}, {}, {step}, 1e-4, 0.9, 0.95, 0.1, 1e-8, false, false); });
 }

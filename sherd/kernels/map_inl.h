@@ -45,7 +45,7 @@ class Lookup {
       HWY_ALIGN int32_t places[kWidth];
       HWY_ALIGN float found[kWidth];
       hn::Store(index, di, places);
-      for (size_t k = 0; k < kWidth; ++k) found[k] = table_[places[k]] * factor_;
+      for (size_t k = 0; k < kWidth; ++k) found[k] = table_[places[k] & 7] * factor_;
       return hn::Load(d, found);
     } else if constexpr (kWidth < 8) {
       const auto within = hn::IndicesFromVec(d, hn::And(index, hn::Set(di, 3)));
@@ -105,7 +105,10 @@ template <DynamicMap kMap>
 class Encoder {
  public:
   explicit Encoder(const MapTables& tables)
-      : tables_(tables), edges_(tables.encode.edges), slope_(tables.encode.slope) {}
+      : tables_(tables),
+        edges_(tables.encode.edges),
+        slope_(tables.encode.slope),
+        unit_slope_(tables.encode.slope, 1.0f / kOne) {}
 
   /// Of magnitudes in [0, 1].
   HWY_INLINE Indices indices(FloatVector a) const {
@@ -127,6 +130,25 @@ class Encoder {
     return {index, hn::And(hn::Add(fixed, hn::Set(di, 2)), hn::Set(di, (1 << kIndexFraction) - 1))};
   }
 
+  /// Of magnitudes that are rounded themselves: the index in the low byte, beside midpoints perhaps one off.
+  HWY_INLINE IntVector rounded(FloatVector a) const {
+    const Floats d;
+    const Ints di;
+    const IntVector below = at_least_class(di, hn::BitCast(di, a));
+    const IntVector of_class = hn::Sub(below, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, edges_.at(below)))));
+    const IntVector doublings = hn::ShiftLeft<23>(of_class);
+    const auto doubled = [&](float x) HWY_ATTR {
+      return hn::BitCast(d, hn::Add(hn::BitCast(di, hn::Set(d, x)), doublings));
+    };
+    // A little below the decade's end, so that it is cut to its last entry.
+    const FloatVector top = doubled((1 - 0x1p-10f) * (1 << kUnsigned));
+    const FloatVector line = hn::Add(hn::Mul(a, unit_slope_[of_class]), doubled(8.0f / 9 / 2 * (1 << kUnsigned)));
+    FloatVector y = hn::Min(line, top);
+    if constexpr (kUnsigned == 1) y = hn::Max(y, hn::Set(d, 1.5f));
+    // Cut by an addition: from 2^23 on there are no fractions.
+    return hn::BitCast(di, hn::Add(y, hn::Set(d, 8388607.5f - kUnsigned)));
+  }
+
   /// By search, for what is unsure.
   IntVector searched(FloatVector a) const {
     HWY_ALIGN float values[kWidth];
@@ -140,8 +162,22 @@ class Encoder {
   static constexpr float kOne = 1 << kIndexFraction;
   static constexpr int kUnsigned = kMap == DynamicMap::unsigned_values ? 1 : 0;
 
+  /// The class or one less, by the upper 16 bits. (A template, so that one lane does not see what it has not.)
+  template <class DI>
+  HWY_INLINE IntVector at_least_class(DI di, IntVector bits) const {
+    const IntVector high = hn::ShiftRight<16>(bits);
+    const auto first = hn::Set(di, tables_.encode.first), rate = hn::Set(di, tables_.encode.rate);
+    if constexpr (hn::MaxLanes(DI()) < 4) {
+      return hn::ShiftRight<16>(hn::Mul(hn::Max(hn::Sub(high, first), hn::Zero(di)), rate));
+    } else {
+      const hn::Repartition<uint16_t, DI> d16;
+      const auto above = hn::SaturatedSub(hn::BitCast(d16, high), hn::BitCast(d16, first));
+      return hn::BitCast(di, hn::MulHigh(above, hn::BitCast(d16, rate)));
+    }
+  }
+
   const MapTables& tables_;
-  Lookup edges_, slope_;
+  Lookup edges_, slope_, unit_slope_;
 };
 
 /// Stores the codes of indices; of the signed map with the signs of x.
@@ -155,6 +191,33 @@ HWY_INLINE void store_codes(IntVector index, FloatVector x, uint8_t* codes) {
     code = hn::Add(hn::Sub(hn::Xor(index, sign), sign), hn::Set(di, 127));
   }
   hn::StoreU(hn::DemoteTo(Bytes(), code), Bytes(), codes);
+}
+
+/// Stores the lowest bytes of m and of v.
+template <class DI>
+HWY_INLINE void store_low_bytes(DI di, hn::Vec<DI> m, hn::Vec<DI> v, uint8_t* m_codes, uint8_t* v_codes) {
+  if constexpr (hn::MaxLanes(DI()) < 4) {
+    HWY_ALIGN int32_t m_words[kWidth], v_words[kWidth];
+    hn::Store(m, di, m_words);
+    hn::Store(v, di, v_words);
+    for (size_t k = 0; k < kWidth; ++k) {
+      m_codes[k] = static_cast<uint8_t>(m_words[k]);
+      v_codes[k] = static_cast<uint8_t>(v_words[k]);
+    }
+  } else {
+    const hn::Repartition<uint16_t, DI> d16;
+    const hn::Repartition<uint8_t, DI> d8;
+    // [m . v .] of each element, to the m of four and the v of four.
+    const auto both = hn::BitCast(d8, hn::OddEven(hn::BitCast(d16, hn::ShiftLeft<16>(v)), hn::BitCast(d16, m)));
+    alignas(16) static constexpr uint8_t kOrder[16] = {0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0};
+    const auto fours = hn::TableLookupBytes(both, hn::LoadDup128(d8, kOrder));
+    HWY_ALIGN uint32_t words[kWidth];
+    hn::Store(hn::BitCast(di, fours), di, reinterpret_cast<int32_t*>(words));
+    for (size_t four = 0; four < kWidth / 4; ++four) {
+      __builtin_memcpy(m_codes + 4 * four, words + 4 * four, 4);
+      __builtin_memcpy(v_codes + 4 * four, words + 4 * four + 1, 4);
+    }
+  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -71,6 +71,9 @@ void set_encoding(MapTables& tables, int k) {
   const double scale = kDecades / (exponents.back() - exponents.front());
   lines.scale = static_cast<float>(scale);
   lines.shift = static_cast<float>(0.5 - scale * exponents.front());
+  const double of_upper_bits = scale * 65536;
+  lines.rate = static_cast<int>(std::lround(of_upper_bits * 65536));
+  lines.first = static_cast<int>(std::lround(-(0.5 - scale * exponents.front()) / of_upper_bits));
 }
 
 MapTables make_tables(DynamicMap map) {

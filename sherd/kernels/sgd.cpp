@@ -1,13 +1,16 @@
 #include "sherd/kernels/sgd.h"
 
+#include <algorithm>
 #include <cstddef>
 
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "sherd/kernels/sgd.cpp"
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 
 #include "sherd/kernels/elements_inl.h"
+#include "sherd/kernels/weights_inl.h"
 
 #ifndef SHERD_KERNELS_SGD_ONCE
 #define SHERD_KERNELS_SGD_ONCE
@@ -25,48 +28,45 @@ enum class SgdKind { plain, momentum, nesterov };
 HWY_BEFORE_NAMESPACE();
 namespace sherd::kernels {
 namespace HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
 
-// One vector, or with a vector of one lane one element. No MulAdd: targets without it would round differently.
-template <SgdKind kKind, class D>
-HWY_INLINE void sgd_step(D d, const SgdFactors& f, const float* gradient, float* parameter, float* momentum) {
-  const auto p = hn::LoadU(d, parameter);
-  const auto scaled = hn::Mul(hn::LoadU(d, gradient), hn::Set(d, f.gradient_scale));
-  const auto g = hn::Add(scaled, hn::Mul(hn::Set(d, f.weight_decay), p));
-  auto direction = g;
-  if constexpr (kKind != SgdKind::plain) {
-    const auto b = hn::Add(hn::Mul(hn::Set(d, f.momentum), hn::LoadU(d, momentum)), g);
-    hn::StoreU(without_denormals(d, b), d, momentum);
-    direction = b;
-    if constexpr (kKind == SgdKind::nesterov) direction = hn::Add(g, hn::Mul(hn::Set(d, f.momentum), b));
+// No MulAdd: targets without it would round differently.
+template <SgdKind kKind, class G, class Kind>
+void sgd_loop(const SgdFactors& factors, size_t n, const G* HWY_RESTRICT gradient, const Kind& kind,
+              float* HWY_RESTRICT momentum) {
+  const SgdFactors f = factors;
+  WeightsAt<Kind> weights(kind);
+  for (size_t piece = 0; piece < n; piece += kPiece) {
+    weights.begin_piece(piece);
+    for_elements(std::min(kPiece, n - piece), [&](auto d, size_t k) HWY_ATTR {
+      const size_t i = piece + k;
+      const auto p = weights.load(d, i);
+      const auto scaled = hn::Mul(load_values(d, gradient + i), hn::Set(d, f.gradient_scale));
+      const auto g = hn::Add(scaled, hn::Mul(hn::Set(d, f.weight_decay), p));
+      auto direction = g;
+      if constexpr (kKind != SgdKind::plain) {
+        const auto b = hn::Add(hn::Mul(hn::Set(d, f.momentum), hn::LoadU(d, momentum + i)), g);
+        hn::StoreU(without_denormals(d, b), d, momentum + i);
+        direction = b;
+        if constexpr (kKind == SgdKind::nesterov) direction = hn::Add(g, hn::Mul(hn::Set(d, f.momentum), b));
+      }
+      weights.store(d, hn::Sub(p, hn::Mul(hn::Set(d, f.lr), direction)), i);
+    });
   }
-  hn::StoreU(hn::Sub(p, hn::Mul(hn::Set(d, f.lr), direction)), d, parameter);
 }
 
 template <SgdKind kKind>
-HWY_INLINE void sgd_loop(const SgdFactors& factors, size_t n, const float* HWY_RESTRICT gradient,
-                         float* HWY_RESTRICT parameter, float* HWY_RESTRICT momentum) {
-  const SgdFactors f = factors;
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
-  const auto buffer = [&](size_t i) { return kKind == SgdKind::plain ? nullptr : momentum + i; };
-  size_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    sgd_step<kKind>(d, f, gradient + i, parameter + i, buffer(i));
-    sgd_step<kKind>(d, f, gradient + i + lanes, parameter + i + lanes, buffer(i + lanes));
-  }
-  const hn::CappedTag<float, 1> one;
-  for (; i < n; ++i) sgd_step<kKind>(one, f, gradient + i, parameter + i, buffer(i));
+void sgd_any(const SgdFactors& f, size_t n, const Gradient& gradient, const Weights& weights, float* momentum) {
+  std::visit([&](const auto* g, const auto& kind) { sgd_loop<kKind>(f, n, g, kind, momentum); }, gradient, weights);
 }
 
-void plain_loop(const SgdFactors& f, size_t n, const float* gradient, float* parameter) {
-  sgd_loop<SgdKind::plain>(f, n, gradient, parameter, nullptr);
+void plain_loop(const SgdFactors& f, size_t n, const Gradient& gradient, const Weights& weights, float* momentum) {
+  sgd_any<SgdKind::plain>(f, n, gradient, weights, momentum);
 }
-void momentum_loop(const SgdFactors& f, size_t n, const float* gradient, float* parameter, float* momentum) {
-  sgd_loop<SgdKind::momentum>(f, n, gradient, parameter, momentum);
+void momentum_loop(const SgdFactors& f, size_t n, const Gradient& gradient, const Weights& weights, float* momentum) {
+  sgd_any<SgdKind::momentum>(f, n, gradient, weights, momentum);
 }
-void nesterov_loop(const SgdFactors& f, size_t n, const float* gradient, float* parameter, float* momentum) {
-  sgd_loop<SgdKind::nesterov>(f, n, gradient, parameter, momentum);
+void nesterov_loop(const SgdFactors& f, size_t n, const Gradient& gradient, const Weights& weights, float* momentum) {
+  sgd_any<SgdKind::nesterov>(f, n, gradient, weights, momentum);
 }
 
 }  // namespace HWY_NAMESPACE
@@ -89,16 +89,16 @@ SgdFactors sgd_factors(const SgdScalars& s) {
 
 }  // namespace
 
-void sgd(const SgdScalars& s, int64_t n, const float* gradient, float* parameter) {
-  HWY_DYNAMIC_DISPATCH(plain_loop)(sgd_factors(s), static_cast<size_t>(n), gradient, parameter);
+void sgd(const SgdScalars& s, int64_t n, const Gradient& gradient, const Weights& weights) {
+  HWY_DYNAMIC_DISPATCH(plain_loop)(sgd_factors(s), static_cast<size_t>(n), gradient, weights, nullptr);
 }
 
-void sgd_momentum(const SgdScalars& s, int64_t n, const float* gradient, float* parameter, float* momentum) {
-  HWY_DYNAMIC_DISPATCH(momentum_loop)(sgd_factors(s), static_cast<size_t>(n), gradient, parameter, momentum);
+void sgd_momentum(const SgdScalars& s, int64_t n, const Gradient& gradient, const Weights& weights, float* momentum) {
+  HWY_DYNAMIC_DISPATCH(momentum_loop)(sgd_factors(s), static_cast<size_t>(n), gradient, weights, momentum);
 }
 
-void sgd_nesterov(const SgdScalars& s, int64_t n, const float* gradient, float* parameter, float* momentum) {
-  HWY_DYNAMIC_DISPATCH(nesterov_loop)(sgd_factors(s), static_cast<size_t>(n), gradient, parameter, momentum);
+void sgd_nesterov(const SgdScalars& s, int64_t n, const Gradient& gradient, const Weights& weights, float* momentum) {
+  HWY_DYNAMIC_DISPATCH(nesterov_loop)(sgd_factors(s), static_cast<size_t>(n), gradient, weights, momentum);
 }
 
 }  // namespace sherd::kernels

@@ -23,6 +23,7 @@ AdamWScalars scalars_at(int64_t step, double beta1 = 0.9) {
           .beta2 = beta2,
           .eps = 1e-8,
           .weight_decay = 0.1,
+          .l2 = 0.0,
           .bias_correction1 = 1.0 - std::pow(beta1, static_cast<double>(step)),
           .bias_correction2_sqrt = std::sqrt(1.0 - std::pow(beta2, static_cast<double>(step))),
           .gradient_scale = 0.37};
@@ -36,19 +37,25 @@ struct State {
     for (float& value : v) value *= value;
   }
 
-  using Kernel = void(const AdamWScalars&, int64_t, const float*, float*, float*, float*);
-  void update(const AdamWScalars& s, int64_t begin, int64_t end, Kernel kernel = adamw) {
-    kernel(s, end - begin, gradient.data() + begin, parameter.data() + begin, m.data() + begin, v.data() + begin);
+  void update(const AdamWScalars& s, int64_t begin, int64_t end) {
+    adamw(s, end - begin, gradient.data() + begin, Fp32Weights{parameter.data() + begin},
+          Fp32Moments{m.data() + begin, v.data() + begin});
   }
 };
 
+/// Adam's: the decay is added to the gradient.
+AdamWScalars adam_at(int64_t step) {
+  AdamWScalars s = scalars_at(step);
+  std::swap(s.l2, s.weight_decay);
+  return s;
+}
+
 // The documented operations one by one: the kernel must give these very bits.
-enum class Decay { decoupled, l2 };
-void reference_fp32(const AdamWScalars& s, State& state, Decay decay = Decay::decoupled) {
+void reference_fp32(const AdamWScalars& s, State& state) {
   const double w = 1.0 - s.beta1;
   for (size_t i = 0; i < state.m.size(); ++i) {
     float g = state.gradient[i] * static_cast<float>(s.gradient_scale);
-    if (decay == Decay::l2) g = g + static_cast<float>(s.weight_decay) * state.parameter[i];
+    if (s.l2 != 0) g = g + static_cast<float>(s.l2) * state.parameter[i];
     float& m = state.m[i];
     float& v = state.v[i];
     m = w < 0.5 ? m + static_cast<float>(w) * (g - m) : g + static_cast<float>(w - 1.0) * (g - m);
@@ -56,8 +63,7 @@ void reference_fp32(const AdamWScalars& s, State& state, Decay decay = Decay::de
     const float rate = static_cast<float>(s.lr * s.bias_correction2_sqrt / s.bias_correction1);
     const float eps = static_cast<float>(s.eps * s.bias_correction2_sqrt);
     float& p = state.parameter[i];
-    const float kept = decay == Decay::l2 ? p : p * static_cast<float>(1.0 - s.lr * s.weight_decay);
-    p = kept - rate * m / (std::sqrt(v) + eps);
+    p = p * static_cast<float>(1.0 - s.lr * s.weight_decay) - rate * m / (std::sqrt(v) + eps);
   }
 }
 
@@ -87,12 +93,12 @@ TEST(Adam, GivesTheReferenceBitsOnEveryTarget) {
   for (const int64_t n : kSizes) {
     SCOPED_TRACE(n);
     State expected(n);
-    reference_fp32(scalars_at(3), expected, Decay::l2);
+    reference_fp32(adam_at(3), expected);
     for_each_target([&] {
       State got(n);
       const int64_t cut = n / 3;
-      got.update(scalars_at(3), 0, cut, adam);
-      got.update(scalars_at(3), cut, n, adam);
+      got.update(adam_at(3), 0, cut);
+      got.update(adam_at(3), cut, n);
       expect_equal(got, expected);
     });
   }

@@ -26,8 +26,8 @@ struct SgdState {
     const float* g = gradient.data() + begin;
     float* p = parameter.data() + begin;
     float* b = momentum.data() + begin;
-    if (form == SgdForm::plain) return sgd(kSgd, end - begin, g, p);
-    (form == SgdForm::nesterov ? sgd_nesterov : sgd_momentum)(kSgd, end - begin, g, p, b);
+    if (form == SgdForm::plain) return sgd(kSgd, end - begin, g, Fp32Weights{p});
+    (form == SgdForm::nesterov ? sgd_nesterov : sgd_momentum)(kSgd, end - begin, g, Fp32Weights{p}, b);
   }
 };
 

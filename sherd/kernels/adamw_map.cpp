@@ -1,0 +1,139 @@
+#include <algorithm>
+#include <cstddef>
+#include <limits>
+
+#include "sherd/kernels/adamw_factors.h"
+
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "sherd/kernels/adamw_map.cpp"
+#include <hwy/foreach_target.h>
+#include <hwy/highway.h>
+
+#include "sherd/kernels/adamw_inl.h"
+#include "sherd/kernels/map_inl.h"
+#include "sherd/kernels/weights_inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace sherd::kernels {
+namespace HWY_NAMESPACE {
+
+constexpr size_t kBlock = kMapBlock;
+static_assert(kPiece == kBlock);
+constexpr auto kSigned = DynamicMap::signed_values, kUnsigned = DynamicMap::unsigned_values;
+
+struct Encoders {
+  Encoder<kSigned> m{map_tables(kSigned)};
+  Encoder<kUnsigned> v{map_tables(kUnsigned)};
+};
+
+/// 1 / absmax, or 0 for a block of zeros. What is no normal number is nothing.
+HWY_INLINE float inverse(float& absmax) {
+  absmax = absmax < std::numeric_limits<float>::min() ? 0.0f : absmax;
+  return absmax > 0 ? 1 / absmax : 0.0f;
+}
+
+/// Codes of a block of new moments, and their scales.
+HWY_INLINE void encode_block(const Encoders& encoders, const float* m, const float* v, const MapMoments& to) {
+  const Floats d;
+  const Ints di;
+  const FloatVector m_scale = hn::Set(d, inverse(*to.m_absmax)), v_scale = hn::Set(d, inverse(*to.v_absmax));
+#pragma GCC unroll 2
+  for (size_t i = 0; i < kBlock; i += kWidth) {
+    const FloatVector x = hn::Mul(hn::Load(d, m + i), m_scale);
+    const IntVector index = hn::And(encoders.m.rounded(hn::Abs(x)), hn::Set(di, 0xFF));
+    const IntVector sign = hn::BroadcastSignBit(hn::BitCast(di, x));  // -1 of a negative x
+    // There is no -1: 127 - 128 becomes the code of what is nearest.
+    const IntVector m_codes =
+        hn::Max(hn::Add(hn::Sub(hn::Xor(index, sign), sign), hn::Set(di, 127)), hn::Zero(di));
+    const IntVector v_codes = encoders.v.rounded(hn::Mul(hn::Load(d, v + i), v_scale));
+    store_low_bytes(di, m_codes, v_codes, to.m + i, to.v + i);
+  }
+}
+
+template <class G, class Kind>
+HWY_INLINE void update_block(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weights, size_t first,
+                             const MapMoments& moments, const Encoders& encoders) {
+  const Floats d;
+  HWY_ALIGN float new_m[kBlock], new_v[kBlock];
+  const Decoder<kSigned> old_m(map_tables(kSigned), *moments.m_absmax);
+  const Decoder<kUnsigned> old_v(map_tables(kUnsigned), *moments.v_absmax);
+  FloatVector most_m = hn::Zero(d), most_v = hn::Zero(d);
+  weights.begin_piece(first);
+#pragma GCC unroll 2
+  for (size_t i = 0; i < kBlock; i += kWidth) {
+    const auto now = adamw_step(d, f, load_values(d, gradient + i),
+                                {weights.load(d, first + i), old_m(moments.m + i), old_v(moments.v + i)});
+    hn::Store(now.m, d, new_m + i);
+    hn::Store(now.v, d, new_v + i);
+    most_m = hn::Max(most_m, hn::Abs(now.m));
+    most_v = hn::Max(most_v, now.v);
+    weights.store(d, now.p, first + i);
+  }
+  *moments.m_absmax = hn::GetLane(hn::MaxOfLanes(d, most_m));
+  *moments.v_absmax = hn::GetLane(hn::MaxOfLanes(d, most_v));
+  encode_block(encoders, new_m, new_v, moments);
+}
+
+/// A block of fewer elements: on copies, filled up with zeros.
+template <class G, class Kind>
+void update_rest(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weights, size_t first, size_t count,
+                 const MapMoments& moments, const Encoders& encoders) {
+  const hn::CappedTag<float, 1> one;
+  float g[kBlock] = {}, p[kBlock] = {};
+  uint8_t m[kBlock], v[kBlock] = {};
+  std::fill_n(m, kBlock, uint8_t{127});
+  weights.begin_piece(first);
+  for (size_t i = 0; i < count; ++i) {
+    g[i] = hn::GetLane(load_values(one, gradient + i));
+    p[i] = hn::GetLane(weights.load(one, first + i));
+    m[i] = moments.m[i];
+    v[i] = moments.v[i];
+  }
+  WeightsAt<Fp32Weights> copies(Fp32Weights{p});
+  update_block(f, g, copies, 0, {m, v, moments.m_absmax, moments.v_absmax}, encoders);
+  for (size_t i = 0; i < count; ++i) {
+    weights.store(one, hn::Set(one, p[i]), first + i);
+    moments.m[i] = m[i];
+    moments.v[i] = v[i];
+  }
+}
+
+template <class G, class Kind>
+void map_loop(const AdamWFactors& factors, size_t n, const G* gradient, const Kind& kind, const MapMoments& moments) {
+  const AdamWFactors f = factors;
+  const Encoders encoders;
+  WeightsAt<Kind> weights(kind);
+  for (size_t first = 0; first < n; first += kBlock) {
+    const size_t block = first / kBlock;
+    const MapMoments here{moments.m + first, moments.v + first, moments.m_absmax + block, moments.v_absmax + block};
+    if (n - first < kBlock) return update_rest(f, gradient + first, weights, first, n - first, here, encoders);
+    prefetch(gradient + first, kBlock);
+    prefetch(here.m, kBlock);
+    prefetch(here.v, kBlock);
+    weights.prefetch_from(first, kBlock);
+    update_block(f, gradient + first, weights, first, here, encoders);
+  }
+}
+
+void adamw_map_any(const AdamWFactors& f, size_t n, const Gradient& gradient, const Weights& weights,
+                   const MapMoments& moments) {
+  std::visit([&](const auto* g, const auto& kind) { map_loop(f, n, g, kind, moments); }, gradient, weights);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace sherd::kernels
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace sherd::kernels {
+
+HWY_EXPORT(adamw_map_any);
+
+void adamw_map(const AdamWFactors& f, int64_t n, const Gradient& gradient, const Weights& weights,
+               const MapMoments& moments) {
+  HWY_DYNAMIC_DISPATCH(adamw_map_any)(f, static_cast<size_t>(n), gradient, weights, moments);
+}
+
+}  // namespace sherd::kernels
+#endif
