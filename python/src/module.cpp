@@ -117,8 +117,9 @@ void add_optimizer(py::module& module) {
            py::arg("kind"), py::arg("momentum") = 0.0, py::arg("nesterov") = false)
       .def_property_readonly("state_names",
                              [](const UpdateRule& rule) {
-                               const auto names = rule.state_names();
-                               return std::vector<std::string>(names.begin(), names.end());
+                               std::vector<std::string> names;
+                               for (const auto& state : rule.state({.elements = 1})) names.emplace_back(state.name);
+                               return names;
                              })
       .def(
           "update",
@@ -130,7 +131,7 @@ void add_optimizer(py::module& module) {
               if (piece[0].numel() == 0) continue;
               UpdatePiece flat{piece[0].view(-1), piece[1].contiguous().view(-1), {}};
               for (size_t k = 2; k < piece.size(); ++k) flat.state.push_back(piece[k].view(-1));
-              rule.update_rounding(flat, values, {step, 1.0, gradient_scale});
+              rule.update(flat, values, {step, 1.0, gradient_scale});
             }
           },
           "Each piece: parameter, gradient and the states by state_names, of one shape.", py::arg("pieces"),

@@ -34,7 +34,7 @@ namespace sherd {
 /// One rank's counters of one parameter group. See [Note: Epochs].
 struct alignas(64) GroupEpochs {
   std::atomic<uint64_t> published, contributed, reduced;
-  std::atomic<int64_t> slot_offset;  // in elements: where in the rank's gradient segment the round's contribution lies
+  std::atomic<int64_t> slot_offset;  // in bytes: where in the rank's gradient segment the round's contribution lies
 };
 
 class HostSegment : public Transport, public std::enable_shared_from_this<HostSegment> {

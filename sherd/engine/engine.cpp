@@ -1,14 +1,31 @@
 #include "sherd/engine/engine.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "sherd/base/error.h"
 #include "sherd/engine/broadcast_buffers.h"
+#include "sherd/models/deferred.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/reduction.h"
 
 namespace sherd {
 namespace {
+
+// Of a model whose values are yet to come.
+void convert_parameters(torch::nn::Module& module, const Precision& precision) {
+  for (auto& item : module.named_parameters()) {
+    at::Tensor& parameter = item.value();
+    const at::ScalarType type = precision.keeps_fp32(item.key()) ? at::kFloat : precision.compute;
+    if (parameter.scalar_type() != type)
+      parameter.set_data(deferred_tensor(parameter.sizes(), parameter.options().dtype(type)));
+  }
+}
+
+ParameterTypes types_in(const Precision& precision, const FoundParameter& parameter) {
+  if (precision.keeps_fp32(parameter.fqn)) return {at::kFloat, at::kFloat};
+  return {precision.storage, precision.reduce};
+}
 
 ShardOptions shard_options(const EngineOptions& options, const Transport& transport) {
   ShardOptions shard;
@@ -20,6 +37,8 @@ ShardOptions shard_options(const EngineOptions& options, const Transport& transp
   shard.recompute = options.recompute;
   shard.writing_units = options.writing_units;
   shard.persistent_below = options.persistent_below;
+  if (options.precision)
+    shard.types = [precision = *options.precision](const auto& parameter) { return types_in(precision, parameter); };
   shard.mesh = Mesh::over(transport.size(), transport.rank(), options.replicate, 0);
   return shard;
 }
@@ -43,24 +62,21 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
     : module_(std::move(model)),
       transport_(std::move(transport)),
       options_(std::move(options)),
-      optim_groups_(options_.optimizer, options_.optimizer_groups),
       rule_(make_update_rule(options_.update)) {
   options_.validate();
   // An odd factor: the ranks' seeds are far apart.
   if (options_.seed)
     at::manual_seed(*options_.seed + 0x9e3779b97f4a7c15ULL * static_cast<uint64_t>(transport_->rank()));
+  if (options_.precision) convert_parameters(*module_, *options_.precision);
   model_ = std::make_unique<ShardedModel>(module_, *transport_, ledger_, shard_options(options_, *transport_));
-  for (const auto& group : model_->groups()) {
-    const auto& layout = group->layout();
-    auto& hyper = hyper_.emplace_back();
-    for (const auto& parameter : layout.parameters) hyper.push_back(&optim_groups_.find(parameter.fqn));
-    auto& state = state_.emplace_back();
-    if (!group->trainable()) continue;
-    const int64_t elements = layout.shard_elements * static_cast<int64_t>(model_->store().owned().size());
-    for (size_t k = 0; k < rule_->state_names().size(); ++k)
-      state.push_back(make_buffer(ledger_, MemoryKind::moments, layout.unit, elements, options_.device));
-  }
-  model_->fill(source);
+  state_.emplace(*rule_, *model_, ledger_, options_);
+  warnings_ = model_->warnings();
+  warnings_.insert(warnings_.end(), state_->notes().begin(), state_->notes().end());
+  model_->fill(source, [this](size_t g, size_t p, int owner, const at::Tensor& values) {
+    const auto& owned = model_->store().owned();
+    const auto o = static_cast<size_t>(std::find(owned.begin(), owned.end(), owner) - owned.begin());
+    set_values(state_->piece(g, p, o), values);
+  });
   if (options_.buffers == Buffers::broadcast) broadcast_buffers(*module_, *transport_);
 }
 
@@ -97,7 +113,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   if (options_.clip) gradient_scale = std::min(1.0, *options_.clip / (report.grad_norm + 1e-6));
   ++steps_;
   try {
-    for (size_t g = 0; g < state_.size(); ++g)
+    for (size_t g = 0; g < model_->groups().size(); ++g)
       if (model_->groups()[g]->trainable()) update_group(g, lr_scale, gradient_scale);
     model_->publish();
   } catch (const std::exception& error) {
@@ -110,7 +126,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
 // The same bits for any number of ranks: see add_squares.
 double Engine::global_norm(std::span<const double> shared_values, std::vector<double>& shared) {
   ExactSum squares;
-  for (size_t g = 0; g < state_.size(); ++g) {
+  for (size_t g = 0; g < model_->groups().size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     if (!model_->has_gradients(g)) model_->store().gradient(g).zero_();
     // Where ranks hold the same rows, those of the first replica count.
@@ -162,13 +178,11 @@ void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
   const at::Tensor gradient = store.gradient(g);
   for (size_t o = 0; o < store.owned().size(); ++o) {
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const at::Tensor values = store.rows(g, p, store.owned()[o]);
-      if (values.numel() == 0) continue;
+      UpdatePiece piece = state_->piece(g, p, o);
+      if (piece.parameter.numel() == 0) continue;
       const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
-      const auto piece = [&](const at::Tensor& all) { return all.narrow(0, first, values.numel()); };
-      UpdatePiece update{values, piece(gradient), {}};
-      for (const Buffer& state : state_[g]) update.state.push_back(piece(state.tensor));
-      rule_->update_rounding(update, *hyper_[g][p], {steps_, lr_scale, gradient_scale});
+      piece.gradient = gradient.narrow(0, first, piece.parameter.numel());
+      rule_->update(piece, state_->values(g, p), {steps_, lr_scale, gradient_scale});
     }
   }
 }
@@ -179,19 +193,27 @@ ShardView Engine::view_of(size_t g, size_t p, int owner, at::Tensor values) cons
   return {parameter.fqn, parameter.sizes, layout.rows(p, owner), parameter.row_elements, std::move(values)};
 }
 
-std::vector<ShardView> Engine::shards() {
+std::vector<ShardView> Engine::views_of(const std::function<at::Tensor(size_t, size_t)>& values) {
   std::vector<ShardView> views;
-  const int me = model_->store().index();
-  for (size_t g = 0; g < state_.size(); ++g)
+  for (size_t g = 0; g < model_->groups().size(); ++g)
     for (size_t p = 0; p < model_->groups()[g]->parameters().size(); ++p)
-      views.push_back(view_of(g, p, me, model_->store().rows(g, p, me)));
+      views.push_back(view_of(g, p, model_->store().index(), values(g, p)));
   return views;
+}
+
+std::vector<ShardView> Engine::shards() {
+  return views_of([this](size_t g, size_t p) { return model_->store().rows(g, p, model_->store().index()); });
+}
+
+std::vector<ShardView> Engine::master_shards() {
+  const auto mine = static_cast<size_t>(model_->store().owned().size() == 1 ? 0 : model_->store().index());
+  return views_of([&](size_t g, size_t p) { return values_of(state_->piece(g, p, mine)); });
 }
 
 std::vector<ShardView> Engine::gradient_shards() {
   std::vector<ShardView> views;
   const int me = model_->store().index();
-  for (size_t g = 0; g < state_.size(); ++g) {
+  for (size_t g = 0; g < model_->groups().size(); ++g) {
     if (!model_->groups()[g]->trainable()) continue;
     const auto& layout = model_->groups()[g]->layout();
     const at::Tensor gradient = own_gradient(g);

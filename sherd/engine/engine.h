@@ -23,7 +23,7 @@
 #include "sherd/engine/engine_options.h"
 #include "sherd/memory/buffer.h"
 #include "sherd/memory/ledger.h"
-#include "sherd/optim/optim_groups.h"
+#include "sherd/engine/optimizer_state.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/recompute/tensors_in.h"
 #include "sherd/shard/sharded_model.h"
@@ -36,7 +36,7 @@ struct StepReport {
   std::vector<double> shared;  // every rank's extra values, rank by rank
 };
 
-/// This rank's rows of one parameter: a writable view, 1-D [rows.count * row_elements].
+/// This rank's rows of one parameter: a writable view of them as they are stored, 1-D [rows.count * row_elements].
 struct ShardView {
   std::string fqn;
   std::vector<int64_t> sizes;  // of the whole parameter
@@ -78,6 +78,8 @@ class Engine {
 
   /// This rank's rows of all parameters, in the order of the module tree.
   std::vector<ShardView> shards();
+  /// The same as fp32 values, of their masters where they have some: copies, or views. What a model is saved from.
+  std::vector<ShardView> master_shards();
   /// The sum of all reduced gradients' rows that this rank owns, laid out as shards(); valid until the next backward.
   std::vector<ShardView> gradient_shards();
   /// Names under which parameters appear again in the module tree (tied), with the name they are stored under.
@@ -86,7 +88,7 @@ class Engine {
   std::vector<std::pair<std::string, at::Tensor>> buffers() const;
 
   /// What is allowed, but perhaps not meant.
-  const std::vector<std::string>& warnings() const { return model_->warnings(); }
+  const std::vector<std::string>& warnings() const { return warnings_; }
   /// True where this rank's shards() are not the same as those of a rank before it: these ranks save the model.
   bool holds_first_copy() const;
 
@@ -101,17 +103,17 @@ class Engine {
   void check_ranks_agree(std::span<const double> all, size_t at, size_t each);
   at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
   void update_group(size_t g, double lr_scale, double gradient_scale);
+  std::vector<ShardView> views_of(const std::function<at::Tensor(size_t g, size_t p)>& values);
   ShardView view_of(size_t g, size_t p, int owner, at::Tensor values) const;
 
   std::shared_ptr<torch::nn::Module> module_;
   std::shared_ptr<Transport> transport_;
   EngineOptions options_;
-  OptimGroups optim_groups_;
   Ledger ledger_;
   std::unique_ptr<ShardedModel> model_;
   std::unique_ptr<UpdateRule> rule_;
-  std::vector<std::vector<Buffer>> state_;                  // by group and state of the rule; empty for frozen ones
-  std::vector<std::vector<const Hyperparameters*>> hyper_;  // by group and parameter
+  std::optional<OptimizerState> state_;
+  std::vector<std::string> warnings_;
   int64_t steps_ = 0;
 };
 

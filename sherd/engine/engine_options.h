@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sherd/engine/precision.h"
 #include "sherd/optim/optim_groups.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/recompute/recompute_policy.h"
@@ -27,6 +28,9 @@ struct EngineOptions {
   UpdateRuleOptions update = {};     // AdamW
   Hyperparameters optimizer = {};
   std::vector<OptimGroup> optimizer_groups = {};
+  MomentType moments = MomentType::fp32;       // adamw, adam
+  std::vector<std::string> fp32_moments = {};  // globs: parameters with fp32 moments all the same
+  std::optional<Precision> precision = {};     // null: the parameters as they are, rounded to nearest
   at::Device device = at::kCPU;
   UnitPolicy units = {};                        // which units are sharded on their own; all of them
   RecomputePolicy recompute = {};               // whose activations are made again in backward; none

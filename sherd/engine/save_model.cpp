@@ -7,7 +7,7 @@
 namespace sherd {
 
 void save_weights(Engine& engine, const std::string& folder) {
-  const std::vector<ShardView> shards = engine.shards();
+  const std::vector<ShardView> shards = engine.master_shards();
   std::optional<SafetensorsWriter> writer;
   if (engine.transport().rank() == 0) {
     std::vector<TensorShape> shapes;
@@ -21,7 +21,7 @@ void save_weights(Engine& engine, const std::string& folder) {
   if (!writer) writer.emplace(SafetensorsWriter::open(hugging_face_weights(folder)));
   for (const auto& shard : shards) {
     if (shard.rows.count == 0 || !engine.holds_first_copy()) continue;
-    const at::Tensor values = shard.values.cpu().to(at::kFloat);
+    const at::Tensor values = shard.values.cpu();
     writer->write_rows(shard.fqn, shard.rows.first, shard.rows.count, values.const_data_ptr<float>());
   }
   writer->sync();

@@ -6,21 +6,17 @@
 #include "sherd/kernels/sgd.h"
 
 namespace sherd {
-namespace {
 
-constexpr std::array<std::string_view, 1> kSgdStates = {"momentum_buffer"};
-
-}  // namespace
-
-std::span<const std::string_view> SgdRule::state_names() const {
-  return std::span(kSgdStates).first(momentum_ == 0 ? 0 : 1);
+std::vector<StateTensor> SgdRule::moments(const PieceShape& shape) const {
+  if (momentum_ == 0) return {};
+  return {{"momentum_buffer", at::kFloat, shape.elements}};
 }
 
-void SgdRule::run_kernel(const Spans& spans, const Hyperparameters& h, const UpdateTime& time) const {
+void SgdRule::run_kernel(const Range& range, const Hyperparameters& h, const UpdateTime& time) const {
   const kernels::SgdScalars s{h.lr * time.lr_scale, momentum_, h.weight_decay, time.gradient_scale};
-  if (momentum_ == 0) return kernels::sgd(s, spans.n, spans.gradient, spans.parameter);
+  if (momentum_ == 0) return kernels::sgd(s, range.count, range.gradient, range.weights);
   const auto kernel = nesterov_ == Nesterov::yes ? kernels::sgd_nesterov : kernels::sgd_momentum;
-  kernel(s, spans.n, spans.gradient, spans.parameter, spans.state[0]);
+  kernel(s, range.count, range.gradient, range.weights, range.state[0].mutable_data_ptr<float>() + range.begin);
 }
 
 void SgdRule::run_aten(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const {

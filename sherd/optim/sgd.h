@@ -8,10 +8,10 @@ namespace sherd {
 class SgdRule final : public UpdateRule {
  public:
   SgdRule(double momentum, Nesterov nesterov) : momentum_(momentum), nesterov_(nesterov) {}
-  std::span<const std::string_view> state_names() const override;
 
  private:
-  void run_kernel(const Spans& spans, const Hyperparameters& h, const UpdateTime& time) const override;
+  std::vector<StateTensor> moments(const PieceShape& shape) const override;
+  void run_kernel(const Range& range, const Hyperparameters& h, const UpdateTime& time) const override;
   void run_aten(const UpdatePiece& piece, const Hyperparameters& h, const UpdateTime& time) const override;
 
   double momentum_;

@@ -4,8 +4,9 @@
 
 namespace sherd {
 
-ParamGroup::ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters)
-    : store_(store), index_(index), plan_(plan), parameters_(std::move(parameters)) {
+ParamGroup::ParamGroup(Store& store, BufferPool& pool, size_t index, const GroupPlan& plan,
+                       std::vector<at::Tensor> parameters)
+    : store_(store), pool_(pool), index_(index), plan_(plan), parameters_(std::move(parameters)) {
   arm();
   versions_.resize(parameters_.size());
   accept_changes();
@@ -19,21 +20,32 @@ void ParamGroup::begin_unshard() {
 
 void ParamGroup::unshard() {
   if (state_ == GroupState::unsharded) return;
-  point_to(store_.unshard(index_));
+  at::Tensor whole = store_.unshard(index_);
+  if (casts()) {
+    const c10::InferenceMode guard(false);
+    const at::NoGradGuard no_grad;
+    cast_ = pool_.lend(whole.numel(), plan_.compute);
+    cast_.tensor().copy_(whole);
+    store_.reshard(index_);
+    whole = cast_.tensor();
+  }
+  point_to(whole);
   state_ = GroupState::unsharded;
 }
 
 void ParamGroup::reshard() {
   if (state_ == GroupState::sharded) return;
-  if (plan_.parameters == Spread::sharded) {
+  if (lets_go()) {
     arm();
+    cast_.give_back();
     store_.reshard(index_);
   }
   state_ = GroupState::sharded;
 }
 
 void ParamGroup::interrupt() noexcept {
-  if (plan_.parameters == Spread::sharded) arm();
+  if (lets_go()) arm();
+  cast_.give_back();
   state_ = GroupState::sharded;
 }
 
@@ -79,7 +91,8 @@ void ParamGroup::point_to(const at::Tensor& whole) {
     auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
     storage->clear_data_ptr_access_error_msg_();
     storage->set_data_ptr_noswap(at::DataPtr(
-        static_cast<char*>(base) + layout().parameters[p].offset * plan_.element_bytes(), parameters_[p].device()));
+        static_cast<char*>(base) + layout().parameters[p].offset * static_cast<int64_t>(c10::elementSize(plan_.compute)),
+        parameters_[p].device()));
     // An in-place write would be lost, or reach other ranks: it throws. (Kernels that only read ask for const data.)
     if (plan_.access == Access::read) storage->set_throw_on_mutable_data_ptr();
   }

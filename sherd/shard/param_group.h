@@ -1,7 +1,8 @@
 // A parameter group: the parameters of a unit that communicate together (same dtype, same requires_grad).
 //
-// Each parameter keeps one tensor for the whole training. Unsharded, its storage points into the group's whole buffer;
-// sharded, the storage has no memory but keeps its size, and any use of it throws an error that names it.
+// Each parameter keeps one tensor for the whole training. Unsharded, its storage points into the group's whole buffer,
+// or into a cast of it where the group is stored in another type than is computed with; sharded, the storage has no
+// memory but keeps its size, and any use of it throws an error that names it.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "sherd/memory/buffer.h"
 #include "sherd/shard/store.h"
 
 namespace sherd {
@@ -21,8 +23,9 @@ enum class GroupState {
 
 class ParamGroup {
  public:
-  /// `parameters` in the order of the plan's layout. All are armed until the first unshard.
-  ParamGroup(Store& store, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters);
+  /// `parameters` in the order of the plan's layout, of its compute type. All are armed until the first unshard. Casts
+  /// are lent by `pool`.
+  ParamGroup(Store& store, BufferPool& pool, size_t index, const GroupPlan& plan, std::vector<at::Tensor> parameters);
 
   /// Leaves the parameters armed: their memory goes with the store.
   ~ParamGroup() { arm(); }
@@ -47,14 +50,19 @@ class ParamGroup {
   size_t index() const { return index_; }
   const GroupLayout& layout() const { return plan_.layout; }
   at::ScalarType type() const { return plan_.type; }
+  at::ScalarType compute_type() const { return plan_.compute; }
   bool trainable() const { return plan_.trainable; }
   const std::vector<at::Tensor>& parameters() const { return parameters_; }
 
  private:
+  bool casts() const { return plan_.compute != plan_.type; }
+  bool lets_go() const { return casts() || plan_.parameters == Spread::sharded; }
   void arm();
   void point_to(const at::Tensor& whole);
 
   Store& store_;
+  BufferPool& pool_;
+  BufferPool::Loan cast_;
   size_t index_;
   GroupPlan plan_;
   std::vector<at::Tensor> parameters_;

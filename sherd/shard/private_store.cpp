@@ -10,7 +10,9 @@ namespace sherd {
 namespace {
 
 constexpr size_t kRingSlots = 2;
-constexpr int64_t kFloatBytes = sizeof(float);
+
+// Transports move fp32; a shard is a multiple of 16 elements of two bytes or more.
+at::Tensor on_the_way(const at::Tensor& tensor) { return tensor.view(at::kFloat); }
 
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
@@ -49,9 +51,11 @@ PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan
       const int64_t all = where.shard_elements * transport_.size();
       int64_t kept = in_place ? where.shard_elements : 0;
       if (plan_.strategy.gradients == Spread::whole) kept = all;
-      group.dedicated = {allocate(all, plan_.device),
-                         ledger.book(MemoryKind::gradients, where.unit, kept * kFloatBytes)};
-      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * kFloatBytes);
+      const at::ScalarType type = plan_.groups[g].reduce;
+      const auto bytes = static_cast<int64_t>(c10::elementSize(type));
+      group.dedicated = {allocate(all, plan_.device, type),
+                         ledger.book(MemoryKind::gradients, where.unit, kept * bytes)};
+      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * bytes);
     }
     if (in_place && replicates_optimizer()) {
       group.gradient = group.dedicated.tensor;
@@ -59,7 +63,8 @@ PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan
       group.gradient = group.dedicated.tensor.narrow(0, transport_.rank() * where.shard_elements, where.shard_elements);
     } else {
       group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, where.unit,
-                                          where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device);
+                                          where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device,
+                                          kept_gradient_type(plan_, g));
       group.gradient = group.gradient_buffer.tensor;
     }
   }
@@ -100,9 +105,8 @@ void PrivateStore::begin_unshard(size_t g) {
     group.loan = unsharded_.lend(where.whole_elements, type);
   }
   group.received = communication_.lend(where.shard_elements * transport_.size(), type);
-  // Transports move fp32; a shard is a multiple of 16 elements of two bytes or more.
   group.gather =
-      transport_.all_gather(mine.view(at::kFloat), group.received.tensor().view(at::kFloat), title_of_unit(where.unit));
+      transport_.all_gather(on_the_way(mine), on_the_way(group.received.tensor()), title_of_unit(where.unit));
   group.whole = Whole::in_flight;
 }
 
@@ -161,7 +165,7 @@ at::Tensor PrivateStore::open_slot(size_t g) {
   SHERD_CHECK(slot_blocked_by(g) < 0);
   Group& group = groups_[g];
   if (!group.dedicated.tensor.defined()) {
-    group.slot = communication_.lend(layout(g).shard_elements * transport_.size());
+    group.slot = communication_.lend(layout(g).shard_elements * transport_.size(), plan_.groups[g].reduce);
     zero_padding(layout(g), group.slot.tensor());
   }
   return slot_tensor(g);
@@ -172,8 +176,9 @@ void PrivateStore::contribute(size_t g) {
   Group& group = groups_[g];
   const at::Tensor slot = slot_tensor(g);
   if (transport_.size() > 1) {
-    group.exchanged = communication_.lend(slot.numel());
-    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor(), title_of_unit(layout(g).unit));
+    group.exchanged = communication_.lend(slot.numel(), slot.scalar_type());
+    group.exchange = transport_.all_to_all(on_the_way(slot), on_the_way(group.exchanged.tensor()),
+                                           title_of_unit(layout(g).unit));
   }
   group.outstanding = true;
   if (!group.dedicated.tensor.defined()) ring_.push_back(g);
@@ -195,9 +200,11 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
     return true;
   }
   // Every rank updates every row: the summed pieces travel on.
-  const at::Tensor sent = group.exchanged.tensor().narrow(0, 0, piece);
-  sent.copy_(mine);
-  group.spread = transport_.all_gather(sent, group.gradient, title_of_unit(layout(g).unit));
+  group.sent = communication_.lend(piece, mine.scalar_type());
+  group.sent.tensor().copy_(mine);
+  group.exchanged.give_back();
+  group.spread = transport_.all_gather(on_the_way(group.sent.tensor()), on_the_way(group.gradient),
+                                       title_of_unit(layout(g).unit));
   spreading_.push_back(g);
   if (spreading_.size() > kRingSlots) finish_oldest_spreading();
   return true;
@@ -207,7 +214,7 @@ void PrivateStore::finish_oldest_spreading() {
   Group& group = groups_[spreading_.front()];
   spreading_.pop_front();
   group.spread.wait();
-  group.exchanged.give_back();
+  group.sent.give_back();
 }
 
 void PrivateStore::finish_round() {
@@ -241,7 +248,8 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 void PrivateStore::renew_gradient(size_t g) {
   Buffer& buffer = groups_[g].gradient_buffer;
   SHERD_CHECK(buffer.tensor.defined());
-  buffer = make_buffer(ledger_, MemoryKind::gradients, layout(g).unit, buffer.tensor.numel(), plan_.device);
+  buffer = make_buffer(ledger_, MemoryKind::gradients, layout(g).unit, buffer.tensor.numel(), plan_.device,
+                       kept_gradient_type(plan_, g));
   groups_[g].gradient = buffer.tensor;
 }
 
@@ -250,7 +258,7 @@ void PrivateStore::drop() noexcept {
     group.gather = Pending();
     group.exchange = Pending();
     group.spread = Pending();
-    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged, &group.kept_back})
+    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged, &group.sent, &group.kept_back})
       loan->give_back();
     // Which gathers have ended differs between ranks; all are done again. (Else every rank has the whole anyway.)
     if (transport_.size() > 1 && !replicates_optimizer()) group.whole = Whole::stale;

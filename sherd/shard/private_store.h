@@ -49,6 +49,7 @@ class PrivateStore : public Store {
     Buffer dedicated, gradient_buffer;
     Booking dedicated_rest;  // of the dedicated slot's bytes, those that are not gradients
     BufferPool::Loan slot, exchanged;
+    BufferPool::Loan sent;       // our summed piece, on its way to all ranks
     BufferPool::Loan kept_back;  // sums along the shard axis that the replicas have yet to add up
     Pending exchange, spread;
     bool outstanding = false;  // contributed, not yet reduced

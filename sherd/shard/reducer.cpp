@@ -66,8 +66,8 @@ void Reducer::deposit(size_t g, size_t p) {
   const auto& layout = group.layout();
   const auto& parameter = layout.parameters[p];
   at::Tensor& held = group.parameters()[p].mutable_grad();
-  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == group.type(), "[shard] got a ", held.layout(), " ",
-              held.scalar_type(), " gradient for '", parameter.fqn, "', expected a dense one of ", group.type(),
+  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == group.compute_type(), "[shard] got a ", held.layout(),
+              " ", held.scalar_type(), " gradient for '", parameter.fqn, "', expected a dense one of ", group.compute_type(),
               "; try a layer without sparse gradients");
   const at::Tensor gradient = held.detach().contiguous().view(-1);
   for (int r = 0; r < layout.ranks; ++r) {

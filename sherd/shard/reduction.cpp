@@ -2,23 +2,60 @@
 
 #include <ATen/ops/add.h>
 #include <ATen/ops/div.h>
+#include <ATen/ops/from_blob.h>
 #include <ATen/ops/square.h>
 #include <ATen/ops/sum.h>
 
+#include "sherd/base/error.h"
 #include "sherd/kernels/norm.h"
 #include "sherd/kernels/reduce.h"
+#include "sherd/kernels/weights.h"
 
 namespace sherd {
 
+namespace {
+
+constexpr int64_t kBlock = 1024;    // elements: a source's block in fp32 stays in the first cache
+constexpr int64_t kWide = 1 << 16;  // elements of 16 bits that are widened at once for their squares
+
+kernels::Gradient values_of_16_bits(const at::Tensor& tensor) {
+  const void* data = tensor.const_data_ptr();
+  if (tensor.scalar_type() == at::kHalf) return static_cast<const kernels::Fp16*>(data);
+  return static_cast<const kernels::Bf16*>(data);
+}
+
+// Block by block: sources are widened, summed, and rounded to what `out` is.
+void sum_of_16_bits(std::span<const at::Tensor> sources, const at::Tensor& out, kernels::Accumulate mode,
+                    float divisor) {
+  std::vector<kernels::Gradient> from;
+  for (const auto& source : sources) from.push_back(values_of_16_bits(source));
+  std::vector<float> wide(sources.size() * kBlock), sum(kBlock);
+  std::vector<const float*> pointers;
+  for (size_t k = 0; k < sources.size(); ++k) pointers.push_back(wide.data() + k * kBlock);
+  const bool narrow = out.scalar_type() != at::kFloat;
+  SHERD_CHECK(!narrow || (mode == kernels::Accumulate::overwrite && out.scalar_type() == sources[0].scalar_type()));
+  for (int64_t first = 0; first < out.numel(); first += kBlock) {
+    const int64_t n = std::min(kBlock, out.numel() - first);
+    for (size_t k = 0; k < sources.size(); ++k)
+      kernels::widen(kernels::from(from[k], first), n, wide.data() + k * kBlock);
+    float* to = narrow ? sum.data() : out.mutable_data_ptr<float>() + first;
+    kernels::tree_sum(pointers, n, to, mode, divisor);
+    if (narrow) out.narrow(0, first, n).copy_(at::from_blob(sum.data(), {n}));
+  }
+}
+
+}  // namespace
+
 void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round, float divisor) {
+  const auto mode = round == Round::first ? kernels::Accumulate::overwrite : kernels::Accumulate::add;
+  if (out.is_cpu() && sources[0].scalar_type() != at::kFloat) return sum_of_16_bits(sources, out, mode, divisor);
   if (out.is_cpu()) {
     std::vector<const float*> pointers;
     for (const auto& source : sources) pointers.push_back(source.const_data_ptr<float>());
-    kernels::tree_sum(pointers, out.numel(), out.mutable_data_ptr<float>(),
-                      round == Round::first ? kernels::Accumulate::overwrite : kernels::Accumulate::add, divisor);
-    return;
+    return kernels::tree_sum(pointers, out.numel(), out.mutable_data_ptr<float>(), mode, divisor);
   }
-  std::vector<at::Tensor> level(sources.begin(), sources.end());
+  std::vector<at::Tensor> level;
+  for (const auto& source : sources) level.push_back(source.to(at::kFloat));
   while (level.size() > 1) {
     std::vector<at::Tensor> next;
     for (size_t i = 0; i + 1 < level.size(); i += 2) next.push_back(at::add(level[i], level[i + 1]));
@@ -48,7 +85,13 @@ void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major) {
 void add_row_squares(const at::Tensor& rows, int64_t width, ExactSum& sum) {
   if (rows.numel() == 0) return;
   const int64_t count = rows.numel() / width;
-  if (rows.is_cpu()) {
+  if (rows.is_cpu() && rows.scalar_type() != at::kFloat) {
+    const int64_t at_once = std::max<int64_t>(1, kWide / width);
+    for (int64_t i = 0; i < count; i += at_once) {
+      const int64_t n = std::min(at_once, count - i);
+      add_row_squares(rows.narrow(0, i * width, n * width).to(at::kFloat), width, sum);
+    }
+  } else if (rows.is_cpu()) {
     const float* row = rows.const_data_ptr<float>();
     for (int64_t i = 0; i < count; ++i, row += width) sum.add(kernels::sum_of_squares(row, width));
   } else {

@@ -45,17 +45,31 @@ bool matches_any(const std::vector<std::string>& patterns, const std::string& na
                      [&](const auto& pattern) { return glob_matches(pattern, name); });
 }
 
-// Parameters that communicate together: one type, trainable or not. Trainable ones first, types as they appear.
-std::vector<std::vector<FoundParameter>> in_groups(const std::vector<FoundParameter>& parameters) {
-  std::vector<std::vector<FoundParameter>> groups;
+struct Members {
+  ParameterTypes types;
+  std::vector<FoundParameter> parameters;
+};
+
+ParameterTypes types_of(const FoundParameter& parameter, const ShardOptions& options) {
+  if (options.types) return options.types(parameter);
+  return {parameter.tensor.scalar_type(), at::kFloat};
+}
+
+// Parameters that communicate together: of the same types, trainable or not. Trainable ones first, types as they
+// appear.
+std::vector<Members> in_groups(const std::vector<FoundParameter>& parameters, const ShardOptions& options) {
+  std::vector<Members> groups;
   for (const bool trainable : {true, false}) {
     const size_t first = groups.size();
     for (const auto& p : parameters) {
       if (p.tensor.requires_grad() != trainable) continue;
-      auto group = std::find_if(groups.begin() + static_cast<std::ptrdiff_t>(first), groups.end(),
-                                [&](const auto& g) { return g[0].tensor.scalar_type() == p.tensor.scalar_type(); });
-      if (group == groups.end()) group = groups.insert(group, std::vector<FoundParameter>());
-      group->push_back(p);
+      const ParameterTypes types = types_of(p, options);
+      auto group = std::find_if(groups.begin() + static_cast<std::ptrdiff_t>(first), groups.end(), [&](const auto& g) {
+        return g.parameters[0].tensor.scalar_type() == p.tensor.scalar_type() && g.types.storage == types.storage &&
+               g.types.reduce == types.reduce;
+      });
+      if (group == groups.end()) group = groups.insert(group, Members{types, {}});
+      group->parameters.push_back(p);
     }
   }
   return groups;
@@ -77,7 +91,7 @@ ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& t
 }
 
 ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, Ledger& ledger, ShardOptions options)
-    : transport_(transport) {
+    : transport_(transport), casts_(ledger, MemoryKind::unsharded, options.device) {
   StorePlan plan{options.strategy, options.summing, options.device, {}};
   std::vector<std::vector<at::Tensor>> tensors;
   make_units(units, options, plan, tensors);
@@ -91,7 +105,7 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
 
   std::vector<ParamGroup*> pointers;
   for (size_t g = 0; g < plan.groups.size(); ++g) {
-    groups_.push_back(std::make_unique<ParamGroup>(*store_, g, plan.groups[g], std::move(tensors[g])));
+    groups_.push_back(std::make_unique<ParamGroup>(*store_, casts_, g, plan.groups[g], std::move(tensors[g])));
     pointers.push_back(groups_.back().get());
     units_[unit_of_group_[g]]->groups().push_back(pointers.back());
   }
@@ -127,16 +141,21 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
       found[u].unit->attach(units_.back());
       attached_.push_back(found[u].unit);
     }
-    for (const auto& members : in_groups(found[u].parameters)) {
+    for (const auto& [types, members] : in_groups(found[u].parameters, options)) {
       GroupPlan group;
       group.layout = lay_out(found[u].name, shapes_of(members), owners);
       group.slot = found[u].children > 0 ? SlotKind::dedicated : SlotKind::ring;
       group.trainable = members[0].tensor.requires_grad();
-      group.type = members[0].tensor.scalar_type();
+      group.type = types.storage;
+      group.reduce = types.reduce;
+      group.compute = members[0].tensor.scalar_type();
       if (group.layout.whole_elements * group.element_bytes() < options.persistent_below)
         group.parameters = Spread::whole;
       if (options.strategy.parameters == Spread::whole) group.parameters = Spread::whole;
       group.access = matches_any(options.writing_units, found[u].name) ? Access::write : options.access;
+      if (group.access == Access::write && group.type != group.compute)
+        config_error("writing_units", "got {}, which computes with {} and is stored as {}, expected one type; try '{}'",
+                     title_of_unit(found[u].name), toString(group.compute), toString(group.type), "storage fp32");
       plan.groups.push_back(std::move(group));
       unit_of_group_.push_back(u);
       tensors.emplace_back();
@@ -147,6 +166,13 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
 }
 
 void ShardedModel::fill(const ParameterSource& source) {
+  fill(source, [this](size_t g, size_t p, int owner, const at::Tensor& values) {
+    const at::Tensor to = store_->rows(g, p, owner);
+    if (to.const_data_ptr() != values.const_data_ptr()) to.copy_(values);
+  });
+}
+
+void ShardedModel::fill(const ParameterSource& source, const SetRows& set) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     const GroupLayout& layout = groups_[g]->layout();
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
@@ -158,7 +184,7 @@ void ShardedModel::fill(const ParameterSource& source) {
         const at::Tensor staged = direct ? to : at::empty(to.sizes(), at::kFloat);
         const auto& parameter = layout.parameters[p];
         source({parameter.fqn, rows.first, rows.count, parameter.row_elements}, staged.mutable_data_ptr<float>());
-        if (!direct) to.copy_(staged);
+        set(g, p, owner, staged);
       }
     }
   }

@@ -31,6 +31,11 @@ enum class ReshardPolicy {
   all,    // the root too
 };
 
+/// What a parameter is beside the type of its tensor, which is computed with. What differs is grouped apart.
+struct ParameterTypes {
+  at::ScalarType storage, reduce;
+};
+
 struct ShardOptions {
   Strategy strategy;
   ReshardPolicy reshard_after_forward = ReshardPolicy::units;
@@ -42,6 +47,7 @@ struct ShardOptions {
   Access access = Access::read;                 // of all other units
   int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
   Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
+  std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced in fp32
 };
 
 /// What a front end does around a backward.
@@ -63,7 +69,11 @@ class ShardedModel : public UnitObserver {
   ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger, ShardOptions options);
   ~ShardedModel() override;
 
-  /// First values: each rank asks for the rows it owns. Collective.
+  /// Takes fp32 values of the rows of `owner` of a parameter: [rows * row_elements].
+  using SetRows = std::function<void(size_t g, size_t p, int owner, const at::Tensor& values)>;
+  /// First values: each rank asks for the rows it owns, and hands them to `set`. Collective.
+  void fill(const ParameterSource& source, const SetRows& set);
+  /// The same without anything that rows are rounded from.
   void fill(const ParameterSource& source);
 
   /// Whether anything was reduced into group g since the last publish().
@@ -121,6 +131,7 @@ class ShardedModel : public UnitObserver {
   std::shared_ptr<torch::nn::Module> root_;  // kept alive, where there is one
   Transport& transport_;
   std::unique_ptr<Store> store_;
+  BufferPool casts_;
   std::vector<std::unique_ptr<ParamGroup>> groups_;
   std::vector<size_t> unit_of_group_;
   std::vector<std::shared_ptr<UnitState>> units_;

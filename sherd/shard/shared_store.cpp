@@ -12,10 +12,13 @@
 namespace sherd {
 namespace {
 
-constexpr int64_t kFloat = sizeof(float);
-constexpr int64_t kSlotAlignment = 1024;  // elements: slots start on pages
+constexpr int64_t kSlotAlignment = 4096;  // bytes: slots start on pages
 
-at::Tensor tensor_over(std::byte* data, int64_t elements, at::ScalarType type = at::kFloat) {
+int64_t bytes_of(int64_t elements, at::ScalarType type) {
+  return elements * static_cast<int64_t>(c10::elementSize(type));
+}
+
+at::Tensor tensor_over(std::byte* data, int64_t elements, at::ScalarType type) {
   return at::from_blob(data, {elements}, at::TensorOptions().dtype(type));
 }
 
@@ -75,33 +78,39 @@ void SharedStore::guard_parameters() {
   guard_.emplace(std::move(ranges));
 }
 
+// Elements of a slot of group g that begins at `offset` of a rank's gradient segment.
+at::Tensor SharedStore::slot_piece(int rank, int64_t offset, size_t g, int64_t first, int64_t elements) const {
+  const at::ScalarType type = plan_.groups[g].reduce;
+  return tensor_over(gradients_[static_cast<size_t>(rank)].data() + offset + bytes_of(first, type), elements, type);
+}
+
 void SharedStore::make_gradients(Ledger& ledger) {
-  int64_t elements = 0, largest = 0;
+  int64_t bytes = 0, largest = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
     if (!plan_.groups[g].trainable) continue;
     const GroupLayout& layout = plan_.groups[g].layout;
-    const int64_t slot = round_up(layout.shard_elements * host_.size(), kSlotAlignment);
+    const int64_t shard = bytes_of(layout.shard_elements, plan_.groups[g].reduce), all = shard * host_.size();
+    const int64_t slot = round_up(all, kSlotAlignment);
     if (plan_.groups[g].slot == SlotKind::ring) {
       largest = std::max(largest, slot);
       continue;
     }
-    groups_[g].dedicated_offset = elements;
-    elements += slot;
+    groups_[g].dedicated_offset = bytes;
+    bytes += slot;
     // The slot is communication, but for what stays in it as gradients until the step: all of it, or our own rows.
-    const int64_t all = layout.shard_elements * host_.size() * kFloat;
-    int64_t kept = plan_.summing == Summing::in_place ? layout.shard_elements * kFloat : 0;
+    int64_t kept = plan_.summing == Summing::in_place ? shard : 0;
     if (plan_.strategy.gradients == Spread::whole) kept = all;
     groups_[g].bookings.push_back(ledger.book(MemoryKind::gradients, layout.unit, kept));
     groups_[g].bookings.push_back(ledger.book(MemoryKind::communication, layout.unit, all - kept));
   }
   for (int64_t& offset : ring_offset_) {
-    offset = elements;
-    elements += largest;
+    offset = bytes;
+    bytes += largest;
   }
-  ring_booking_ = ledger.book(MemoryKind::communication, "", 2 * largest * kFloat);
+  ring_booking_ = ledger.book(MemoryKind::communication, "", 2 * largest);
 
   for (int r = 0; r < host_.size(); ++r) {
-    gradient_memory_.push_back(host_.share(elements * kFloat, r));
+    gradient_memory_.push_back(host_.share(bytes, r));
     auto& memory = gradient_memory_.back();
     gradients_.push_back(r == host_.rank() ? memory.map_writable(0, memory.bytes()) : memory.map_read_only());
   }
@@ -110,11 +119,11 @@ void SharedStore::make_gradients(Ledger& ledger) {
     Group& group = groups_[g];
     const GroupLayout& layout = plan_.groups[g].layout;
     if (plan_.summing == Summing::in_place && group.dedicated_offset >= 0) {
-      group.gradient = tensor_over(gradients_[static_cast<size_t>(host_.rank())].data() +
-                                       (group.dedicated_offset + host_.rank() * layout.shard_elements) * kFloat,
-                                   layout.shard_elements);
+      group.gradient = slot_piece(host_.rank(), group.dedicated_offset, g, host_.rank() * layout.shard_elements,
+                                  layout.shard_elements);
     } else {
-      group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, layout.unit, layout.shard_elements, at::kCPU);
+      group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, layout.unit, layout.shard_elements, at::kCPU,
+                                          kept_gradient_type(plan_, g));
       group.gradient = group.gradient_buffer.tensor;
     }
   }
@@ -187,17 +196,16 @@ at::Tensor SharedStore::open_slot(size_t g) {
   Group& group = groups_[g];
   const GroupLayout& layout = plan_.groups[g].layout;
   const int64_t elements = layout.shard_elements * host_.size();
-  Mapping& mine = gradients_[static_cast<size_t>(host_.rank())];
   wait_until_reduced(g);  // until then peers look up where its last round lies
   if (group.dedicated_offset >= 0) {
     group.slot_offset = group.dedicated_offset;
-    return tensor_over(mine.data() + group.slot_offset * kFloat, elements);
+    return slot_piece(host_.rank(), group.slot_offset, g, 0, elements);
   }
   const int slot = ring_next_;
   ring_next_ = 1 - ring_next_;
   if (ring_user_[slot] >= 0) wait_until_reduced(static_cast<size_t>(ring_user_[slot]));
   group.slot_offset = ring_offset_[slot];
-  const at::Tensor tensor = tensor_over(mine.data() + group.slot_offset * kFloat, elements);
+  const at::Tensor tensor = slot_piece(host_.rank(), group.slot_offset, g, 0, elements);
   if (ring_user_[slot] != static_cast<int64_t>(g)) zero_padding(layout, tensor);
   ring_user_[slot] = static_cast<int64_t>(g);
   return tensor;
@@ -223,8 +231,8 @@ bool SharedStore::reduce(size_t g, Round round, Patience patience) {
       if (patience == Patience::now_or_not) return false;
       host_.wait_for(r, ready, "the gradients of " + title_of_unit(layout.unit));
     }
-    const int64_t offset = line.slot_offset.load(std::memory_order_relaxed) + host_.rank() * layout.shard_elements;
-    sources.push_back(tensor_over(gradients_[static_cast<size_t>(r)].data() + offset * kFloat, layout.shard_elements));
+    sources.push_back(slot_piece(r, line.slot_offset.load(std::memory_order_relaxed), g,
+                                 host_.rank() * layout.shard_elements, layout.shard_elements));
   }
   canonical_sum(sources, group.gradient, round, divisor_);
   epochs(g, host_.rank()).reduced.store(++group.reduced, std::memory_order_release);
@@ -252,7 +260,7 @@ void SharedStore::renew_gradient(size_t g) {
   Group& group = groups_[g];
   SHERD_CHECK(group.gradient_buffer.tensor.defined());
   group.gradient_buffer = make_buffer(ledger_, MemoryKind::gradients, plan_.groups[g].layout.unit,
-                                      plan_.groups[g].layout.shard_elements, at::kCPU);
+                                      plan_.groups[g].layout.shard_elements, at::kCPU, kept_gradient_type(plan_, g));
   group.gradient = group.gradient_buffer.tensor;
 }
 

@@ -36,12 +36,12 @@ class SharedStore : public Store {
 
  private:
   struct Group {
-    int64_t whole_offset = 0;       // in the parameter segment, in elements
+    int64_t whole_offset = 0;       // in the parameter segment, in bytes
     std::vector<Mapping> own_rows;  // one a parameter
     at::Tensor whole;               // over the read-only mapping
     Buffer copy;                    // Access::write: this rank's whole buffer, as of `copied`
     uint64_t copied = 0;
-    int64_t dedicated_offset = -1;  // in a gradient segment, in elements; -1: ring
+    int64_t dedicated_offset = -1;  // in a gradient segment, in bytes; -1: ring
     int64_t slot_offset = 0;        // of the round under way
     uint64_t contributed = 0, reduced = 0, published = 0;
     Buffer gradient_buffer;  // where it is summed apart
@@ -56,6 +56,7 @@ class SharedStore : public Store {
   void wait_until_reduced(size_t g);
   void copy_peers_rows(size_t g);
   at::Tensor segment_rows(size_t g, size_t parameter);
+  at::Tensor slot_piece(int rank, int64_t offset, size_t g, int64_t first, int64_t elements) const;
 
   HostSegment& host_;
   Ledger& ledger_;

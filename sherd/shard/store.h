@@ -2,8 +2,8 @@
 // SharedStore (one host: one copy of the parameters, peers read gradients in place) and PrivateStore (any transport:
 // each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
 //
-// All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients fp32. Collective
-// calls (publish, unshard, contribute, reduce) come in the same order on all ranks. "This rank" is its index among the
+// All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients on their way of its
+// reduce type (sums are made in fp32), reduced ones of kept_gradient_type(). Collective calls (publish, unshard, contribute, reduce) come in the same order on all ranks. "This rank" is its index among the
 // ranks that the parameters are spread over.
 #pragma once
 
@@ -42,7 +42,9 @@ struct GroupPlan {
   GroupLayout layout;
   SlotKind slot = SlotKind::ring;
   bool trainable = true;
-  at::ScalarType type = at::kFloat;
+  at::ScalarType type = at::kFloat;     // as stored, and on the way to other ranks
+  at::ScalarType compute = at::kFloat;  // of the module's parameters: cast to it by each unshard where it is another
+  at::ScalarType reduce = at::kFloat;   // of gradients on their way
   Spread parameters = Spread::sharded;  // between uses; the strategy's, or whole for small groups
   Access access = Access::read;
 
@@ -55,6 +57,11 @@ struct StorePlan {
   at::Device device = at::kCPU;
   std::vector<GroupPlan> groups;
 };
+
+/// Of a reduced gradient: the reduce type where a step has one round, else fp32.
+inline at::ScalarType kept_gradient_type(const StorePlan& plan, size_t g) {
+  return plan.summing == Summing::in_place ? plan.groups[g].reduce : at::kFloat;
+}
 
 enum class Round { first, later };         // of a step: overwrite the reduced gradient, or add to it
 enum class Patience { now_or_not, wait };  // reduce only if nothing has to be waited for, or wait

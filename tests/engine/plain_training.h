@@ -2,12 +2,15 @@
 // both must end with the same bits.
 #pragma once
 
+#include <ATen/ops/empty.h>
 #include <ATen/ops/equal.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <functional>
 #include <string>
 
+#include "sherd/base/fnv.h"
 #include "sherd/engine/engine.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/shard/reduction.h"
@@ -46,57 +49,96 @@ inline std::vector<std::pair<std::string, at::Tensor>> parameters_once(torch::nn
   return once;
 }
 
+/// A parameter as an unsharded optimizer sees it.
+struct PlainParameter {
+  std::string name;
+  at::Tensor parameter;  // the model's own
+  at::ScalarType reduce = at::kFloat;
+  UpdatePiece piece;  // all of it, without a gradient
+};
+
+inline std::vector<PlainParameter> plain_parameters(torch::nn::Module& model, const EngineOptions& options,
+                                                    const UpdateRule& rule) {
+  std::vector<PlainParameter> all;
+  for (const auto& [name, parameter] : parameters_once(model)) {
+    const auto& precision = options.precision;
+    const bool wide = precision && precision->keeps_fp32(name);
+    const at::ScalarType own = parameter.scalar_type();
+    const at::ScalarType compute = wide ? at::kFloat : precision ? precision->compute : own;
+    const at::ScalarType storage = wide ? at::kFloat : precision ? precision->storage : own;
+    const at::Tensor values = parameter.detach().to(at::kFloat).reshape(-1).clone();
+    const int64_t rows = parameter.dim() == 0 ? 1 : parameter.size(0);
+    PlainParameter plain{name, parameter, at::kFloat, {at::empty({values.numel()}, storage), {}, {}}};
+    if (precision && !wide) plain.reduce = precision->reduce;
+    if (precision && storage != at::kFloat) plain.piece.master = precision->master;
+    const bool eight = options.moments == MomentType::eight_bits && fits_eight_bits(rows, values.numel() / rows, 1);
+    for (const StateTensor& state : rule.state(
+             {values.numel(), storage, eight ? MomentType::eight_bits : MomentType::fp32, plain.piece.master}))
+      plain.piece.state.push_back(at::zeros({state.elements}, state.type));
+    Fnv key;
+    key.add(name);
+    plain.piece.key = key.value();
+    if (parameter.requires_grad()) {
+      set_values(plain.piece, values);
+    } else {
+      plain.piece.parameter.copy_(values);
+    }
+    plain.parameter.set_data(plain.piece.parameter.to(compute).view(parameter.sizes()));
+    all.push_back(plain);
+  }
+  return all;
+}
+
 /// loss(model, rank, step) -> the rank's loss in that step.
 template <class Model, class Loss>
 Values train_plain(Model& model, const EngineOptions& options, int ranks, int steps, Loss loss) {
   at::set_num_threads(1);
   const auto rule = make_update_rule(options.update);
-  std::map<std::string, std::vector<at::Tensor>> state;
+  std::vector<PlainParameter> parameters = plain_parameters(model, options, *rule);
   for (int step = 0; step < steps; ++step) {
     std::map<std::string, std::vector<at::Tensor>> gradients;
     for (int rank = 0; rank < ranks; ++rank) {
       model.zero_grad();
       loss(model, rank, step).backward();
-      for (const auto& [name, parameter] : parameters_once(model)) {
-        if (!parameter.requires_grad()) continue;
-        const at::Tensor& grad = parameter.grad();
-        const at::Tensor defined = grad.defined() ? grad.to(at::kFloat) : at::zeros(parameter.sizes());
-        gradients[name].push_back(defined.contiguous().view(-1).clone());
+      for (const auto& p : parameters) {
+        if (!p.parameter.requires_grad()) continue;
+        const at::Tensor& grad = p.parameter.grad();
+        const at::Tensor defined = grad.defined() ? grad : at::zeros(p.parameter.sizes());
+        gradients[p.name].push_back(defined.to(p.reduce).contiguous().view(-1).clone());
       }
     }
     const at::NoGradGuard no_grad;
-    std::map<std::string, at::Tensor> sums;
     ExactSum squares;
-    for (const auto& [name, parameter] : parameters_once(model)) {
-      if (!parameter.requires_grad()) continue;
-      const at::Tensor sum = sums[name] = at::empty_like(gradients.at(name)[0]);
-      canonical_sum(gradients.at(name), sum, Round::first);
-      add_squares(lay_out("", {{name, parameter.sizes().vec()}}, 1), 0, sum, squares);
+    for (auto& p : parameters) {
+      if (!p.parameter.requires_grad()) continue;
+      const at::ScalarType kept = options.summing == Summing::in_place ? p.reduce : at::kFloat;
+      p.piece.gradient = at::empty({p.parameter.numel()}, kept);
+      canonical_sum(gradients.at(p.name), p.piece.gradient, Round::first);
+      add_squares(lay_out("", {{p.name, p.parameter.sizes().vec()}}, 1), 0, p.piece.gradient, squares);
     }
     const double norm = std::sqrt(squares.value());
     const double gradient_scale = options.clip ? std::min(1.0, *options.clip / (norm + 1e-6)) : 1.0;
-    for (const auto& [name, parameter] : parameters_once(model)) {
-      if (!parameter.requires_grad()) continue;
-      const at::Tensor sum = sums.at(name);
-      UpdatePiece piece{parameter.detach().to(at::kFloat).view(-1).clone(), sum, {}};
-      for (size_t k = state[name].size(); k < rule->state_names().size(); ++k)
-        state[name].push_back(at::zeros_like(sum));
-      piece.state = state[name];
-      rule->update(piece, options.optimizer, {step + 1, 1.0, gradient_scale});
-      parameter.detach().copy_(piece.parameter.view(parameter.sizes()));
+    for (auto& p : parameters) {
+      if (!p.parameter.requires_grad()) continue;
+      rule->update(p.piece, options.optimizer, {step + 1, 1.0, gradient_scale});
+      p.parameter.detach().copy_(p.piece.parameter.view(p.parameter.sizes()));
     }
   }
   Values result;
-  for (const auto& item : model.named_parameters()) result[item.key()] = item.value().detach().to(at::kFloat).clone();
+  for (const auto& item : model.named_parameters()) {
+    const auto p = std::find_if(parameters.begin(), parameters.end(),
+                                [&](const auto& each) { return each.parameter.is_same(item.value()); });
+    result[item.key()] = p->parameter.requires_grad() ? values_of(p->piece).clone() : p->piece.parameter.to(at::kFloat);
+  }
   return result;
 }
 
 /// Holds this rank's rows against the plain model's.
 inline void expect_rows(Engine& engine, const Values& expected) {
-  for (const auto& shard : engine.shards()) {
+  for (const auto& shard : engine.master_shards()) {
     const at::Tensor rows =
         expected.at(shard.fqn).view(-1).narrow(0, shard.rows.first * shard.row_elements, shard.values.numel());
-    EXPECT_TRUE(at::equal(shard.values.to(at::kFloat), rows))
+    EXPECT_TRUE(at::equal(shard.values, rows))
         << shard.fqn << " on rank " << engine.transport().rank() << " of " << engine.transport().size() << ", "
         << engine.transport().name();
   }

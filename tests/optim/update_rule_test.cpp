@@ -36,7 +36,8 @@ void for_each_rule(const Body& body) {
 
 UpdatePiece make_piece(const UpdateRule& rule, int64_t n) {
   UpdatePiece piece{at::randn({n}), at::randn({n}), {}};
-  for (size_t k = 0; k < rule.state_names().size(); ++k) piece.state.push_back(at::zeros({n}));
+  for (const StateTensor& state : rule.state({.elements = n}))
+    piece.state.push_back(at::zeros({state.elements}, state.type));
   return piece;
 }
 
@@ -110,7 +111,9 @@ TEST(UpdateRule, KernelAtenAndTorchFusedAgree) {
 TEST(UpdateRule, KeepsOnlyWhatItNeeds) {
   const auto names = [](const UpdateRuleOptions& options) {
     const auto rule = make_update_rule(options);
-    return std::vector<std::string>(rule->state_names().begin(), rule->state_names().end());
+    std::vector<std::string> found;
+    for (const StateTensor& state : rule->state({.elements = 8})) found.emplace_back(state.name);
+    return found;
   };
   const std::vector<std::string> moments = {"exp_avg", "exp_avg_sq"}, momentum = {"momentum_buffer"};
   EXPECT_EQ(names({RuleKind::adamw}), moments);

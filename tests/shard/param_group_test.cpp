@@ -25,7 +25,7 @@ struct Toy {
     store = make_store(transport, ledger, plan);
     for (const auto& p : plan.groups[1].layout.parameters) tensors.push_back(at::zeros(p.sizes).requires_grad_());
     for (const auto& tensor : tensors) made.push_back(tensor.unsafeGetTensorImpl());
-    group.emplace(*store, 1, plan.groups[1], tensors);
+    group.emplace(*store, pool, 1, plan.groups[1], tensors);
   }
   void update(int version) {
     write_rows(*store, plan.groups[1], 1, version);
@@ -44,6 +44,7 @@ struct Toy {
 
   Transport& transport;
   Ledger ledger;
+  BufferPool pool{ledger, MemoryKind::unsharded, at::kCPU};
   StorePlan plan;
   std::unique_ptr<Store> store;
   std::vector<at::Tensor> tensors;

@@ -56,7 +56,7 @@ class Rank {
     for (size_t g = 0; g < 4; ++g) {
       std::vector<at::Tensor> tensors;
       for (const auto& p : plan.groups[g].layout.parameters) tensors.push_back(at::zeros(p.sizes).requires_grad_());
-      groups_.push_back(std::make_unique<ParamGroup>(store, g, plan.groups[g], tensors));
+      groups_.push_back(std::make_unique<ParamGroup>(store, pool_, g, plan.groups[g], tensors));
       pointers.push_back(groups_.back().get());
     }
     reducer.emplace(store, pointers, Order{3, 2, 1, 0}, strategy.gradients);
@@ -105,6 +105,7 @@ class Rank {
  private:
   Transport& transport_;
   Ledger ledger_;
+  BufferPool pool_{ledger_, MemoryKind::unsharded, at::kCPU};
 
  public:
   StorePlan plan;

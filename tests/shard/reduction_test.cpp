@@ -70,6 +70,43 @@ TEST(CanonicalSum, OutMayBeOneOfTheSources) {
   }
 }
 
+// 16-bit sources are summed in fp32, whatever becomes of the sum.
+TEST(CanonicalSum, Of16BitsIsTheSumOfTheirFp32Values) {
+  for (const at::Device device : test_devices()) {
+    for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+      for (int count = 1; count <= 5; ++count) {
+        for (const int64_t n : {0, 1, 16, 1001, 3000}) {
+          SCOPED_TRACE(fmt::format("{} sources of {} on {}", count, n, device.str()));
+          std::vector<at::Tensor> sources, wide;
+          for (const auto& source : sources_of(count, n, device)) {
+            sources.push_back(source.to(type));
+            wide.push_back(sources.back().to(at::kFloat));
+          }
+          const at::Tensor sum = at::full({n}, 5, wide[0].options());
+          canonical_sum(sources, sum, Round::later, 3);
+          EXPECT_TRUE(at::equal(sum, 5 + tree(wide) / 3));
+          canonical_sum(sources, sum, Round::first);
+          EXPECT_TRUE(at::equal(sum, tree(wide)));
+          canonical_sum(sources, sources[0], Round::first);
+          EXPECT_TRUE(at::equal(sources[0], tree(wide).to(type)));
+        }
+      }
+    }
+  }
+}
+
+TEST(AddSquares, Of16BitsIsThatOfTheirFp32Values) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    for (const int64_t width : {1, 3, 1000, 100000}) {
+      const at::Tensor values = sources_of(1, 3 * width, at::kCPU)[0].to(type);
+      ExactSum narrow, wide;
+      add_row_squares(values, width, narrow);
+      add_row_squares(values.to(at::kFloat), width, wide);
+      EXPECT_EQ(narrow.value(), wide.value());
+    }
+  }
+}
+
 TEST(ZeroPadding, LeavesWhatAParameterCoversAndNothingElse) {
   for (const int ranks : {1, 2, 3, 4, 7}) {
     for (const auto& shapes : toy_shapes()) {

@@ -1,0 +1,85 @@
+#include "sherd/engine/precision.h"
+
+#include <ATen/cpu/Utils.h>
+
+#include <algorithm>
+
+#include "sherd/base/error.h"
+
+namespace sherd {
+
+bool Precision::keeps_fp32(std::string_view fqn) const {
+  return std::any_of(fp32_names.begin(), fp32_names.end(),
+                     [&](const std::string& glob) { return glob_matches(glob, fqn); });
+}
+
+bool has_native_products(at::ScalarType type) {
+  if (type == at::kFloat) return true;
+  static const auto capabilities = at::cpu::get_cpu_capabilities();
+  const auto has = [&](const char* name) {
+    const auto found = capabilities.find(name);
+    return found != capabilities.end() && found->second.isBool() && found->second.toBool();
+  };
+  if (type == at::kHalf) return has("amx_fp16") || has("avx512_fp16");
+  return has("avx512_bf16") || has("amx_bf16") || has("bf16");
+}
+
+at::ScalarType precision_type(std::string_view key, std::string_view name) {
+  if (name == "fp32") return at::kFloat;
+  if (name == "bf16") return at::kBFloat16;
+  if (name == "fp16") return at::kHalf;
+  config_error(key, "got '{}', expected fp32, bf16 or fp16; try bf16", name);
+}
+
+namespace {
+
+std::string_view name_of(at::ScalarType type) {
+  return type == at::kFloat ? "fp32" : type == at::kHalf ? "fp16" : "bf16";
+}
+
+Master master_of(const PrecisionPolicy& policy, at::ScalarType storage) {
+  if (storage == at::kFloat) {
+    if (policy.master.value_or("fp32") != "fp32")
+      config_error("precision.master", "got '{}' with fp32 storage, which is its own master, expected fp32; try storage bf16",
+                   *policy.master);
+    return Master::fp32;
+  }
+  const std::string name = policy.master.value_or(storage == at::kHalf ? "fp32" : "split");
+  if (name == "fp32") return Master::fp32;
+  if (name != "split" && name != "none")
+    config_error("precision.master", "got '{}', expected fp32, split or none; try split", name);
+  if (storage == at::kHalf)
+    config_error("precision.master", "got '{}' with fp16 storage, expected fp32 (others are for bf16); try fp32", name);
+  return name == "split" ? Master::split : Master::stochastic;
+}
+
+}  // namespace
+
+Precision resolve(const PrecisionPolicy& policy, at::Device device) {
+  const bool automatic = policy.compute == "auto";
+  Precision precision;
+  if (!automatic) precision.compute = precision_type("precision.compute", policy.compute);
+  precision.storage = precision_type("precision.storage", policy.storage.value_or(automatic ? "bf16" : policy.compute));
+  const bool native = !device.is_cpu() || has_native_products(precision.storage);
+  if (automatic && native) precision.compute = precision.storage;
+  precision.reduce = precision_type("precision.reduce", policy.reduce.value_or("fp32"));
+  precision.master = master_of(policy, precision.storage);
+  if (precision.is_mixed()) precision.fp32_names = policy.fp32_names;
+  if (!device.is_cpu() && (precision.master == Master::split || precision.master == Master::stochastic))
+    config_error("precision.master", "got '{}' on {}, expected fp32 (others are for the CPU); try fp32",
+                 policy.master.value_or("split"), device.str());
+  return precision;
+}
+
+std::optional<std::string> note_on(const PrecisionPolicy& policy, const Precision& precision, at::Device device) {
+  if (!device.is_cpu()) return std::nullopt;
+  if (policy.compute == "auto" && precision.compute != precision.storage)
+    return fmt::format("precision: this CPU has no {0} products: parameters are stored as {0}, computed with as fp32",
+                       name_of(precision.storage));
+  if (!has_native_products(precision.compute))
+    return fmt::format("precision: this CPU has no {} products of its own: compute \"auto\" is faster",
+                       name_of(precision.compute));
+  return std::nullopt;
+}
+
+}  // namespace sherd

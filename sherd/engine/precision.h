@@ -1,0 +1,54 @@
+// Which types a model is computed with, stored in, and reduced in.
+//
+// [Note: Precision] Three types, and what a step rounds from:
+//   compute   the module's parameters, and so its activations and matrix products;
+//   storage   parameters between uses and on their way to other ranks, cast to the compute type unit by unit;
+//   reduce    gradients on their way to the rank that sums them. Sums are made in fp32;
+//   master    what updates of 16-bit parameters are rounded from (optim/update_rule.h, [Note: Masters]).
+// Norms (parameters whose names match `fp32_names`) keep fp32 in all. Optimizer state is fp32 or 8 bits, whatever the
+// model is.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "sherd/optim/update_rule.h"
+
+namespace sherd {
+
+/// What a user asks for; what is left open follows from the rest.
+struct PrecisionPolicy {
+  std::string compute = "fp32";         // fp32, bf16, fp16, or auto: the storage type where this machine multiplies it
+  std::optional<std::string> storage = {};  // of compute; auto: bf16
+  std::optional<std::string> reduce = {};   // fp32
+  std::optional<std::string> master = {};   // fp32, split, none; bf16: split, fp16: fp32
+  std::vector<std::string> fp32_names = {"*norm*"};  // globs; empty: all parameters alike
+};
+
+struct Precision {
+  at::ScalarType compute = at::kFloat, storage = at::kFloat, reduce = at::kFloat;
+  Master master = Master::fp32;
+  std::vector<std::string> fp32_names = {};
+
+  /// Whether any parameter is of 16 bits in some place.
+  bool is_mixed() const { return compute != at::kFloat || storage != at::kFloat || reduce != at::kFloat; }
+  /// Whether a parameter of this name keeps fp32 in all.
+  bool keeps_fp32(std::string_view fqn) const;
+};
+
+/// Whether this machine's CPU multiplies matrices of this type by instructions of its own.
+bool has_native_products(at::ScalarType type);
+
+/// fp32, bf16 or fp16 by name. Throws ConfigError that names the key.
+at::ScalarType precision_type(std::string_view key, std::string_view name);
+
+/// Decides what is open. Throws ConfigError for what does not go together.
+Precision resolve(const PrecisionPolicy& policy, at::Device device);
+/// What is worth saying once: where `auto` did not choose the storage type, or what was asked for will be slow.
+std::optional<std::string> note_on(const PrecisionPolicy& policy, const Precision& precision, at::Device device);
+
+}  // namespace sherd
