@@ -5,6 +5,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/engine/broadcast_buffers.h"
+#include "sherd/engine/non_finite.h"
 #include "sherd/models/deferred.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/reduction.h"
@@ -55,6 +56,10 @@ void EngineOptions::validate() const {
   if (clip && !(*clip > 0)) config_error("clip", "got {}, expected a number above 0, or null; try 1.0", *clip);
   update.validate();
   optimizer.validate();
+  if (loss_scale) loss_scale->validate();
+  if (moments == MomentType::eight_bits && (update.kind == UpdateRuleOptions::Kind::sgd || !device.is_cpu()))
+    config_error("optimizer.type", "got 8-bit moments {}, expected Adam or AdamW on the CPU; try fp32 moments",
+                 device.is_cpu() ? "with sgd" : "on " + device.str());
 }
 
 Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transport> transport, EngineOptions options,
@@ -64,6 +69,7 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
       options_(std::move(options)),
       rule_(make_update_rule(options_.update)) {
   options_.validate();
+  if (options_.loss_scale) scaler_.emplace(*options_.loss_scale);
   // An odd factor: the ranks' seeds are far apart.
   if (options_.seed)
     at::manual_seed(*options_.seed + 0x9e3779b97f4a7c15ULL * static_cast<uint64_t>(transport_->rank()));
@@ -84,7 +90,7 @@ Engine::~Engine() = default;
 
 void Engine::backward(const at::Tensor& loss) {
   try {
-    loss.backward();
+    (scaler_ ? loss * scaler_->scale() : loss).backward();
     model_->finish_backward();
   } catch (const std::exception& error) {
     model_->interrupt(error.what());
@@ -104,13 +110,21 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
     model_->recover();
     model_->finish_backward();
     // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
-    report.grad_norm = global_norm(shared_values, report.shared);
+    const double scaled_norm = global_norm(shared_values, report.shared);
+    report.loss_scale = loss_scale();
+    report.grad_norm = scaled_norm / report.loss_scale;
+    report.update = check_gradients(scaled_norm);
   } catch (const std::exception& error) {
     model_->interrupt(error.what());
     throw;
   }
-  double gradient_scale = 1;
-  if (options_.clip) gradient_scale = std::min(1.0, *options_.clip / (report.grad_norm + 1e-6));
+  if (report.update == StepReport::Update::skipped) {
+    ++skipped_;
+    model_->publish();
+    return report;
+  }
+  double gradient_scale = 1 / report.loss_scale;
+  if (options_.clip) gradient_scale *= std::min(1.0, *options_.clip / (report.grad_norm + 1e-6));
   ++steps_;
   try {
     for (size_t g = 0; g < model_->groups().size(); ++g)
@@ -121,6 +135,27 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
           error.what());
   }
   return report;
+}
+
+// The norm is the same on all ranks, and finite if all gradients are: no other exchange is needed to agree.
+StepReport::Update Engine::check_gradients(double scaled_norm) {
+  using Update = StepReport::Update;
+  const bool finite = std::isfinite(scaled_norm);
+  if (scaler_) {
+    const double scale = scaler_->scale();
+    if (!scaler_->update(finite ? LossScaler::Step::made : LossScaler::Step::overflowed))
+      fault("loss_scale",
+            "got gradients that overflow at the smallest loss scale, {}, in step {}: the first was {}; expected finite "
+            "ones; try a lower learning rate, clip 1.0, or bf16",
+            scale, steps_ + skipped_ + 1, origin_of_non_finite(*model_, *transport_));
+    return finite ? Update::made : Update::skipped;
+  }
+  if (!finite && options_.non_finite == NonFiniteGradients::stop)
+    fault("step",
+          "got a gradient norm of {} in step {}: the first that was not finite was {}; expected finite numbers; try a "
+          "lower learning rate, a longer warm-up, or clip 1.0",
+          scaled_norm, steps_ + skipped_ + 1, origin_of_non_finite(*model_, *transport_));
+  return Update::made;
 }
 
 // The same bits for any number of ranks: see add_squares.
@@ -136,7 +171,7 @@ double Engine::global_norm(std::span<const double> shared_values, std::vector<do
   const auto digits = squares.digits();
   std::vector<double> mine(digits.begin(), digits.end());
   mine.push_back(model_->schedule_hash());
-  mine.push_back(static_cast<double>(steps_));
+  mine.push_back(static_cast<double>(steps_ + skipped_));
   mine.insert(mine.end(), shared_values.begin(), shared_values.end());
   const std::vector<double> all = transport_->exchange(mine);
   check_ranks_agree(all, digits.size(), mine.size());
@@ -155,11 +190,11 @@ void Engine::check_ranks_agree(std::span<const double> all, size_t at, size_t ea
   for (size_t r = 0; r * each < all.size(); ++r) {
     hashes.push_back(all[r * each + at]);
     const auto steps = static_cast<int64_t>(all[r * each + at + 1]);
-    if (steps != steps_)
+    if (steps != steps_ + skipped_)
       fault("step",
             "got rank {} in step {} and this rank in step {}, expected all ranks in the same one: a fault has "
             "parted them; try to go on from the last checkpoint",
-            r, steps + 1, steps_ + 1);
+            r, steps + 1, steps_ + skipped_ + 1);
   }
   model_->compare_schedules(hashes);
 }

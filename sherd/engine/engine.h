@@ -32,7 +32,10 @@ namespace sherd {
 
 /// What a step did, the same on all ranks.
 struct StepReport {
-  double grad_norm = 0;        // global, before clipping
+  enum class Update { made, skipped };  // skipped: gradients overflowed under the loss scale
+  Update update = Update::made;
+  double grad_norm = 0;        // global, of the unscaled gradients, before clipping
+  double loss_scale = 1;       // that the step was made with
   std::vector<double> shared;  // every rank's extra values, rank by rank
 };
 
@@ -66,21 +69,24 @@ class Engine {
     }
   }
 
-  /// loss.backward(), and the reduction of what it made. An exception here, in forward() or in step() before it updates
+  /// (loss * loss_scale()).backward(), and the reduction of what it made. An exception here, in forward() or in step() before it updates
   /// anything reaches all ranks: their next wait throws FaultError with the cause. Then all gradients of the step are
   /// dropped, parameters and optimizer are as after the last step, and training can go on with the next forward().
   void backward(const at::Tensor& loss);
   /// Whether the following backwards reduce their gradients or hold them for a later one.
   void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }
 
-  /// Clips, updates this rank's rows and publishes them. `shared_values` travel along (as many on every rank).
+  /// Clips, updates this rank's rows and publishes them; or skips the update, on all ranks, where gradients overflowed
+  /// under a loss scale. `shared_values` travel along (as many on every rank). Throws FaultError for an overflow at the
+  /// smallest scale, and without a scale for gradients that are not finite (NonFiniteGradients::stop).
   StepReport step(double lr_scale = 1.0, std::span<const double> shared_values = {});
 
   /// This rank's rows of all parameters, in the order of the module tree.
   std::vector<ShardView> shards();
   /// The same as fp32 values, of their masters where they have some: copies, or views. What a model is saved from.
   std::vector<ShardView> master_shards();
-  /// The sum of all reduced gradients' rows that this rank owns, laid out as shards(); valid until the next backward.
+  /// The sum of all reduced gradients' rows that this rank owns, laid out as shards(), times loss_scale(); valid until
+  /// the next backward.
   std::vector<ShardView> gradient_shards();
   /// Names under which parameters appear again in the module tree (tied), with the name they are stored under.
   std::vector<std::pair<std::string, std::string>> aliases() const;
@@ -95,10 +101,13 @@ class Engine {
   Ledger& ledger() { return ledger_; }
   Transport& transport() { return *transport_; }
   ShardedModel& sharded_model() { return *model_; }
-  int64_t steps() const { return steps_; }
+  int64_t steps() const { return steps_; }  // updates made
+  int64_t skipped_steps() const { return skipped_; }
+  double loss_scale() const { return scaler_ ? scaler_->scale() : 1.0; }
 
  private:
   void failed_in_forward(const std::exception& error);
+  StepReport::Update check_gradients(double scaled_norm);
   double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
   void check_ranks_agree(std::span<const double> all, size_t at, size_t each);
   at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
@@ -114,7 +123,8 @@ class Engine {
   std::unique_ptr<UpdateRule> rule_;
   std::optional<OptimizerState> state_;
   std::vector<std::string> warnings_;
-  int64_t steps_ = 0;
+  std::optional<LossScaler> scaler_;
+  int64_t steps_ = 0, skipped_ = 0;
 };
 
 }  // namespace sherd

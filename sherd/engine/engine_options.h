@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "sherd/engine/precision.h"
+#include "sherd/optim/loss_scaler.h"
 #include "sherd/optim/optim_groups.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/recompute/recompute_policy.h"
@@ -15,6 +16,12 @@
 #include "sherd/shard/unit_policy.h"
 
 namespace sherd {
+
+/// What step() does with gradients that are not finite, where no loss scale explains them.
+enum class NonFiniteGradients {
+  stop,  // throws FaultError before anything is updated; it names where they came from
+  pass,  // updates all the same, as torch does
+};
 
 /// The model's registered buffers, at the start: as each rank has them, or as rank 0 has them.
 enum class Buffers { keep, broadcast };
@@ -37,6 +44,8 @@ struct EngineOptions {
   std::vector<std::string> writing_units = {};  // globs: units that change their own parameters in forward
   int64_t persistent_below = 0;                 // bytes: smaller parameter groups stay whole on every rank
   Buffers buffers = Buffers::keep;
+  std::optional<LossScaleOptions> loss_scale = {};  // null: 1
+  NonFiniteGradients non_finite = NonFiniteGradients::stop;
   std::optional<uint64_t> seed = {};  // of this process's random generators: each rank draws numbers of its own
 
   /// Throws ConfigError.

@@ -6,6 +6,7 @@
 #include "sherd/base/error.h"
 #include "sherd/optim/optim_groups.h"
 #include "sherd/shard/discover.h"
+#include "sherd/shard/finite.h"
 
 namespace sherd {
 namespace {
@@ -244,7 +245,11 @@ void ShardedModel::unsharded(UnitState& unit, Pass pass) {
   if (!all_gradients_seen(before)) before.begin_unshard();
 }
 
-void ShardedModel::leaving_forward(const UnitState& unit) {
+void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) {
+  if (at::GradMode::is_enabled() && !inside_backward()) {
+    if (!non_finite_ && !std::all_of(outputs.begin(), outputs.end(), is_finite)) non_finite_ = {unit.name(), forwards_};
+    ++forwards_;
+  }
   // A write to shared memory counts for both: what has been told is not told again.
   try {
     store_->check_unwritten();
@@ -295,11 +300,17 @@ void ShardedModel::interrupt(std::string_view cause) noexcept {
   in_backward_ = false;
   reducer_->abandon();
   schedule_.clear();
+  forget_forwards();
   // Ranks were interrupted at different places: prefetching by what each has seen would part their collectives.
   forward_order_.clear();
   forward_order_now_.clear();
   store_->drop();
   for (const auto& unit : units_) unit->interrupt();
+}
+
+void ShardedModel::forget_forwards() noexcept {
+  forwards_ = 0;
+  non_finite_.reset();
 }
 
 bool ShardedModel::recover() {
@@ -313,6 +324,7 @@ bool ShardedModel::recover() {
 void ShardedModel::publish() {
   reducer_->start_window();
   schedule_.clear();
+  forget_forwards();
   for (const auto& group : groups_) group->publish();
 }
 

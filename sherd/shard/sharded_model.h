@@ -5,6 +5,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -86,6 +87,8 @@ class ShardedModel : public UnitObserver {
   void compare_schedules(std::span<const double> hashes) const;
 
   UnitState& root_unit() { return *units_.front(); }
+  /// The root first, then in the order of the module tree.
+  const std::vector<std::shared_ptr<UnitState>>& units() const { return units_; }
   Store& store() { return *store_; }
   const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }
 
@@ -97,6 +100,12 @@ class ShardedModel : public UnitObserver {
   void keep_gradients(size_t g) { reducer_->keep_window(g); }
   /// Whether any gradient of parameter p of group g is in what was reduced last.
   bool has_seen(size_t g, size_t p) const { return reducer_->given(g, p); }
+  /// The unit whose output was the first of this step that was not finite, and how many forwards came before it.
+  struct NonFinite {
+    std::string unit;
+    int64_t forward = 0;
+  };
+  const std::optional<NonFinite>& first_non_finite() const { return non_finite_; }
   /// A step is over for the comparison of schedules.
   void forget_schedule() { schedule_.clear(); }
 
@@ -119,11 +128,12 @@ class ShardedModel : public UnitObserver {
   void run_in_backward(const std::function<void()>& step) override { events_.run(step); }
   void entering_forward(UnitState& unit) override;
   void unsharded(UnitState& unit, Pass pass) override;
-  void leaving_forward(const UnitState& unit) override;
+  void leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) override;
   void entering_backward() override;
   int64_t backward_number() const override { return backward_number_; }
   bool all_gradients_seen(const UnitState& unit) const override;
   void accumulated(size_t g, size_t p);
+  void forget_forwards() noexcept;
   void make_units(const std::vector<FoundUnit>& found, const ShardOptions& options, StorePlan& plan,
                   std::vector<std::vector<at::Tensor>>& tensors);
   void warn_of_large_units(const StorePlan& plan);
@@ -147,6 +157,8 @@ class ShardedModel : public UnitObserver {
   bool in_backward_ = false;
   bool interrupted_ = false;
   int64_t backward_number_ = 0;
+  int64_t forwards_ = 0;  // of units, with gradients, in this step
+  std::optional<NonFinite> non_finite_;
   std::vector<size_t> forward_order_;      // units as they ran in the last whole forward: drives prefetch in forward
   std::vector<size_t> forward_order_now_;  // in the one under way: drives prefetch in its backward
 };

@@ -105,7 +105,7 @@ ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& input
 
 void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   if (unit_ == nullptr) return;
-  unit_->observer_.leaving_forward(*unit_);
+  unit_->observer_.leaving_forward(*unit_, outputs);
   UnitState& unit = *std::exchange(unit_, nullptr);
   const bool nested = --unit.open_ > 0;
   const bool with_gradients = at::GradMode::is_enabled();

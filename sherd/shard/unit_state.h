@@ -30,8 +30,8 @@ class UnitObserver {
   virtual void entering_forward(UnitState& unit) = 0;
   /// The unit's parameters are there: a good moment to prefetch the one that comes next.
   virtual void unsharded(UnitState& unit, Pass pass) = 0;
-  /// A forward has been run: throws if it has changed a parameter that it may only read.
-  virtual void leaving_forward(const UnitState& unit) = 0;
+  /// A forward has made `outputs`: throws if it has changed a parameter that it may only read.
+  virtual void leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) = 0;
   /// Backward has reached the unit (called before it is unsharded; many times a backward).
   virtual void entering_backward() = 0;
   /// A number that is different in each backward.

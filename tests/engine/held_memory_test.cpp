@@ -4,6 +4,7 @@
 #include <malloc.h>
 #include <unistd.h>
 
+#include "sherd/base/bytes.h"
 #include "sherd/engine/engine.h"
 #include "sherd/memory/process_memory.h"
 #include "tests/shard/toy_model.h"
@@ -32,7 +33,7 @@ Held held_by(Ledger& ledger) {
 
 /// Sizes of the model in bytes: whole, as this rank's rows, and as its piece of a rank-major buffer (padded to 64 B).
 struct Sizes {
-  int64_t whole = 0, piece = 0, own_rows = 0, largest_unit = 0, root = 0;
+  int64_t whole = 0, piece = 0, own_rows = 0, own_moments = 0, all_moments = 0, largest_unit = 0, root = 0;
 };
 
 Sizes sizes_of(Engine& engine) {
@@ -43,8 +44,12 @@ Sizes sizes_of(Engine& engine) {
     sizes.piece += layout.shard_elements * 4;
     if (layout.unit.empty()) sizes.root += layout.whole_elements * 4;
     if (!layout.unit.empty()) sizes.largest_unit = std::max(sizes.largest_unit, layout.whole_elements * 4);
-    for (size_t p = 0; p < layout.parameters.size(); ++p)
-      sizes.own_rows += layout.rows(p, engine.transport().rank()).count * layout.parameters[p].row_elements * 4;
+    for (size_t p = 0; p < layout.parameters.size(); ++p) {
+      const auto row_bytes = [&](int r) { return layout.elements(p, r).count * 4; };
+      sizes.own_rows += row_bytes(engine.transport().rank());
+      sizes.own_moments += 2 * round_up(row_bytes(engine.transport().rank()), 64);
+      for (int r = 0; r < layout.ranks; ++r) sizes.all_moments += 2 * round_up(row_bytes(r), 64);
+    }
   }
   return sizes;
 }
@@ -103,10 +108,10 @@ TEST_P(HeldMemory, OverC10dEachStrategyHoldsItsRow) {
         EXPECT_EQ(unsharded > 0, strategy == "zero3");
       };
       // Whole is P; a rank's share is P/N, rounded up to rows. Moments are two fp32 numbers a parameter.
-      expect("ddp", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, 2 * n * s.piece, 0}; });
-      expect("zero1", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, 2 * s.piece, 0}; });
-      expect("zero2", [&](const Sizes& s) { return Held{s.whole, s.piece, 0, 2 * s.piece, 0}; });
-      expect("zero3", [&](const Sizes& s) { return Held{s.piece, s.piece, 0, 2 * s.piece, 0}; });
+      expect("ddp", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, s.all_moments, 0}; });
+      expect("zero1", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, s.own_moments, 0}; });
+      expect("zero2", [&](const Sizes& s) { return Held{s.whole, s.piece, 0, s.own_moments, 0}; });
+      expect("zero3", [&](const Sizes& s) { return Held{s.piece, s.piece, 0, s.own_moments, 0}; });
     });
   }
 }
@@ -119,7 +124,7 @@ TEST_P(HeldMemory, OnOneHostThereIsOneCopyOfTheParameters) {
       const Moments seen = observe(strategy, transport);
       const bool whole_gradients = std::string_view(strategy) == "ddp" || std::string_view(strategy) == "zero1";
       const int64_t gradients = whole_gradients ? n * seen.sizes.piece : seen.sizes.piece;
-      const Held held{seen.sizes.own_rows, gradients, 0, 2 * seen.sizes.piece, 0};
+      const Held held{seen.sizes.own_rows, gradients, 0, seen.sizes.own_moments, 0};
       EXPECT_EQ(seen.after_start, held) << strategy;
       EXPECT_EQ(seen.in_backward, held) << strategy;
       EXPECT_EQ(seen.after_backward, held) << strategy;

@@ -1,0 +1,46 @@
+// Loss scaling for fp16: the loss is multiplied so that small gradients are not lost, and the update divides by it.
+//
+// Dynamic scaling by DeepSpeed's rule (runtime/fp16/loss_scaler.py), which is that of Micikevicius et al., "Mixed
+// precision training" (2018), with a hysteresis: after `hysteresis` overflows since the last growth (and each one after
+// them) the scale is halved, not below `minimum`; `window` steps without one double it.
+#pragma once
+
+#include <cstdint>
+
+namespace sherd {
+
+enum class ScaleKind { dynamic, fixed };
+/// When a clean step gives back the overflows that may be overlooked.
+enum class RefillHysteresis { at_growth, at_every_step };
+
+struct LossScaleOptions {
+  ScaleKind kind = ScaleKind::dynamic;
+  double initial = 65536;
+  int64_t window = 1000;   // steps
+  int64_t hysteresis = 2;  // overflows
+  RefillHysteresis refill = RefillHysteresis::at_growth;
+  double minimum = 1;
+
+  /// Throws ConfigError.
+  void validate() const;
+};
+
+class LossScaler {
+ public:
+  explicit LossScaler(const LossScaleOptions& options);
+
+  /// Of the step under way. A power of two where the options are.
+  double scale() const { return scale_; }
+  /// A step is over: its gradients overflowed, and it was skipped, or it was made. False: the overflow came at the
+  /// minimum, and there is no smaller scale to try.
+  enum class Step { made, overflowed };
+  bool update(Step step);
+
+ private:
+  LossScaleOptions options_;
+  double scale_;
+  int64_t hysteresis_left_;
+  int64_t steps_ = 0, last_overflow_ = -1;
+};
+
+}  // namespace sherd
