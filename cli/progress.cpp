@@ -26,6 +26,7 @@ double line_interval_s(double elapsed_s) { return std::clamp(elapsed_s / 50, 1.0
 std::string progress_line(const StepMetrics& metrics, int64_t steps) {
   std::string line = fmt::format("step {}/{}  loss {:.4f}", metrics.step, steps, metrics.loss);
   if (metrics.validation_loss) line += fmt::format("  validation {:.4f}", *metrics.validation_loss);
+  if (metrics.loss_scale) line += fmt::format("  scale {:g} ({} skipped)", *metrics.loss_scale, metrics.skipped_steps);
   return line + fmt::format("  {} tok/s  {:.3f} s/step  memory {:.0f} MiB", short_number(metrics.tokens_per_s),
                             metrics.step_s, metrics.memory_mib);
 }

@@ -109,49 +109,6 @@ void read_batch(JsonReader reader, BatchConfig& batch) {
   reader.finish(all_paths());
 }
 
-/// Throws for a key of another optimizer; null takes it back.
-void refuse_keys(JsonReader& reader, const std::string& type, std::initializer_list<const char*> keys,
-                 std::string_view owners) {
-  for (const char* key : keys) {
-    if (reader.find(key) == nullptr || reader.is_null(key)) continue;
-    config_error("config", "got '{}' with optimizer.type \"{}\", expected it with {} only; try {} null",
-                 reader.path(key), type, owners, reader.path(key));
-  }
-}
-
-void read_betas(JsonReader& reader, OptimizerConfig& optimizer) {
-  if (const json* betas = reader.find("betas")) {
-    if (!betas->is_array() || betas->size() != 2) {
-      config_error("config", "got {} for '{}', expected an array of two numbers; try [{}, {}]", describe(*betas),
-                   reader.path("betas"), optimizer.beta1, optimizer.beta2);
-    }
-    optimizer.beta1 = to_number((*betas)[0], reader.path("betas[0]"), kShare, optimizer.beta1);
-    optimizer.beta2 = to_number((*betas)[1], reader.path("betas[1]"), kShare, optimizer.beta2);
-  }
-}
-
-void read_optimizer(JsonReader reader, OptimizerConfig& optimizer) {
-  reader.choice("type", optimizer.type, {"adamw", "adam", "sgd"});
-  reader.number("lr", optimizer.lr, {.min = 0});
-  if (optimizer.type == "sgd") {
-    refuse_keys(reader, optimizer.type, {"betas", "eps"}, "adamw and adam");
-    reader.number("momentum", optimizer.momentum, kShare);
-    reader.boolean("nesterov", optimizer.nesterov);
-  } else {
-    refuse_keys(reader, optimizer.type, {"momentum", "nesterov"}, "sgd");
-    read_betas(reader, optimizer);
-    reader.number("eps", optimizer.eps, kPositive);
-  }
-  reader.number("weight_decay", optimizer.weight_decay, {.min = 0});
-  reader.strings("no_decay", optimizer.no_decay);
-  reader.finish(all_paths());
-  if (optimizer.nesterov && optimizer.momentum == 0) {
-    config_error(
-        "config",
-        "got true for 'optimizer.nesterov' without momentum, expected a positive 'optimizer.momentum'; try 0.9");
-  }
-}
-
 void read_schedule(JsonReader reader, ScheduleConfig& schedule) {
   reader.choice("type", schedule.type, {"constant", "linear", "cosine"});
   reader.integer("warmup", schedule.warmup, {.min = 0});
@@ -245,21 +202,6 @@ json batch_to_json(const BatchConfig& batch) {
           {"last", last[static_cast<int>(batch.last)]}};
 }
 
-json optimizer_to_json(const OptimizerConfig& optimizer) {
-  json out = {{"type", optimizer.type},
-              {"lr", optimizer.lr},
-              {"weight_decay", optimizer.weight_decay},
-              {"no_decay", optimizer.no_decay}};
-  if (optimizer.type == "sgd") {
-    out["momentum"] = optimizer.momentum;
-    out["nesterov"] = optimizer.nesterov;
-  } else {
-    out["betas"] = {optimizer.beta1, optimizer.beta2};
-    out["eps"] = optimizer.eps;
-  }
-  return out;
-}
-
 json reshard_to_json(ReshardAfterForward reshard) {
   if (reshard == ReshardAfterForward::automatic) return "auto";
   return reshard == ReshardAfterForward::always;
@@ -276,7 +218,8 @@ const std::vector<std::string>& all_paths() {
     full.data.separator = 0;
     full.model.rope_theta = 1;
     full.model.embeddings = Embeddings::tied;
-    std::vector<std::string> result = {"data.text", "data.synthetic", "optimizer.momentum", "optimizer.nesterov"};
+    std::vector<std::string> result = {"data.text",          "data.synthetic",    "optimizer.momentum",
+                                       "optimizer.nesterov", "optimizer.exclude", "loss_scale.initial"};
     const json document = to_json(full);
     for (const auto& [section, value] : document.items()) {
       if (!value.is_object()) continue;
@@ -297,7 +240,9 @@ bool read_section(JsonReader& reader, const char* key, Read read, Target& target
 /// Reads what stands beside the model, the data and the run.
 void read_training(JsonReader& reader, TrainConfig& config) {
   read_section(reader, "batch", read_batch, config.batch);
-  read_section(reader, "optimizer", read_optimizer, config.optimizer);
+  if (auto below = reader.object("optimizer")) read_optimizer(*below, config.optimizer, all_paths());
+  if (auto below = reader.object("precision")) read_precision(*below, config.precision, all_paths());
+  read_loss_scale(reader, config.loss_scale, all_paths());
   read_section(reader, "schedule", read_schedule, config.schedule);
   read_section(reader, "mesh", read_mesh, config);
   read_clip(reader, config.clip);
@@ -361,7 +306,9 @@ json to_json(const TrainConfig& config) {
       {"model", model_to_json(config.model)},
       {"data", data_to_json(config.data)},
       {"batch", batch_to_json(config.batch)},
-      {"optimizer", optimizer_to_json(config.optimizer)},
+      {"optimizer", to_json(config.optimizer)},
+      {"precision", to_json(config.precision)},
+      {"loss_scale", to_json(config.loss_scale)},
       {"schedule",
        {{"type", config.schedule.type},
         {"warmup", config.schedule.warmup},

@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "sherd/config/optimizer_config.h"
+
 namespace sherd {
 
 enum class Embeddings { untied, tied };
@@ -52,17 +54,6 @@ struct BatchConfig {
   LastStep last = LastStep::next_epoch;
 };
 
-struct OptimizerConfig {
-  std::string type = "adamw";  // adamw, adam, sgd
-  double lr = 3e-4;
-  double beta1 = 0.9, beta2 = 0.95;                         // adamw, adam
-  double eps = 1e-8;                                        // adamw, adam
-  double momentum = 0.0;                                    // sgd
-  bool nesterov = false;                                    // sgd
-  double weight_decay = 0.1;                                // adamw: of the parameter; adam, sgd: added to the gradient
-  std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
-};
-
 struct ScheduleConfig {
   std::string type = "constant";  // constant, linear, cosine
   int64_t warmup = 0;             // steps
@@ -77,6 +68,8 @@ struct TrainConfig {
   DataConfig data;
   BatchConfig batch;
   OptimizerConfig optimizer;
+  PrecisionConfig precision;
+  LossScaleConfig loss_scale;
   ScheduleConfig schedule;
   std::optional<double> clip = 1.0;  // largest global gradient norm; null: no clipping
   std::string strategy = "zero3";    // ddp, zero1, zero2, zero3, hsdp; fsdp is read as zero3

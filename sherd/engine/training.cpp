@@ -103,11 +103,13 @@ class Training {
       any_stop = any_stop || report.shared[3 * r + 1] > 0;
       memory_bytes += report.shared[3 * r + 2];
     }
-    if (!std::isfinite(metrics.loss) || !std::isfinite(report.grad_norm))
+    if (setup_.engine.loss_scale) metrics.loss_scale = report.loss_scale;
+    metrics.skipped_steps = engine_->skipped_steps();
+    if (!std::isfinite(metrics.loss) && report.update == StepReport::Update::made)
       fault("train",
-            "got loss {} and gradient norm {} in step {}, expected finite numbers; try a lower optimizer.lr, a "
-            "longer schedule.warmup or clip 1.0",
-            metrics.loss, report.grad_norm, metrics.step);
+            "got loss {} in step {}, expected a finite number; try a lower optimizer.lr, a longer schedule.warmup or "
+            "clip 1.0",
+            metrics.loss, metrics.step);
     metrics.memory_mib = memory_bytes / (1 << 20);
     metrics.step_s = seconds_since(start);
     metrics.tokens_per_s = static_cast<double>(metrics.tokens) / metrics.step_s;
@@ -156,6 +158,7 @@ class Training {
                                    {"memory_mib", metrics.memory_mib},
                                    {"targets", metrics.targets}};
     if (metrics.validation_loss) line["validation_loss"] = *metrics.validation_loss;
+    if (metrics.loss_scale) line.update({{"loss_scale", *metrics.loss_scale}, {"skipped_steps", metrics.skipped_steps}});
     for (int k = 0; k < kMemoryKinds; ++k) {
       const auto kind = static_cast<MemoryKind>(k);
       line["rank0_mib"][std::string(name_of(kind))] = static_cast<double>(engine_->ledger().total(kind)) / (1 << 20);

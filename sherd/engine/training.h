@@ -23,6 +23,8 @@ struct StepMetrics {
   int64_t tokens = 0;     // of this step, all ranks
   int64_t targets = 0;    // of them: what the loss counts
   std::optional<double> validation_loss;
+  std::optional<double> loss_scale;  // that the step was made with, where there is one
+  int64_t skipped_steps = 0;         // so far, for overflow
 };
 
 /// on_step and on_message are called on rank 0 only; stop_requested is asked on every rank once a step.

@@ -65,9 +65,32 @@ std::shared_ptr<const TokenSource> open_source(const TrainConfig& config, int64_
 }
 
 UpdateRuleOptions update_options(const OptimizerConfig& config) {
-  const auto kind = update_kind(config.type);
+  const auto kind = update_kind(config.rule());
   if (kind != UpdateRuleOptions::Kind::sgd) return {.kind = kind};
   return {kind, config.momentum, config.nesterov ? Nesterov::yes : Nesterov::no};
+}
+
+OptimGroup optim_group(const GroupConfig& config, const Hyperparameters& defaults) {
+  OptimGroup group{config.match, defaults};
+  group.values.lr = config.lr.value_or(defaults.lr);
+  group.values.beta1 = config.beta1.value_or(defaults.beta1);
+  group.values.beta2 = config.beta2.value_or(defaults.beta2);
+  group.values.eps = config.eps.value_or(defaults.eps);
+  group.values.weight_decay = config.weight_decay.value_or(defaults.weight_decay);
+  return group;
+}
+
+PrecisionPolicy precision_policy(const PrecisionConfig& config) {
+  PrecisionPolicy policy{config.compute, config.storage, config.reduce, config.master};
+  if (config.norms == "compute") policy.fp32_names.clear();
+  return policy;
+}
+
+std::optional<LossScaleOptions> loss_scale(const LossScaleConfig& config, const Precision& precision) {
+  using Kind = LossScaleConfig::Kind;
+  const bool fp16 = precision.compute == at::kHalf || precision.reduce == at::kHalf;
+  if (config.kind == Kind::none || (config.kind == Kind::automatic && !fp16)) return std::nullopt;
+  return config.options;
 }
 
 LastBatch last_batch(LastStep last) {
@@ -103,6 +126,9 @@ EngineOptions engine_options(const TrainConfig& config) {
   options.persistent_below = config.persistent_below;
   options.update = update_options(o);
   options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
+  options.moments = o.has_8_bits() ? MomentType::eight_bits : MomentType::fp32;
+  options.fp32_moments = o.exclude;
+  for (const GroupConfig& group : o.groups) options.optimizer_groups.push_back(optim_group(group, options.optimizer));
   if (!o.no_decay.empty()) {
     OptimGroup group{o.no_decay, options.optimizer};
     group.values.weight_decay = 0;
@@ -119,6 +145,21 @@ ScheduleOptions schedule_options(const TrainConfig& config) {
   schedule.final_ratio = config.schedule.final_ratio;
   schedule.validate();
   return schedule;
+}
+
+// A user's own pattern that matches nothing is a slip; the default ones fit many models and need not all match.
+void warn_of_unused_patterns(const OptimizerConfig& config, const std::vector<TensorShape>& tensors,
+                             std::vector<std::string>& warnings) {
+  std::vector<std::string> names;
+  for (const auto& tensor : tensors) names.push_back(tensor.name);
+  const auto warn = [&](const std::string& key, const std::vector<std::string>& patterns) {
+    for (const auto& pattern : OptimGroups({}, {{patterns, {}}}).unused_patterns(names))
+      warnings.push_back(fmt::format("warning: {}: '{}' matches no parameter", key, pattern));
+  };
+  if (config.no_decay != OptimizerConfig().no_decay) warn("optimizer.no_decay", config.no_decay);
+  warn("optimizer.exclude", config.exclude);
+  for (size_t i = 0; i < config.groups.size(); ++i)
+    warn(fmt::format("optimizer.groups[{}].match", i), config.groups[i].match);
 }
 
 }  // namespace
@@ -175,16 +216,13 @@ TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan s
   setup.schedule = schedule_options(config);
   setup.engine = engine_options(config);
   setup.engine.device = device;
+  const PrecisionPolicy policy = precision_policy(config.precision);
+  setup.engine.precision = resolve(policy, device);
+  setup.engine.loss_scale = loss_scale(config.loss_scale, *setup.engine.precision);
+  if (const auto note = note_on(policy, *setup.engine.precision, device)) setup.warnings.push_back(*note);
   setup.model.device = device.str();
   setup.engine.validate();
-  // The default patterns fit many models and need not all match; a user's own pattern that matches nothing is a slip.
-  if (config.optimizer.no_decay != OptimizerConfig().no_decay) {
-    std::vector<std::string> names;
-    for (const auto& tensor : expected_tensors(setup.model)) names.push_back(tensor.name);
-    const OptimGroups groups(setup.engine.optimizer, setup.engine.optimizer_groups);
-    for (const auto& pattern : groups.unused_patterns(names))
-      setup.warnings.push_back(fmt::format("warning: optimizer.no_decay: '{}' matches no parameter", pattern));
-  }
+  warn_of_unused_patterns(config.optimizer, expected_tensors(setup.model), setup.warnings);
   return setup;
 }
 

@@ -22,7 +22,9 @@ using torch::autograd::variable_list;
 
 constexpr int64_t kLogitsOfThread = 16384;  // at least
 
-// What the forward pass leaves behind; a gradient that is not wanted is undefined.
+// What the forward pass leaves behind; a gradient that is not wanted is undefined. Of 16-bit values they still have to
+// be multiplied with the loss's scale: logits' gradients of 1/tokens would be lost in fp16 before backward can scale
+// them. Their dweight is a sum in fp32.
 struct LossAndGradients {
   double loss = 0.0;
   at::Tensor dx, dweight;
@@ -78,23 +80,34 @@ LossAndGradients over_chunks(const at::Tensor& x, const at::Tensor& weight, cons
   const int64_t chunk = std::min(loss_chunk_tokens(vocab), std::max<int64_t>(tokens, 1));
   // Rows a power of two apart fall into the same cache sets, which costs the products up to a seventh.
   constexpr int64_t kPadding = 16;
-  const auto all_logits = at::empty({chunk, (vocab / kPadding + 2) * kPadding}, x.options()).narrow(1, 0, vocab);
+  const bool narrow = x.scalar_type() != at::kFloat;
+  const auto all_logits =
+      at::empty({chunk, (vocab / kPadding + 2) * kPadding}, x.options().dtype(at::kFloat)).narrow(1, 0, vocab);
   const bool want_gradient = want_dx == Wanted::yes || want_dweight == Wanted::yes;
   const auto transposed = weight.t();
   for (int64_t first = 0; first < tokens; first += chunk) {
     const int64_t count = std::min(chunk, tokens - first);
     const auto rows = x.narrow(0, first, count), target = targets.narrow(0, first, count);
     auto logits = all_logits.narrow(0, 0, count);
-    at::mm_out(logits, rows, transposed);
+    if (narrow) {
+      logits.copy_(at::mm(rows, transposed));
+    } else {
+      at::mm_out(logits, rows, transposed);
+    }
     const auto chunk_loss = x.is_cpu() ? loss_on_cpu : loss_elsewhere;
-    result.loss += chunk_loss(logits, target, scale, want_gradient ? Wanted::yes : Wanted::no);
+    const double loss = chunk_loss(logits, target, narrow ? 1.0 : scale, want_gradient ? Wanted::yes : Wanted::no);
+    result.loss += narrow ? scale * loss : loss;
     // Now the logits are their gradient.
+    if (narrow) logits = logits.to(x.scalar_type());
     if (want_dx == Wanted::yes) {
       auto dx = result.dx.narrow(0, first, count);
       at::mm_out(dx, logits, weight);
     }
     if (want_dweight == Wanted::no) continue;
-    if (first == 0) {
+    if (narrow) {
+      const auto part = at::mm(logits.t(), rows).to(at::kFloat);
+      result.dweight = first == 0 ? part : result.dweight.add_(part);
+    } else if (first == 0) {
       result.dweight = at::mm(logits.t(), rows);
     } else {
       result.dweight.addmm_(logits.t(), rows);
@@ -110,15 +123,19 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     auto result = over_chunks(x, weight, targets, scale, x.requires_grad() ? Wanted::yes : Wanted::no,
                               weight.requires_grad() ? Wanted::yes : Wanted::no);
     ctx->save_for_backward({result.dx, result.dweight});
-    return at::scalar_tensor(result.loss, x.options());
+    ctx->saved_data["rest_of_scale"] = x.scalar_type() == at::kFloat ? 1.0 : scale;
+    ctx->saved_data["type"] = x.scalar_type();
+    return at::scalar_tensor(result.loss, x.options().dtype(at::kFloat));
   }
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     auto saved = ctx->get_saved_variables();
     const auto& gradient = gradients[0];
-    const bool is_one = gradient.is_cpu() && gradient.item<double>() == 1.0;
+    const auto factor = gradient * ctx->saved_data["rest_of_scale"].toDouble();
+    const bool is_one = factor.is_cpu() && factor.item<double>() == 1.0;
     for (auto& tensor : saved) {
-      if (tensor.defined() && !is_one) tensor = tensor * gradient;
+      if (tensor.defined() && !is_one) tensor = tensor * factor;
+      if (tensor.defined()) tensor = tensor.to(ctx->saved_data["type"].toScalarType());
     }
     return {saved[0], saved[1], at::Tensor(), at::Tensor()};
   }
@@ -137,13 +154,14 @@ at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight, c
                                 double scale) {
   SHERD_CHECK(x.dim() == 2 && weight.dim() == 2 && x.size(1) == weight.size(1));
   SHERD_CHECK(targets.dim() == 1 && targets.size(0) == x.size(0) && targets.scalar_type() == at::kLong);
-  SHERD_CHECK(x.scalar_type() == at::kFloat && weight.scalar_type() == at::kFloat);
+  SHERD_CHECK(x.scalar_type() == weight.scalar_type());
+  SHERD_CHECK(x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16 || x.scalar_type() == at::kHalf);
   check_targets(targets, weight.size(0));
   if (at::GradMode::is_enabled() && (x.requires_grad() || weight.requires_grad()))
     return LinearCrossEntropy::apply(x, weight, targets.contiguous(), scale);
   const at::NoGradGuard no_grad;
   return at::scalar_tensor(over_chunks(x, weight, targets.contiguous(), scale, Wanted::no, Wanted::no).loss,
-                           x.options());
+                           x.options().dtype(at::kFloat));
 }
 
 }  // namespace sherd

@@ -131,6 +131,8 @@ struct RotateHalves : torch::autograd::Function<RotateHalves> {
 }  // namespace
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  // A weight that keeps fp32 has its norm computed in fp32, between values of 16 bits.
+  if (x.scalar_type() != weight.scalar_type()) return rms_norm(x.to(weight.scalar_type()), weight, eps).to(x.scalar_type());
   if (!has_kernels(x) || !has_kernels(weight)) return at::rms_norm(x, weight.sizes(), weight, eps);
   return RmsNorm::apply(x, weight, eps);
 }
@@ -148,7 +150,8 @@ at::Tensor rotate_halves(at::Tensor x, const at::Tensor& rope) {
   const auto table = rope.narrow(1, 0, time).unsqueeze(2);
   const auto cosine = table.select(0, 0), sine = table.select(0, 1);
   const auto halves = x.unflatten(-1, {-1, 2 * half}).chunk(2, -1);
-  return at::cat({halves[0] * cosine - halves[1] * sine, halves[1] * cosine + halves[0] * sine}, -1).flatten(-2);
+  const auto turned = at::cat({halves[0] * cosine - halves[1] * sine, halves[1] * cosine + halves[0] * sine}, -1);
+  return turned.flatten(-2).to(x.scalar_type());  // of 16 bits they were turned in fp32
 }
 
 }  // namespace sherd

@@ -31,10 +31,10 @@ at::Tensor rotary_table(const LlamaConfig& config) {
 }
 
 // What is added to the scores of queries (rows) and keys: -inf for keys that come later, or `window` or more before.
-at::Tensor window_mask(int64_t time, int64_t window, at::Device device) {
-  const auto seen = at::ones({time, time}, at::TensorOptions().dtype(at::kBool).device(device));
+at::Tensor window_mask(int64_t time, int64_t window, const at::TensorOptions& options) {
+  const auto seen = at::ones({time, time}, options.dtype(at::kBool));
   const auto hidden = seen.tril().triu_(1 - window).logical_not_();
-  return at::zeros({time, time}, seen.options().dtype(at::kFloat)).masked_fill_(hidden, -HUGE_VAL);
+  return at::zeros({time, time}, options).masked_fill_(hidden, -HUGE_VAL);
 }
 
 }  // namespace
@@ -127,7 +127,7 @@ at::Tensor LlamaImpl::hidden(const at::Tensor& tokens) {
   auto x = at::embedding(embed_tokens_->weight, tokens);
   std::optional<at::Tensor> mask;
   if (config_.window > 0 && tokens.size(1) > config_.window)
-    mask = window_mask(tokens.size(1), config_.window, tokens.device());
+    mask = window_mask(tokens.size(1), config_.window, x.options());
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const bool windowed = config_.window_of(static_cast<int64_t>(i)) > 0;
     x = blocks_[i]->forward(x, rope, windowed ? mask : std::nullopt);

@@ -65,6 +65,8 @@ TEST(TrainConfig, RoundTrips) {
     "schedule": {"type": "cosine", "warmup": 5, "final_ratio": 0.1},
     "strategy": "hsdp", "reshard_after_forward": true, "transport": "nccl", "mesh": {"replicate": 2, "shard": 3},
     "recompute": "every:3", "persistent_below": 65536,
+    "precision": {"compute": "auto", "storage": "fp16", "reduce": "bf16", "master": "fp32", "norms": "compute"},
+    "loss_scale": {"initial": 512, "window": 5, "hysteresis": 3, "consecutive_hysteresis": true, "minimum": 0.5},
     "device": "cuda:1", "steps": 12, "seed": 9223372036854775807, "output": "a b/ü", "eval_every": 4, "eval_rows": 3,
     "timeout_s": 1.5})");
   full["clip"] = nullptr;
@@ -73,7 +75,22 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(read_train_config(sgd).optimizer.momentum, 0.9);
   EXPECT_TRUE(read_train_config(sgd).optimizer.nesterov);
   EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "adam", "eps": 0.1}})")).optimizer.eps, 0.1);
-  for (const json& document : {full, example(), minimal(), sgd}) {
+  json eight_bits = with(
+      R"({"optimizer": {"type": "adamw8bit", "exclude": ["a"], "groups": [{"match": ["b"], "lr": 1, "betas": [0, 0.5]},
+          {"match": ["c", "d"], "weight_decay": 0, "eps": 1e-3}]}})");
+  eight_bits["loss_scale"] = nullptr;
+  const TrainConfig with_groups = read_train_config(eight_bits);
+  EXPECT_EQ(with_groups.optimizer.rule(), "adamw");
+  EXPECT_TRUE(with_groups.optimizer.has_8_bits());
+  EXPECT_EQ(with_groups.optimizer.groups[0].beta2, 0.5);
+  EXPECT_EQ(with_groups.optimizer.groups[1].match[1], "d");
+  EXPECT_EQ(with_groups.optimizer.groups[1].lr, std::nullopt);
+  EXPECT_EQ(with_groups.loss_scale.kind, LossScaleConfig::Kind::none);
+  const json fixed = with(R"({"loss_scale": 128})");
+  EXPECT_EQ(read_train_config(fixed).loss_scale.kind, LossScaleConfig::Kind::fixed);
+  EXPECT_EQ(read_train_config(fixed).loss_scale.options.initial, 128);
+  EXPECT_EQ(read_train_config(minimal()).loss_scale.kind, LossScaleConfig::Kind::automatic);
+  for (const json& document : {full, example(), minimal(), sgd, eight_bits, fixed}) {
     const json once = to_json(read_train_config(document));
     const json twice = to_json(read_train_config(json::parse(once.dump())));
     EXPECT_EQ(once, twice);
@@ -84,6 +101,10 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(config.replicate, 2);
   EXPECT_EQ(config.recompute, "every:3");
   EXPECT_EQ(config.persistent_below, 65536);
+  EXPECT_EQ(config.precision.storage, "fp16");
+  EXPECT_EQ(config.precision.norms, "compute");
+  EXPECT_EQ(config.loss_scale.options.refill, RefillHysteresis::at_every_step);
+  EXPECT_EQ(config.loss_scale.options.minimum, 0.5);
   EXPECT_EQ(read_train_config(with(R"({"strategy": "fsdp"})")).strategy, "zero3") << "an alias";
   EXPECT_EQ(read_train_config(with(R"({"recompute": "every:1"})")).recompute, "full");
   EXPECT_EQ(config.reshard_after_forward, ReshardAfterForward::always);
@@ -128,7 +149,7 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
   const Mistake mistakes[] = {
       // unknown keys
       {R"({"optimizer": {"betaz": [0.9, 0.95]}})",
-       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, lr, momentum, nesterov, no_decay, "
+       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, exclude, groups, lr, momentum, nesterov, no_decay, "
         "type, "
         "weight_decay; try "
         "'betas'"}},
@@ -171,6 +192,20 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"type": "sgd", "nesterov": true}})", {"'optimizer.nesterov' without momentum", "try 0.9"}},
       {R"({"optimizer": {"type": "sgd", "momentum": 1}})", {"got 1 for 'optimizer.momentum'", "below 1"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": 1}})", {"got 1 for 'optimizer.nesterov'", "true or false"}},
+      {R"({"optimizer": {"exclude": ["x"]}})", {"'optimizer.exclude'", "adamw8bit and adam8bit only"}},
+      {R"({"optimizer": {"groups": {"lr": 1}}})", {"'optimizer.groups'", "an array of objects"}},
+      {R"({"optimizer": {"groups": [{"lr": 1}]}})", {"no 'optimizer.groups[0].match'", "globs"}},
+      {R"({"optimizer": {"groups": [{"match": ["a"], "lrr": 1}]}})", {"'optimizer.groups[0].lrr'", "try 'lr'"}},
+      {R"({"optimizer": {"groups": [{"match": ["a"], "betas": [1, 0]}]}})", {"got 1 for 'optimizer.groups[0].betas[0]'"}},
+      {R"({"precision": {"compute": "bf61"}})", {"\"bf61\"", "'precision.compute'", "try \"bf16\""}},
+      {R"({"precision": {"storage": "auto"}})", {"'precision.storage'", "fp32, bf16, fp16"}},
+      {R"({"precision": {"master": "both"}})", {"'precision.master'", "fp32, split, none"}},
+      {R"({"precision": {"norm": "fp32"}})", {"'precision.norm'", "try 'norms'"}},
+      {R"({"compute": "bf16"})", {"unknown key 'compute'", "try 'precision.compute'"}},
+      {R"({"loss_scale": 0})", {"got 0 for 'loss_scale'", "above 0"}},
+      {R"({"loss_scale": true})", {"got true for 'loss_scale'", "try \"auto\""}},
+      {R"({"loss_scale": {"initial": 4, "minimum": 8}})", {"got 8 for 'loss_scale.minimum'"}},
+      {R"({"loss_scale": {"windows": 8}})", {"'loss_scale.windows'", "try 'window'"}},
       {R"({"momentum": 0.9})", {"unknown key 'momentum'", "try 'optimizer.momentum'"}},
       {R"({"schedule": {"type": "cosin"}})", {"\"cosin\"", "constant, linear, cosine", "try \"cosine\""}},
       {R"({"schedule": {"final_ratio": 1.5}})", {"got 1.5 for 'schedule.final_ratio'", "at most 1"}},

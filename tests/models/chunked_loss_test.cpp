@@ -169,6 +169,27 @@ TEST(LinearCrossEntropy, NeverMakesWholeLogitsNorCopiesItsGradients) {
   EXPECT_LT(allocations->peak, chunk_bytes + weight_bytes + (1 << 20));
 }
 
+// Values of 16 bits: logits and their gradients are rounded, sums are not; the loss is fp32.
+TEST(LinearCrossEntropy, Of16BitsIsNearTheFp32Result) {
+  const Sizes sizes{300, 24, 97};
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    const double unit = type == at::kHalf ? 0x1p-11 : 0x1p-8;
+    const auto targets = at::randint(sizes.vocab, {sizes.tokens}, at::kLong);
+    const auto x = at::randn({sizes.tokens, sizes.dim}).to(type).requires_grad_();
+    const auto weight = (0.3 * at::randn({sizes.vocab, sizes.dim})).to(type).requires_grad_();
+    // Without care, gradients of 1e-6 would be lost in fp16 before backward brings them to size.
+    const double scale = 1e-6, loss_scale = 1e6;
+    const auto loss = linear_cross_entropy(x, weight, targets, scale);
+    EXPECT_EQ(loss.scalar_type(), at::kFloat);
+    (loss * loss_scale).backward();
+    const Result exact = whole_logits(x, weight, targets, 1.0, at::kDouble);
+    EXPECT_LT(relative(loss / scale, exact.loss), unit);
+    EXPECT_EQ(x.grad().scalar_type(), type);
+    EXPECT_LT(relative(x.grad(), exact.dx), 4 * unit);
+    EXPECT_LT(relative(weight.grad(), exact.dweight), 4 * unit);
+  }
+}
+
 TEST(LinearCrossEntropy, RefusesATargetOutsideTheVocabulary) {
   const auto x = at::zeros({2, 3}), weight = at::zeros({5, 3});
   for (const int64_t target : {int64_t{5}, int64_t{-1}}) {

@@ -86,6 +86,19 @@ TEST(RmsNormOfTensors, LeavesAFrozenWeightWithoutGradient) {
   EXPECT_FALSE(weight.grad().defined());
 }
 
+// A norm that keeps fp32 in a model of 16 bits.
+TEST(RmsNormOfTensors, OfAnFp32WeightIsComputedInFp32) {
+  const auto wide = at::randn({5, 8}).to(at::kBFloat16).to(at::kFloat).requires_grad_();
+  const auto x = wide.detach().to(at::kBFloat16).requires_grad_();
+  const auto weight = at::randn({8}).requires_grad_(), same = weight.detach().clone().requires_grad_();
+  const auto y = rms_norm(x, weight, 1e-5), expected = rms_norm(wide, same, 1e-5);
+  EXPECT_TRUE(at::equal(y, expected.to(at::kBFloat16)));
+  y.sum().backward();
+  expected.sum().backward();
+  EXPECT_TRUE(at::equal(x.grad(), wide.grad().to(at::kBFloat16)));
+  EXPECT_TRUE(at::equal(weight.grad(), same.grad()));
+}
+
 TEST(SiluProductOfTensors, MatchesTheFormulaAndItsGradients) {
   for (const int64_t n : {1, 77, 1000})
     expect_matches(ours_product, plain_product, plain_product, {at::randn({3, n}) * 3, at::randn({3, n})});

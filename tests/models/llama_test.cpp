@@ -109,6 +109,31 @@ TEST(Llama, ChunkedLossIsTheLossOfTheWholeLogits) {
   }
 }
 
+TEST(Llama, Of16BitsIsNearTheFp32Model) {
+  for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
+    for (const int64_t window : {0, 5}) {
+      LlamaConfig config = odd_config(OutputHead::untied);
+      config.window = window;
+      if (window > 0) config.architecture = Architecture::mistral;
+      Llama wide(config), narrow(config);
+      materialize(*wide, seeded_normal(3, 0.05));
+      materialize(*narrow, seeded_normal(3, 0.05));
+      for (auto& item : narrow->named_parameters())
+        if (item.key().find("norm") == std::string::npos) item.value().set_data(item.value().to(type));
+      const auto tokens = some_tokens(3, 41, 101), targets = some_tokens(3, 41, 101);
+      const auto expected = wide->loss(tokens, targets, 1e-2), loss = narrow->loss(tokens, targets, 1e-2);
+      expected.backward();
+      loss.backward();
+      EXPECT_NEAR(loss.item<double>() / expected.item<double>(), 1.0, type == at::kHalf ? 1e-3 : 1e-2);
+      const auto gradients = wide->named_parameters();
+      for (const auto& item : narrow->named_parameters()) {
+        const auto& exact = gradients[item.key()].grad();
+        EXPECT_LT(((item.value().grad().to(at::kFloat) - exact).norm() / exact.norm()).item<double>(), 0.1) << item.key();
+      }
+    }
+  }
+}
+
 TEST(Llama, TakesTheFlashPathForwardAndBackward) {
   for (const auto& config : {LlamaConfig::preset("tiny"), odd_config(OutputHead::untied)}) {
     ASSERT_NE(config.heads, config.kv_heads);
