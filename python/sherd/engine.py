@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 from typing import Any, Callable, Iterable, Iterator
@@ -21,8 +22,9 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from . import _C, distributed, optim, progress
-from ._C import ConfigError
+from ._C import ConfigError, FaultError
 from .checkpoint import load_training, save_training
+from .precision import Precision
 from .schedule import schedule_of
 from .sharding import shard
 from .units import HELD, ShardedModule
@@ -54,12 +56,16 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     if distributed._world is None:
         distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
     plain = dict(model.named_parameters())
+    precision = Precision(settings["precision"], settings["loss_scale"])
     if not isinstance(model, ShardedModule):
         reshard = settings["reshard_after_forward"]
         shard(model, units, mesh=mesh_of(settings), strategy=settings["strategy"], reshard_after_forward=None if reshard == "auto" else reshard,
-              persistent_below=settings["persistent_below"])
+              persistent_below=settings["persistent_below"], **precision.prepare(model))
+    elif "precision" in given:
+        raise ConfigError("[initialize] got precision with a model that is sharded already, expected a plain one; try mp_policy in "
+                          "fully_shard")
     if optimizer is None:
-        optimizer = optimizer_of(settings["optimizer"], model)
+        optimizer = optimizer_of(settings["optimizer"], model, precision.master)
     elif isinstance(optimizer, Optimizer):
         move_parameters(optimizer, plain, dict(model.named_parameters()))
     else:
@@ -69,7 +75,7 @@ def initialize(*, model: nn.Module, config: Config | None = None,
             lr_scheduler = schedule_of(optimizer, settings["schedule"], settings["steps"])
     elif not hasattr(lr_scheduler, "step"):
         lr_scheduler = lr_scheduler(optimizer)
-    engine = Engine(model, optimizer, lr_scheduler, settings)
+    engine = Engine(model, optimizer, lr_scheduler, settings, precision.scaler)
     loader = None if training_data is None else engine.loader(training_data, collate_fn)
     return engine, optimizer, loader, lr_scheduler
 
@@ -77,7 +83,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
 class Engine(nn.Module):
     """A sharded model and what trains it. Made by :func:`initialize`. All ranks make the same calls in the same order."""
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, lr_scheduler: Any, settings: dict):
+    def __init__(self, module: nn.Module, optimizer: Optimizer, lr_scheduler: Any, settings: dict,
+                 scaler: _C.LossScaler | None = None):
         super().__init__()
         self.module = module
         self.optimizer = optimizer
@@ -87,6 +94,8 @@ class Engine(nn.Module):
         self.device = torch.device("cpu")
         self.global_steps = 0
         self.micro_steps = 0
+        self.skipped_steps = 0  # for overflow under the loss scale
+        self._scaler = scaler
         self._boundary: bool | None = None  # as told by set_gradient_accumulation_boundary
         self._norm: float | None = None
         self._loss: torch.Tensor | None = None
@@ -101,21 +110,29 @@ class Engine(nn.Module):
         self._loss = loss.detach()
         if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
             loss = loss / self.gradient_accumulation_steps()
+        if self._scaler is not None:
+            loss = loss * self._scaler.scale
         late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
         self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
         loss.backward(retain_graph=retain_graph)
         return loss
 
     def step(self) -> None:
-        """At the end of an accumulation: clips, updates, moves the schedule on and clears the gradients. Else only counts."""
+        """At the end of an accumulation: clips, updates, moves the schedule on and clears the gradients. Else only counts.
+
+        An overflow under a loss scale skips the update on all ranks. Raises FaultError, before anything is updated, for gradients
+        that are not finite: without a loss scale, or at the smallest one; it names where they came from.
+        """
         boundary = self.is_gradient_accumulation_boundary()
         self.micro_steps += 1
         if not boundary:
             return
-        scale = 1.0
-        self._norm = optim.gradient_norm(self.module)
+        scale = 1.0 / self.loss_scale
+        self._norm = optim.gradient_norm(self.module) * scale
+        if self.overflowed():
+            return
         if self.settings["clip"] is not None:
-            scale = optim.clip_scale(self._norm, self.settings["clip"])
+            scale *= optim.clip_scale(self._norm, self.settings["clip"])
         if isinstance(self.optimizer, optim.ShardedOptimizer):
             self.optimizer.step(gradient_scale=scale)
         else:
@@ -125,6 +142,30 @@ class Engine(nn.Module):
             self.lr_scheduler.step()
         self.optimizer.zero_grad()
         self.global_steps += 1
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss of the step under way is multiplied with; 1 without loss scaling."""
+        return 1.0 if self._scaler is None else self._scaler.scale
+
+    def overflowed(self) -> bool:
+        """Whether the gradients are not finite, the same on all ranks: then they are dropped, if a smaller scale may help."""
+        finite = math.isfinite(self._norm)
+        scale = self.loss_scale
+        if self._scaler is not None and self._scaler.update(not finite):
+            if not finite:
+                self.skipped_steps += 1
+                self.global_steps += 1
+                self.optimizer.zero_grad()
+            return not finite
+        if finite:
+            return False
+        origin = getattr(self.module, HELD).whole_model().model.origin_of_non_finite()
+        if self._scaler is not None:
+            raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the first was {origin}; "
+                             "expected finite ones; try a lower learning rate, clip 1.0, or bf16")
+        raise FaultError(f"[step] got a gradient norm of {self._norm}: the first that was not finite was {origin}; expected finite "
+                         "numbers; try a lower learning rate, a longer warm-up, or clip 1.0")
 
     def gradient_accumulation_steps(self) -> int:
         return self.settings["batch"]["accumulate"]
@@ -230,23 +271,30 @@ def mesh_of(settings: dict) -> DeviceMesh | None:
 
 
 def parameter_groups(settings: dict, model: nn.Module) -> list[dict]:
-    """All trainable parameters: those that decay, and those whose names match `no_decay`."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    kept = {name for name, _ in named if any(_C.glob_matches(glob, name) for glob in settings["no_decay"])}
-    groups = [{"params": [p for name, p in named if name not in kept], "weight_decay": settings["weight_decay"]},
-              {"params": [p for name, p in named if name in kept], "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    """All trainable parameters: in the first of the configuration's groups that matches, else with those that decay, or with those
+    whose names match `no_decay`."""
+    choices = [(group["match"], {key: tuple(value) if key == "betas" else value for key, value in group.items() if key != "match"})
+               for group in settings["groups"]]
+    choices += [(settings["no_decay"], {"weight_decay": 0.0}), (["*"], {})]
+    members: list[list] = [[] for _ in choices]
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            first = next(i for i, (globs, _) in enumerate(choices) if any(_C.glob_matches(glob, name) for glob in globs))
+            members[first].append(parameter)
+    groups = [{"params": parameters, "weight_decay": settings["weight_decay"], **own} for parameters, (_, own) in zip(members, choices)]
+    return [group for group in [groups[-1], *groups[:-1]] if group["params"]]
 
 
-def optimizer_of(settings: dict, model: nn.Module) -> Optimizer:
+def optimizer_of(settings: dict, model: nn.Module, master: str) -> Optimizer:
     """sherd's own, from the configuration."""
     groups = parameter_groups(settings, model)
     if not groups:
         raise ConfigError("[initialize] got a model without trainable parameters, expected one or more")
     if settings["type"] == "sgd":
-        return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"])
-    kind = {"adamw": optim.AdamW, "adam": optim.Adam}[settings["type"]]
-    return kind(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"])
+        return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"], master=master)
+    kind = {"adamw": optim.AdamW, "adam": optim.Adam, "adamw8bit": optim.AdamW8bit, "adam8bit": optim.Adam8bit}[settings["type"]]
+    exclude = {"exclude": settings["exclude"]} if "exclude" in settings else {}
+    return kind(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"], master=master, **exclude)
 
 
 def move_parameters(optimizer: Optimizer, plain: dict[str, nn.Parameter], sharded: dict[str, nn.Parameter]) -> None:

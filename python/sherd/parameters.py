@@ -178,11 +178,11 @@ def check_type(parameter: torch.Tensor, name: str) -> None:
                           f"{', '.join(map(str, SUPPORTED))}; try model.to(torch.float32)")
 
 
-def whole_of(sharded: ShardedParameter) -> nn.Parameter:
-    """What a unit computes with: the parameter that was sharded, or one of the type that the shards have by now."""
+def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
+    """What a unit computes with: the parameter that was sharded, or one of the type that is computed with."""
     whole = sharded._sherd_whole
-    if whole is None or whole.dtype != sharded.dtype or whole.device != sharded.device:
-        like = torch.empty(0, dtype=sharded.dtype, device=sharded.device)
+    if whole is None or whole.dtype != dtype or whole.device != sharded.device:
+        like = torch.empty(0, dtype=dtype, device=sharded.device)
         whole = nn.Parameter(_C.unbacked(list(sharded.shape), like))
         whole.__dict__.update(users_attributes(sharded))
         sharded._sherd_whole = whole
@@ -190,9 +190,9 @@ def whole_of(sharded: ShardedParameter) -> nn.Parameter:
     return whole
 
 
-def over_rows(local: torch.Tensor, shard: DTensor) -> DTensor:
-    """The DTensor over ``local`` that is sharded as ``shard``: a gradient of it, a moment, a value."""
-    return DTensor(local, spec_of(shard.shape, local.dtype, shard.device_mesh), requires_grad=False)
+def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
+    """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
+    return DTensor(local, spec_of(shard.shape if sizes is None else sizes, local.dtype, shard.device_mesh), requires_grad=False)
 
 
 def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:

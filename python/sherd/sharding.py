@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Callable, Iterable
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import nn
@@ -12,12 +12,13 @@ from torch.distributed.tensor import DTensor
 from . import _C, distributed
 from ._C import ConfigError
 from .parameters import ShardedParameter, shard_parameter
-from .units import HELD, Options, ShardedModule, UnitHandle, joined, unit_class
+from .precision import policy_of
+from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
 
 
 def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
                 reshard_after_forward: bool | None = None, ignored_params: set[nn.Parameter] | None = None,
-                persistent_below: int = 0) -> nn.Module:
+                persistent_below: int = 0, mp_policy: Any = None, uncast_params: Iterable[nn.Parameter] = ()) -> nn.Module:
     """Makes ``module`` a unit: its parameters that no unit inside of it has are sharded over the ranks.
 
     To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are DTensors
@@ -32,6 +33,8 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root.
     ignored_params: stay as they are, on every rank.
     persistent_below: bytes; of the outermost module: smaller groups of parameters of a unit stay whole on every rank.
+    mp_policy: sherd's or FSDP2's MixedPrecisionPolicy: what this unit computes with, and what its gradients travel as.
+    uncast_params: parameters of this unit that the policy leaves alone: norms in a model of 16 bits.
 
     Raises ConfigError. Costs a copy of this rank's rows; the rest of the parameters' memory is freed.
     """
@@ -47,7 +50,10 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
         raise ConfigError(f"[fully_shard] got reshard_after_forward={reshard_after_forward!r}, expected True, False or None")
     world = distributed.world()
     check_mesh(mesh, strategy, world)
-    handle = UnitHandle(module, Options(strategy, reshard_after_forward, persistent_below, spread_over(mesh, world)), world)
+    options = Options(strategy, reshard_after_forward, persistent_below, spread_over(mesh, world), policy_of(mp_policy))
+    for parameter in uncast_params:
+        setattr(parameter, KEEPS_TYPE, True)
+    handle = UnitHandle(module, options, world)
     handle.ignored = {id(p) for p in ignored_params or ()}
     convert(module, module, "", handle, set())
     module.__class__ = unit_class(type(module))

@@ -22,9 +22,11 @@ from . import _C
 from ._C import ConfigError
 from .distributed import World
 from .parameters import ShardedParameter, check_type, over_rows, whole_of
+from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
 HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
+KEEPS_TYPE = "keeps_type"  # that of a parameter which no policy casts; it stays with the parameter as users' attributes do
 
 
 class UnitHandle:
@@ -71,6 +73,7 @@ class Options:
     reshard_after_forward: bool | None
     persistent_below: int
     mesh: DeviceMesh  # whose last axis the parameters are spread along
+    precision: MixedPrecisionPolicy = MixedPrecisionPolicy()
 
     @property
     def replicate(self) -> int:
@@ -92,6 +95,10 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
     """Calls a method of a unit with its parameters whole."""
     handle = module.__dict__[HELD]
     unit = handle.unit or handle.ready()
+    precision = handle.options.precision
+    casts = precision.casts()
+    if casts and precision.param_dtype is not None and precision.cast_forward_inputs:
+        args, kwargs = cast((args, kwargs), precision.param_dtype)
     unit.enter(args, kwargs)
     try:
         result = method(*args, **kwargs)
@@ -99,7 +106,7 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
         unit.fail(f"{type(error).__name__}: {error}")
         raise
     unit.leave(result)
-    return result
+    return cast(result, precision.output_dtype) if casts and precision.output_dtype is not None else result
 
 
 class ShardedModule:
@@ -307,8 +314,9 @@ def build(root: nn.Module) -> Root:
                                   f"'{shard._sherd_name}'), expected one model around both; try fully_shard on a module that "
                                   "contains them")
             shard._sherd_name, shard._sherd_root = fqn, weakref.ref(root)
-            whole, local = whole_of(shard), own_local(shard)
-            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local))
+            precision = precision_of(shard, getattr(module, HELD).options)
+            whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
+            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type()))
             places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
@@ -335,6 +343,11 @@ def build(root: nn.Module) -> Root:
     for module in uses.modules:
         getattr(module, HELD).root = result
     return result
+
+
+def precision_of(shard: ShardedParameter, options: Options) -> MixedPrecisionPolicy:
+    """Of one parameter: its unit's, but for those that fully_shard was told to leave alone."""
+    return MixedPrecisionPolicy() if getattr(shard, KEEPS_TYPE, False) else options.precision
 
 
 def own_local(shard: ShardedParameter) -> torch.Tensor:

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "python/src/unit.h"
+#include "sherd/engine/non_finite.h"
 #include "sherd/shard/sharded_model.h"
 
 namespace sherd::python {
@@ -23,6 +24,7 @@ struct Parameter {
   at::Tensor whole;  // the module's own, of all rows; armed by the model
   at::Tensor shard;  // the DTensor that the optimizer sees
   at::Tensor local;  // its local tensor, [this rank's rows, ...]: gets the store's memory
+  at::ScalarType reduce = at::kFloat;  // of its gradients on their way
 };
 
 struct UnitPlan {
@@ -63,6 +65,8 @@ class Model {
   void before_write();
   /// Global norm of the gradients in .grad, the same bits on all ranks and for any number of them. Collective.
   double gradient_norm();
+  /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
+  std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
   /// This rank's rows have new values: the next forward publishes them.
   void note_update() { updated_ = true; }
   /// This rank's rows can be changed from here on by ways that nothing here sees.

@@ -5,6 +5,7 @@
 
 #include "python/src/heap.h"
 #include "python/src/model.h"
+#include "python/src/optimizer.h"
 #include "python/src/unit.h"
 #include "sherd/base/error.h"
 #include "sherd/comm/connect.h"
@@ -12,8 +13,8 @@
 #include "sherd/config/train_config.h"
 #include "sherd/models/chunked_loss.h"
 #include "sherd/models/deferred.h"
+#include "sherd/optim/optim_groups.h"
 #include "sherd/optim/schedule.h"
-#include "sherd/optim/update_rule.h"
 
 namespace sherd::python {
 namespace {
@@ -84,8 +85,10 @@ void add_model(py::module& module) {
       .def("set_after_forward", &Unit::set_after_forward)
       .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
   py::class_<Parameter>(module, "Parameter")
-      .def(py::init<std::string, at::Tensor, at::Tensor, at::Tensor>(), py::arg("fqn"), py::arg("whole"),
-           py::arg("shard"), py::arg("local"));
+      .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce) {
+             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local), reduce};
+           }),
+           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"));
   py::class_<UnitPlan>(module, "UnitPlan")
       .def(py::init<std::shared_ptr<Unit>, std::string, size_t, std::vector<Parameter>, AfterForward>(),
            py::arg("unit"), py::arg("name"), py::arg("parent"), py::arg("parameters"), py::arg("after_forward"));
@@ -102,41 +105,12 @@ void add_model(py::module& module) {
       .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
       .def("note_alias", &Model::note_alias)
       .def("gradient_norm", &Model::gradient_norm)
+      .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)
       .def("set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
       .def("memory", &Model::memory)
       .def_property_readonly("warnings", &Model::warnings);
-}
-
-void add_optimizer(py::module& module) {
-  py::class_<UpdateRule>(module, "UpdateRule", "The update of an optimizer on fp32, bf16 or fp16 pieces of parameters.")
-      .def(py::init([](const std::string& kind, double momentum, bool nesterov) {
-             return make_update_rule({update_kind(kind), momentum, nesterov ? Nesterov::yes : Nesterov::no});
-           }),
-           py::arg("kind"), py::arg("momentum") = 0.0, py::arg("nesterov") = false)
-      .def_property_readonly("state_names",
-                             [](const UpdateRule& rule) {
-                               std::vector<std::string> names;
-                               for (const auto& state : rule.state({.elements = 1})) names.emplace_back(state.name);
-                               return names;
-                             })
-      .def(
-          "update",
-          [](const UpdateRule& rule, const std::vector<std::vector<at::Tensor>>& pieces, double lr, double beta1,
-             double beta2, double eps, double weight_decay, int64_t step, double gradient_scale) {
-            const at::NoGradGuard no_grad;
-            const Hyperparameters values{lr, beta1, beta2, eps, weight_decay};
-            for (const auto& piece : pieces) {
-              if (piece[0].numel() == 0) continue;
-              UpdatePiece flat{piece[0].view(-1), piece[1].contiguous().view(-1), {}};
-              for (size_t k = 2; k < piece.size(); ++k) flat.state.push_back(piece[k].view(-1));
-              rule.update(flat, values, {step, 1.0, gradient_scale});
-            }
-          },
-          "Each piece: parameter, gradient and the states by state_names, of one shape.", py::arg("pieces"),
-          py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"), py::arg("step"),
-          py::arg("gradient_scale"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace

@@ -1,0 +1,117 @@
+"""Mixed precision of sharded modules: FSDP2's policy, by its names and meanings."""
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from . import _C, distributed
+from ._C import ConfigError
+
+log = logging.getLogger("sherd")
+FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
+TYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclasses.dataclass(frozen=True)
+class MixedPrecisionPolicy:
+    """What a unit computes with. ``torch.distributed.fsdp.MixedPrecisionPolicy`` means the same and may stand for it.
+
+    Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation is fp32.
+
+    param_dtype: the unit's parameters inside its forward and backward; None: their own type.
+    reduce_dtype: gradients on their way to the ranks that sum them (in fp32); None: param_dtype, or fp32 without one.
+    output_dtype: what floating-point outputs of the unit's forward are cast to; None: nothing.
+    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype.
+    """
+    param_dtype: torch.dtype | None = None
+    reduce_dtype: torch.dtype | None = None
+    output_dtype: torch.dtype | None = None
+    cast_forward_inputs: bool = True
+
+    def compute_type(self, parameter: torch.Tensor) -> torch.dtype:
+        return self.param_dtype or parameter.dtype
+
+    def reduce_type(self) -> torch.dtype:
+        return self.reduce_dtype or self.param_dtype or torch.float32
+
+    def casts(self) -> bool:
+        """Whether anything that goes in or out is cast."""
+        return self.output_dtype is not None or (self.param_dtype is not None and self.cast_forward_inputs)
+
+
+def policy_of(given: Any) -> MixedPrecisionPolicy:
+    """sherd's own from sherd's or torch's. Raises ConfigError."""
+    if given is None:
+        return MixedPrecisionPolicy()
+    if not all(hasattr(given, field) for field in FIELDS):
+        raise ConfigError(f"[fully_shard] got a {type(given).__name__} as mp_policy, expected a MixedPrecisionPolicy; try "
+                          "sherd.MixedPrecisionPolicy(param_dtype=torch.bfloat16)")
+    policy = MixedPrecisionPolicy(*(getattr(given, field) for field in FIELDS))
+    for field in FIELDS[:3]:
+        if getattr(policy, field) not in TYPES:
+            raise ConfigError(f"[fully_shard] got {field}={getattr(policy, field)!r} in mp_policy, expected torch.float32, "
+                              "torch.bfloat16, torch.float16 or None")
+    return policy
+
+
+def cast(values: Any, dtype: torch.dtype) -> Any:
+    """All floating-point tensors in a structure as ``dtype``."""
+    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
+
+
+def keep_norms(model: nn.Module) -> set[int]:
+    """Makes the norms of a model compute in fp32 and return what they were given: the identities of their parameters, which are to
+    stay fp32. A norm is a module whose class is named so."""
+    kept: set[int] = set()
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower() and not list(module.children()):
+            kept |= {id(parameter) for parameter in module.parameters(recurse=False)}
+            module.register_forward_hook(as_given)
+    return kept
+
+
+def as_given(module: nn.Module, args: tuple, result: Any) -> Any:
+    given = next((a.dtype for a in args if isinstance(a, torch.Tensor) and a.is_floating_point()), None)
+    return result if given is None else cast(result, given)
+
+
+class Precision:
+    """The sections "precision" and "loss_scale" of a configuration, applied to a model."""
+
+    def __init__(self, settings: dict, loss_scale: Any):
+        compute, self.storage, reduce, master, note = _C.resolve_precision(
+            settings["compute"], settings["storage"], settings["reduce"], settings["master"])
+        if note is not None and distributed.world().rank == 0:
+            log.info("%s", note)
+        self.mixed = any(dtype != torch.float32 for dtype in (compute, self.storage, reduce))
+        self.norms = settings["norms"]
+        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce) if self.mixed else None
+        self.master = master if self.mixed else "nearest"
+        self.scaler = scaler_of(loss_scale, torch.float16 in (compute, reduce))
+
+    def prepare(self, model: nn.Module) -> dict[str, Any]:
+        """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""
+        if not self.mixed:
+            return {}
+        kept = keep_norms(model) if self.norms == "fp32" else set()
+        uncast = [parameter for parameter in model.parameters() if id(parameter) in kept]
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and self.storage != torch.float32 and id(parameter) not in kept:
+                parameter.data = parameter.data.to(self.storage)
+        return {"mp_policy": self.policy, "uncast_params": uncast}
+
+
+def scaler_of(settings: Any, fp16: bool) -> _C.LossScaler | None:
+    """Of "auto", null, a number or a section."""
+    if settings is None or (settings == "auto" and not fp16):
+        return None
+    if settings == "auto":
+        return _C.LossScaler()
+    if isinstance(settings, dict):
+        return _C.LossScaler(**settings)
+    return _C.LossScaler(dynamic=False, initial=float(settings), minimum=min(1.0, float(settings)))

@@ -1,0 +1,137 @@
+#include "python/src/optimizer.h"
+
+#include <nlohmann/json.hpp>
+
+#include "sherd/base/error.h"
+#include "sherd/base/fnv.h"
+#include "sherd/engine/precision.h"
+#include "sherd/optim/loss_scaler.h"
+#include "sherd/optim/update_rule.h"
+
+namespace sherd::python {
+namespace {
+
+namespace py = pybind11;
+
+Master master_named(const std::string& name) {
+  if (name == "nearest") return Master::nearest;
+  if (name == "none") return Master::stochastic;
+  if (name == "fp32") return Master::fp32;
+  if (name == "split") return Master::split;
+  config_error("optim", "got master='{}', expected nearest, none, fp32 or split; try split", name);
+}
+
+std::string name_of(Master master) {
+  switch (master) {
+    case Master::nearest:
+      return "nearest";
+    case Master::stochastic:
+      return "none";
+    case Master::fp32:
+      return "fp32";
+    case Master::split:
+      return "split";
+  }
+  SHERD_CHECK(false);
+}
+
+/// A piece as Python gives it: parameter, gradient and states, of any shape.
+struct Piece {
+  std::vector<at::Tensor> tensors;
+  int64_t first;
+  uint64_t key;
+};
+
+void update(const UpdateRule& rule, const std::vector<Piece>& pieces, const Hyperparameters& values,
+            const UpdateTime& time, Master master) {
+  const at::NoGradGuard no_grad;
+  for (const auto& [tensors, first, key] : pieces) {
+    if (tensors[0].numel() == 0) continue;
+    UpdatePiece piece{tensors[0].view(-1), tensors[1].contiguous().view(-1), {}};
+    for (size_t k = 2; k < tensors.size(); ++k) piece.state.push_back(tensors[k].view(-1));
+    piece.master = tensors[0].scalar_type() == at::kFloat ? Master::nearest : master;
+    piece.first = first;
+    piece.key = key;
+    rule.update(piece, values, time);
+  }
+}
+
+void add_rule(py::module& module) {
+  py::class_<Piece>(module, "Piece", "A piece of a parameter to update: [parameter, gradient, states ...] of this rank.")
+      .def(py::init<std::vector<at::Tensor>, int64_t, uint64_t>(), py::arg("tensors"), py::arg("first"),
+           py::arg("key"));
+  py::class_<UpdateRule>(module, "UpdateRule", "The update of an optimizer on fp32, bf16 or fp16 pieces of parameters.")
+      .def(py::init([](const std::string& kind, double momentum, bool nesterov) {
+             return make_update_rule({update_kind(kind), momentum, nesterov ? Nesterov::yes : Nesterov::no});
+           }),
+           py::arg("kind"), py::arg("momentum") = 0.0, py::arg("nesterov") = false)
+      .def(
+          "state",
+          [](const UpdateRule& rule, at::ScalarType type, bool eight_bits, const std::string& master) {
+            const PieceShape shape{kMomentBlock, type, eight_bits ? MomentType::eight_bits : MomentType::fp32,
+                                   master_named(master)};
+            std::vector<std::tuple<std::string, at::ScalarType, bool>> all;
+            for (const auto& state : rule.state(shape))
+              all.emplace_back(state.name, state.type, state.elements < kMomentBlock);
+            return all;
+          },
+          "Names and types of what the rule keeps for a parameter, and whether it is one value for each 256 elements.",
+          py::arg("type"), py::arg("eight_bits"), py::arg("master"))
+      .def(
+          "update",
+          [](const UpdateRule& rule, const std::vector<Piece>& pieces, double lr, double beta1, double beta2,
+             double eps, double weight_decay, int64_t step, double gradient_scale, const std::string& master) {
+            update(rule, pieces, {lr, beta1, beta2, eps, weight_decay}, {step, 1.0, gradient_scale},
+                   master_named(master));
+          },
+          py::arg("pieces"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+          py::arg("step"), py::arg("gradient_scale"), py::arg("master"), py::call_guard<py::gil_scoped_release>());
+  module.def("fits_eight_bits", &fits_eight_bits, py::arg("rows"), py::arg("row_elements"), py::arg("ranks"));
+  module.def(
+      "parameter_key",
+      [](const std::string& name) {
+        Fnv key;
+        key.add(name);
+        return key.value();
+      },
+      "What random rounding of a parameter of this name is keyed by.", py::arg("name"));
+}
+
+void add_scaler(py::module& module) {
+  py::class_<LossScaler>(module, "LossScaler", "Dynamic loss scaling by DeepSpeed's rule.")
+      .def(py::init([](bool dynamic, double initial, int64_t window, int64_t hysteresis, bool consecutive_hysteresis,
+                       double minimum) {
+             return LossScaler({dynamic ? ScaleKind::dynamic : ScaleKind::fixed, initial, window, hysteresis,
+                                consecutive_hysteresis ? RefillHysteresis::at_every_step : RefillHysteresis::at_growth,
+                                minimum});
+           }),
+           py::arg("dynamic") = true, py::arg("initial") = 65536.0, py::arg("window") = 1000, py::arg("hysteresis") = 2,
+           py::arg("consecutive_hysteresis") = false, py::arg("minimum") = 1.0)
+      .def_property_readonly("scale", &LossScaler::scale)
+      .def(
+          "update",
+          [](LossScaler& scaler, bool overflowed) {
+            return scaler.update(overflowed ? LossScaler::Step::overflowed : LossScaler::Step::made);
+          },
+          "False: the overflow came at the smallest scale.", py::arg("overflowed"));
+}
+
+}  // namespace
+
+void add_optimizer(py::module& module) {
+  add_rule(module);
+  add_scaler(module);
+  module.def(
+      "resolve_precision",
+      [](const std::string& compute, std::optional<std::string> storage, std::optional<std::string> reduce,
+         std::optional<std::string> master) {
+        const PrecisionPolicy policy{compute, std::move(storage), std::move(reduce), std::move(master)};
+        const Precision precision = resolve(policy, at::kCPU);
+        return std::make_tuple(precision.compute, precision.storage, precision.reduce, name_of(precision.master),
+                               note_on(policy, precision, at::kCPU));
+      },
+      "Compute, storage and reduce types, the master, and what is worth saying.", py::arg("compute"),
+      py::arg("storage"), py::arg("reduce"), py::arg("master"));
+}
+
+}  // namespace sherd::python
