@@ -31,7 +31,8 @@ class ShardedOptimizer(Optimizer):
     """What the optimizers share. ``step`` costs about 2 microseconds a parameter beside the update itself.
 
     master: what 16-bit parameters are rounded from after an update: "nearest" (nothing, as in torch), "fp32" (a state "master"),
-        "split" (a state "remainder", int16, with the bits that bf16 lacks: an fp32 master without loss in half the memory), or
+        "split" (a state "remainder" with the 16 bits that bf16 lacks, as two bytes: an fp32 master without loss in half the
+        memory), or
         "none" (nothing: rounded stochastically, bf16 only). fp32 parameters are their own.
     """
 
@@ -75,6 +76,8 @@ class ShardedOptimizer(Optimizer):
         if self.counts_steps:
             state["step"] += 1
         states = [local(state[name]) for name in STATES if name in state]
+        if "remainder" in state:
+            states[-1] = states[-1].view(torch.int16)
         first, key = self._place_of(parameter) if self.master == "none" else (0, 0)
         return int(state.get("step", 1)), _C.Piece([local(parameter), local(parameter.grad), *states], first, key)
 
@@ -235,7 +238,9 @@ def zeros_like(parameter: torch.Tensor, dtype: torch.dtype, by_block: bool = Fal
     """Zeros, sharded as the parameter: of its shape, or one for each block of its elements ([rows, blocks of a row] where rows
     are whole blocks, else [blocks])."""
     own = local(parameter)
-    if not by_block:
+    if dtype == torch.int16:  # as bytes: there are backends (Gloo) that know no int16
+        zeros, whole = torch.zeros((*own.shape, 2), dtype=torch.uint8), torch.Size((*parameter.shape, 2))
+    elif not by_block:
         zeros, whole = torch.zeros_like(own, dtype=dtype, memory_format=torch.contiguous_format), parameter.shape
     else:
         width = row_elements(parameter)
