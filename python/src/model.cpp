@@ -52,8 +52,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters)
-      types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce};
+    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);

@@ -21,9 +21,9 @@ namespace sherd::python {
 
 struct Parameter {
   std::string fqn;
-  at::Tensor whole;  // the module's own, of all rows; armed by the model
-  at::Tensor shard;  // the DTensor that the optimizer sees
-  at::Tensor local;  // its local tensor, [this rank's rows, ...]: gets the store's memory
+  at::Tensor whole;                    // the module's own, of all rows; armed by the model
+  at::Tensor shard;                    // the DTensor that the optimizer sees
+  at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
   at::ScalarType reduce = at::kFloat;  // of its gradients on their way
 };
 

@@ -57,7 +57,8 @@ void update(const UpdateRule& rule, const std::vector<Piece>& pieces, const Hype
 }
 
 void add_rule(py::module& module) {
-  py::class_<Piece>(module, "Piece", "A piece of a parameter to update: [parameter, gradient, states ...] of this rank.")
+  py::class_<Piece>(module, "Piece",
+                    "A piece of a parameter to update: [parameter, gradient, states ...] of this rank.")
       .def(py::init<std::vector<at::Tensor>, int64_t, uint64_t>(), py::arg("tensors"), py::arg("first"),
            py::arg("key"));
   py::class_<UpdateRule>(module, "UpdateRule", "The update of an optimizer on fp32, bf16 or fp16 pieces of parameters.")

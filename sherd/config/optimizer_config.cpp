@@ -61,7 +61,8 @@ void read_groups(JsonReader& reader, OptimizerConfig& optimizer) {
   const json* groups = reader.find("groups");
   if (groups == nullptr) return;
   if (!groups->is_array())
-    config_error("config", "got {} for '{}', expected an array of objects; try [{{\"match\": [\"*embed*\"], \"lr\": 1e-4}}]",
+    config_error("config",
+                 "got {} for '{}', expected an array of objects; try [{{\"match\": [\"*embed*\"], \"lr\": 1e-4}}]",
                  describe(*groups), reader.path("groups"));
   optimizer.groups.clear();
   for (size_t i = 0; i < groups->size(); ++i)

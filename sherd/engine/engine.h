@@ -21,9 +21,9 @@
 #include "sherd/base/parameter_source.h"
 #include "sherd/comm/transport.h"
 #include "sherd/engine/engine_options.h"
+#include "sherd/engine/optimizer_state.h"
 #include "sherd/memory/buffer.h"
 #include "sherd/memory/ledger.h"
-#include "sherd/engine/optimizer_state.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/recompute/tensors_in.h"
 #include "sherd/shard/sharded_model.h"
@@ -69,9 +69,10 @@ class Engine {
     }
   }
 
-  /// (loss * loss_scale()).backward(), and the reduction of what it made. An exception here, in forward() or in step() before it updates
-  /// anything reaches all ranks: their next wait throws FaultError with the cause. Then all gradients of the step are
-  /// dropped, parameters and optimizer are as after the last step, and training can go on with the next forward().
+  /// (loss * loss_scale()).backward(), and the reduction of what it made. An exception here, in forward() or in step()
+  /// before it updates anything reaches all ranks: their next wait throws FaultError with the cause. Then all gradients
+  /// of the step are dropped, parameters and optimizer are as after the last step, and training can go on with the next
+  /// forward().
   void backward(const at::Tensor& loss);
   /// Whether the following backwards reduce their gradients or hold them for a later one.
   void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }

@@ -30,9 +30,9 @@ class OptimizerState {
     int64_t offset, elements;  // in its group's buffer of that kind: in bytes, and how many
   };
   struct Group {
-    Buffer moments, masters;                         // bytes
+    Buffer moments, masters;                          // bytes
     std::vector<std::vector<std::vector<Place>>> at;  // by parameter, owner and state
-    std::vector<Master> master;                      // by parameter
+    std::vector<Master> master;                       // by parameter
   };
   void lay_out(const UpdateRule& rule, size_t g, const EngineOptions& options, Group& group, int64_t& moments,
                int64_t& masters);

@@ -40,7 +40,8 @@ std::string_view name_of(at::ScalarType type) {
 Master master_of(const PrecisionPolicy& policy, at::ScalarType storage) {
   if (storage == at::kFloat) {
     if (policy.master.value_or("fp32") != "fp32")
-      config_error("precision.master", "got '{}' with fp32 storage, which is its own master, expected fp32; try storage bf16",
+      config_error("precision.master",
+                   "got '{}' with fp32 storage, which is its own master, expected fp32; try storage bf16",
                    *policy.master);
     return Master::fp32;
   }

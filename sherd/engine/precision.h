@@ -22,10 +22,10 @@ namespace sherd {
 
 /// What a user asks for; what is left open follows from the rest.
 struct PrecisionPolicy {
-  std::string compute = "fp32";         // fp32, bf16, fp16, or auto: the storage type where this machine multiplies it
-  std::optional<std::string> storage = {};  // of compute; auto: bf16
-  std::optional<std::string> reduce = {};   // fp32
-  std::optional<std::string> master = {};   // fp32, split, none; bf16: split, fp16: fp32
+  std::string compute = "fp32";  // fp32, bf16, fp16, or auto: the storage type where this machine multiplies it
+  std::optional<std::string> storage = {};           // of compute; auto: bf16
+  std::optional<std::string> reduce = {};            // fp32
+  std::optional<std::string> master = {};            // fp32, split, none; bf16: split, fp16: fp32
   std::vector<std::string> fp32_names = {"*norm*"};  // globs; empty: all parameters alike
 };
 

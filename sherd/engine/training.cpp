@@ -158,7 +158,8 @@ class Training {
                                    {"memory_mib", metrics.memory_mib},
                                    {"targets", metrics.targets}};
     if (metrics.validation_loss) line["validation_loss"] = *metrics.validation_loss;
-    if (metrics.loss_scale) line.update({{"loss_scale", *metrics.loss_scale}, {"skipped_steps", metrics.skipped_steps}});
+    if (metrics.loss_scale)
+      line.update({{"loss_scale", *metrics.loss_scale}, {"skipped_steps", metrics.skipped_steps}});
     for (int k = 0; k < kMemoryKinds; ++k) {
       const auto kind = static_cast<MemoryKind>(k);
       line["rank0_mib"][std::string(name_of(kind))] = static_cast<double>(engine_->ledger().total(kind)) / (1 << 20);

@@ -8,7 +8,7 @@ namespace sherd::kernels {
 /// lerp(m, g, w) is m + w (g - m) for w < 0.5 and g + (w - 1) (g - m) above, so that it is exact at both ends.
 struct AdamWFactors {
   float gradient_scale;
-  float decay;        // 1 - lr * weight_decay
+  float decay;  // 1 - lr * weight_decay
   float l2;
   float m_weight;     // w or w - 1
   float lerp_from_m;  // 1: from m with w; 0: from g with w - 1

@@ -44,8 +44,7 @@ HWY_INLINE void encode_block(const Encoders& encoders, const float* m, const flo
     const IntVector index = hn::And(encoders.m.rounded(hn::Abs(x)), hn::Set(di, 0xFF));
     const IntVector sign = hn::BroadcastSignBit(hn::BitCast(di, x));  // -1 of a negative x
     // There is no -1: 127 - 128 becomes the code of what is nearest.
-    const IntVector m_codes =
-        hn::Max(hn::Add(hn::Sub(hn::Xor(index, sign), sign), hn::Set(di, 127)), hn::Zero(di));
+    const IntVector m_codes = hn::Max(hn::Add(hn::Sub(hn::Xor(index, sign), sign), hn::Set(di, 127)), hn::Zero(di));
     const IntVector v_codes = encoders.v.rounded(hn::Mul(hn::Load(d, v + i), v_scale));
     store_low_bytes(di, m_codes, v_codes, to.m + i, to.v + i);
   }

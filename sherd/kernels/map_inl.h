@@ -137,9 +137,8 @@ class Encoder {
     const IntVector below = at_least_class(di, hn::BitCast(di, a));
     const IntVector of_class = hn::Sub(below, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, edges_.at(below)))));
     const IntVector doublings = hn::ShiftLeft<23>(of_class);
-    const auto doubled = [&](float x) HWY_ATTR {
-      return hn::BitCast(d, hn::Add(hn::BitCast(di, hn::Set(d, x)), doublings));
-    };
+    const auto doubled = [&](float x)
+                             HWY_ATTR { return hn::BitCast(d, hn::Add(hn::BitCast(di, hn::Set(d, x)), doublings)); };
     // A little below the decade's end, so that it is cut to its last entry.
     const FloatVector top = doubled((1 - 0x1p-10f) * (1 << kUnsigned));
     const FloatVector line = hn::Add(hn::Mul(a, unit_slope_[of_class]), doubled(8.0f / 9 / 2 * (1 << kUnsigned)));

@@ -21,9 +21,8 @@ void store_kind(const Kind& kind, size_t n, const float* values) {
   WeightsAt<Kind> weights(kind);
   for (size_t piece = 0; piece < n; piece += kPiece) {
     weights.begin_piece(piece);
-    for_elements(std::min(kPiece, n - piece), [&](auto d, size_t i) HWY_ATTR {
-      weights.store(d, hn::LoadU(d, values + piece + i), piece + i);
-    });
+    for_elements(std::min(kPiece, n - piece),
+                 [&](auto d, size_t i) HWY_ATTR { weights.store(d, hn::LoadU(d, values + piece + i), piece + i); });
   }
 }
 

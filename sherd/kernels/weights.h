@@ -52,8 +52,7 @@ struct StochasticWeights {
   StochasticWeights from(int64_t i) const { return {values + i, first + i, key, step}; }
 };
 
-using Weights =
-    std::variant<Fp32Weights, CopiedWeights<Bf16>, CopiedWeights<Fp16>, SplitWeights, StochasticWeights>;
+using Weights = std::variant<Fp32Weights, CopiedWeights<Bf16>, CopiedWeights<Fp16>, SplitWeights, StochasticWeights>;
 using Gradient = std::variant<const float*, const Bf16*, const Fp16*>;
 
 /// The same from element i on.

@@ -88,8 +88,8 @@ HWY_INLINE void store_values(D d, hn::Vec<D> x, Fp16* to) {
   const auto a = hn::BitCast(di, magnitude);
   const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1u));
   const auto normal = hn::ShiftRight<13>(hn::Add(magnitude, hn::Add(odd, hn::Set(du, 0xC8000FFFu))));
-  const auto denormal = hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, magnitude), hn::Set(d, 0.5f))),
-                                hn::BitCast(du, hn::Set(d, 0.5f)));
+  const auto denormal =
+      hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, magnitude), hn::Set(d, 0.5f))), hn::BitCast(du, hn::Set(d, 0.5f)));
   const auto small = hn::RebindMask(du, hn::Lt(a, hn::Set(di, 0x38800000)));
   const auto large = hn::RebindMask(du, hn::Gt(a, hn::Set(di, 0x477FFFFF)));
   const auto nan = hn::RebindMask(du, hn::Gt(a, hn::Set(di, 0x7F800000)));

@@ -16,8 +16,8 @@ namespace sherd {
 inline constexpr int64_t kIgnoredTarget = -100;
 
 /// scale * sum over tokens of -log softmax(weight @ x[t])[targets[t]], summed in double; 0-d, fp32, differentiable.
-/// x: [T, D], weight: [V, D], both fp32, bf16 or fp16 on one device; targets: [T], int64. Throws ConfigError for a target outside
-/// the vocabulary.
+/// x: [T, D], weight: [V, D], both fp32, bf16 or fp16 on one device; targets: [T], int64. Throws ConfigError for a
+/// target outside the vocabulary.
 at::Tensor linear_cross_entropy(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& targets, double scale);
 
 /// Tokens of one chunk for a vocabulary of this size.

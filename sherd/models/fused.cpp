@@ -132,7 +132,8 @@ struct RotateHalves : torch::autograd::Function<RotateHalves> {
 
 at::Tensor rms_norm(const at::Tensor& x, const at::Tensor& weight, double eps) {
   // A weight that keeps fp32 has its norm computed in fp32, between values of 16 bits.
-  if (x.scalar_type() != weight.scalar_type()) return rms_norm(x.to(weight.scalar_type()), weight, eps).to(x.scalar_type());
+  if (x.scalar_type() != weight.scalar_type())
+    return rms_norm(x.to(weight.scalar_type()), weight, eps).to(x.scalar_type());
   if (!has_kernels(x) || !has_kernels(weight)) return at::rms_norm(x, weight.sizes(), weight, eps);
   return RmsNorm::apply(x, weight, eps);
 }

@@ -124,8 +124,7 @@ void UpdateRule::check(const UpdatePiece& piece, const UpdateTime& time) const {
   check_tensor(piece.parameter, n);
   check_tensor(piece.gradient, n);
   const bool eight_bits = !piece.state.empty() && piece.state[0].scalar_type() == at::kByte;
-  const auto expected =
-      state({n, type, eight_bits ? MomentType::eight_bits : MomentType::fp32, piece.master});
+  const auto expected = state({n, type, eight_bits ? MomentType::eight_bits : MomentType::fp32, piece.master});
   SHERD_CHECK(piece.state.size() == expected.size());
   for (size_t k = 0; k < expected.size(); ++k) {
     check_tensor(piece.state[k], expected[k].elements);

@@ -177,8 +177,8 @@ void PrivateStore::contribute(size_t g) {
   const at::Tensor slot = slot_tensor(g);
   if (transport_.size() > 1) {
     group.exchanged = communication_.lend(slot.numel(), slot.scalar_type());
-    group.exchange = transport_.all_to_all(on_the_way(slot), on_the_way(group.exchanged.tensor()),
-                                           title_of_unit(layout(g).unit));
+    group.exchange =
+        transport_.all_to_all(on_the_way(slot), on_the_way(group.exchanged.tensor()), title_of_unit(layout(g).unit));
   }
   group.outstanding = true;
   if (!group.dedicated.tensor.defined()) ring_.push_back(g);
@@ -203,8 +203,8 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   group.sent = communication_.lend(piece, mine.scalar_type());
   group.sent.tensor().copy_(mine);
   group.exchanged.give_back();
-  group.spread = transport_.all_gather(on_the_way(group.sent.tensor()), on_the_way(group.gradient),
-                                       title_of_unit(layout(g).unit));
+  group.spread =
+      transport_.all_gather(on_the_way(group.sent.tensor()), on_the_way(group.gradient), title_of_unit(layout(g).unit));
   spreading_.push_back(g);
   if (spreading_.size() > kRingSlots) finish_oldest_spreading();
   return true;
@@ -258,7 +258,8 @@ void PrivateStore::drop() noexcept {
     group.gather = Pending();
     group.exchange = Pending();
     group.spread = Pending();
-    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged, &group.sent, &group.kept_back})
+    for (auto* loan :
+         {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged, &group.sent, &group.kept_back})
       loan->give_back();
     // Which gathers have ended differs between ranks; all are done again. (Else every rank has the whole anyway.)
     if (transport_.size() > 1 && !replicates_optimizer()) group.whole = Whole::stale;

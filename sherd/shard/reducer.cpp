@@ -66,9 +66,9 @@ void Reducer::deposit(size_t g, size_t p) {
   const auto& layout = group.layout();
   const auto& parameter = layout.parameters[p];
   at::Tensor& held = group.parameters()[p].mutable_grad();
-  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == group.compute_type(), "[shard] got a ", held.layout(),
-              " ", held.scalar_type(), " gradient for '", parameter.fqn, "', expected a dense one of ", group.compute_type(),
-              "; try a layer without sparse gradients");
+  TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == group.compute_type(), "[shard] got a ",
+              held.layout(), " ", held.scalar_type(), " gradient for '", parameter.fqn, "', expected a dense one of ",
+              group.compute_type(), "; try a layer without sparse gradients");
   const at::Tensor gradient = held.detach().contiguous().view(-1);
   for (int r = 0; r < layout.ranks; ++r) {
     const Rows rows = layout.rows(p, r);

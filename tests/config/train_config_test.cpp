@@ -149,7 +149,8 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
   const Mistake mistakes[] = {
       // unknown keys
       {R"({"optimizer": {"betaz": [0.9, 0.95]}})",
-       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, exclude, groups, lr, momentum, nesterov, no_decay, "
+       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, exclude, groups, lr, momentum, "
+        "nesterov, no_decay, "
         "type, "
         "weight_decay; try "
         "'betas'"}},
@@ -196,7 +197,8 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"groups": {"lr": 1}}})", {"'optimizer.groups'", "an array of objects"}},
       {R"({"optimizer": {"groups": [{"lr": 1}]}})", {"no 'optimizer.groups[0].match'", "globs"}},
       {R"({"optimizer": {"groups": [{"match": ["a"], "lrr": 1}]}})", {"'optimizer.groups[0].lrr'", "try 'lr'"}},
-      {R"({"optimizer": {"groups": [{"match": ["a"], "betas": [1, 0]}]}})", {"got 1 for 'optimizer.groups[0].betas[0]'"}},
+      {R"({"optimizer": {"groups": [{"match": ["a"], "betas": [1, 0]}]}})",
+       {"got 1 for 'optimizer.groups[0].betas[0]'"}},
       {R"({"precision": {"compute": "bf61"}})", {"\"bf61\"", "'precision.compute'", "try \"bf16\""}},
       {R"({"precision": {"storage": "auto"}})", {"'precision.storage'", "fp32, bf16, fp16"}},
       {R"({"precision": {"master": "both"}})", {"'precision.master'", "fp32, split, none"}},

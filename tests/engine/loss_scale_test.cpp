@@ -45,7 +45,7 @@ TEST_P(LossScale, OverflowOnOneRankSkipsTheStepOnAll) {
       const auto model = std::make_shared<Model>();
       Engine engine(model, transport, options, source_of(start));
       const std::vector<double> scales = {1024, 1024, 2048, 1024, 512, 512, 1024};
-      const std::vector<Update> updates = {Update::made,    Update::made, Update::skipped, Update::skipped,
+      const std::vector<Update> updates = {Update::made, Update::made, Update::skipped, Update::skipped,
                                            Update::made, Update::made, Update::made};
       for (size_t step = 0; step < scales.size(); ++step) {
         Values before;
@@ -130,9 +130,8 @@ std::vector<std::string> errors_of(const EngineOptions& options, const std::func
 TEST(LossScaleAtItsMinimum, IsAnErrorThatNamesTheFirstParameter) {
   EngineOptions options = clipping();
   options.loss_scale = {.initial = 4, .hysteresis = 1};
-  const auto errors = errors_of(options, [](Engine& engine, Model& model, int rank) {
-    backward_of(engine, model, rank, 0, rank == 1);
-  });
+  const auto errors = errors_of(
+      options, [](Engine& engine, Model& model, int rank) { backward_of(engine, model, rank, 0, rank == 1); });
   for (const auto& error : errors) {
     EXPECT_NE(error.find("smallest loss scale, 1, in step 3"), std::string::npos) << error;
     EXPECT_NE(error.find("the gradient of 'block0.down' in unit 'block0'"), std::string::npos) << error;
@@ -141,9 +140,8 @@ TEST(LossScaleAtItsMinimum, IsAnErrorThatNamesTheFirstParameter) {
 }
 
 TEST(NonFinite, AGradientNamesItsParameterAndNothingIsUpdated) {
-  const auto errors = errors_of(clipping(), [](Engine& engine, Model& model, int rank) {
-    backward_of(engine, model, rank, 0, rank == 2);
-  });
+  const auto errors = errors_of(
+      clipping(), [](Engine& engine, Model& model, int rank) { backward_of(engine, model, rank, 0, rank == 2); });
   for (const auto& error : errors) {
     EXPECT_NE(error.find("got a gradient norm of"), std::string::npos) << error;
     EXPECT_NE(error.find("in step 1: the first that was not finite was the gradient of 'block0.down' in unit 'block0'"),
@@ -169,9 +167,8 @@ TEST(NonFinite, AnOutputNamesItsUnitAndRank) {
 TEST(NonFinite, MayPassAsInTorch) {
   EngineOptions options = clipping();
   options.non_finite = NonFiniteGradients::pass;
-  for (const auto& error : errors_of(options, [](Engine& engine, Model& model, int rank) {
-         backward_of(engine, model, rank, 0, true);
-       }))
+  for (const auto& error :
+       errors_of(options, [](Engine&engine, Model&model, int rank) { backward_of(engine, model, rank, 0, true); }))
     EXPECT_EQ(error, "");
 }
 

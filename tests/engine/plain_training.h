@@ -72,8 +72,8 @@ inline std::vector<PlainParameter> plain_parameters(torch::nn::Module& model, co
     if (precision && !wide) plain.reduce = precision->reduce;
     if (precision && storage != at::kFloat) plain.piece.master = precision->master;
     const bool eight = options.moments == MomentType::eight_bits && fits_eight_bits(rows, values.numel() / rows, 1);
-    for (const StateTensor& state : rule.state(
-             {values.numel(), storage, eight ? MomentType::eight_bits : MomentType::fp32, plain.piece.master}))
+    for (const StateTensor& state :
+         rule.state({values.numel(), storage, eight ? MomentType::eight_bits : MomentType::fp32, plain.piece.master}))
       plain.piece.state.push_back(at::zeros({state.elements}, state.type));
     Fnv key;
     key.add(name);
@@ -138,9 +138,8 @@ inline void expect_rows(Engine& engine, const Values& expected) {
   for (const auto& shard : engine.master_shards()) {
     const at::Tensor rows =
         expected.at(shard.fqn).view(-1).narrow(0, shard.rows.first * shard.row_elements, shard.values.numel());
-    EXPECT_TRUE(at::equal(shard.values, rows))
-        << shard.fqn << " on rank " << engine.transport().rank() << " of " << engine.transport().size() << ", "
-        << engine.transport().name();
+    EXPECT_TRUE(at::equal(shard.values, rows)) << shard.fqn << " on rank " << engine.transport().rank() << " of "
+                                               << engine.transport().size() << ", " << engine.transport().name();
   }
 }
 

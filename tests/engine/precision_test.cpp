@@ -36,7 +36,8 @@ at::Tensor precision_loss(auto& model, int rank, int step) {
 void expect_unsharded_bits(const RankCase& c, const EngineOptions& options) {
   const auto plain = [] { return std::make_shared<ModelImpl<BlockImpl>>(kWidth, kHidden, 2); };
   const auto sharded = [] { return std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(kWidth, kHidden, 2); };
-  expect_same_training(c, options, plain, sharded, [](auto& m, int rank, int step) { return precision_loss(m, rank, step); });
+  expect_same_training(c, options, plain, sharded,
+                       [](auto& m, int rank, int step) { return precision_loss(m, rank, step); });
 }
 
 TEST_P(PrecisionTraining, HasTheUnshardedBits) {

@@ -96,8 +96,10 @@ TEST(AdamWKinds, MastersOfAllKindsAreTheFp32Update) {
       KindState split(n), bf16(n), fp16(n);
       for (int64_t step = 1; step <= 3; ++step) {
         adamw(kind_scalars(step), n, split.gradient.data(), split.split(), split.wide());
-        adamw(kind_scalars(step), n, bf16.gradient.data(), CopiedWeights<Bf16>{bf16.p.data(), bf16.bf16.data()}, bf16.wide());
-        adamw(kind_scalars(step), n, fp16.gradient.data(), CopiedWeights<Fp16>{fp16.p.data(), fp16.fp16.data()}, fp16.wide());
+        adamw(kind_scalars(step), n, bf16.gradient.data(), CopiedWeights<Bf16>{bf16.p.data(), bf16.bf16.data()},
+              bf16.wide());
+        adamw(kind_scalars(step), n, fp16.gradient.data(), CopiedWeights<Fp16>{fp16.p.data(), fp16.fp16.data()},
+              fp16.wide());
       }
       std::vector<float> of_split(plain.p.size());
       load_weights(split.split(), n, of_split.data());
@@ -184,8 +186,8 @@ TEST(AdamWKinds, EightBitMomentsGiveTheSameBitsForAllMastersAndWhereverBlocksAre
       adamw(kind_scalars(step), n, split.gradient.data(), split.split(), split.codes());
       int64_t begin = 0;
       for (const int64_t end : {int64_t{256}, int64_t{768}, n}) {
-        adamw(kind_scalars(step), end - begin, from(Gradient(cut.gradient.data()), begin), from(Weights(cut.split()), begin),
-              from(Moments(cut.codes()), begin));
+        adamw(kind_scalars(step), end - begin, from(Gradient(cut.gradient.data()), begin),
+              from(Weights(cut.split()), begin), from(Moments(cut.codes()), begin));
         begin = end;
       }
     }
@@ -200,8 +202,8 @@ TEST(AdamWKinds, EightBitMomentsGiveTheSameBitsForAllMastersAndWhereverBlocksAre
 
 // Whatever a gradient holds, it stays in its block, and the others are as without it.
 TEST(AdamWKinds, OneBlockDoesNotSpoilTheOthers) {
-  const float awkward[] = {std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity(),
-                           std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::max(),
+  const float awkward[] = {std::numeric_limits<float>::infinity(),   -std::numeric_limits<float>::infinity(),
+                           std::numeric_limits<float>::quiet_NaN(),  std::numeric_limits<float>::max(),
                            std::numeric_limits<float>::denorm_min(), 0.0f};
   const int64_t n = 5 * kMapBlock + 40;
   std::mt19937 random(3);

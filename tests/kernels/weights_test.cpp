@@ -64,9 +64,10 @@ TEST(Weights, CopiesAreRoundedToNearest) {
       ASSERT_TRUE(same_or_nan(c10::Half(fp16[i].bits, c10::Half::from_bits()), c10::Half(x))) << x;
       // torch rounds ties to even, this one away from zero.
       const uint32_t pattern = std::bit_cast<uint32_t>(x);
-      const c10::BFloat16 expected = (pattern & 0xFFFF) == 0x8000 && !std::isnan(x)
-                                         ? c10::BFloat16(static_cast<uint16_t>((pattern >> 16) + 1), c10::BFloat16::from_bits())
-                                         : c10::BFloat16(x);
+      const c10::BFloat16 expected =
+          (pattern & 0xFFFF) == 0x8000 && !std::isnan(x)
+              ? c10::BFloat16(static_cast<uint16_t>((pattern >> 16) + 1), c10::BFloat16::from_bits())
+              : c10::BFloat16(x);
       ASSERT_TRUE(same_or_nan(c10::BFloat16(bf16[i].bits, c10::BFloat16::from_bits()), expected)) << x;
     }
   });

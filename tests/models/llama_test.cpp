@@ -128,7 +128,8 @@ TEST(Llama, Of16BitsIsNearTheFp32Model) {
       const auto gradients = wide->named_parameters();
       for (const auto& item : narrow->named_parameters()) {
         const auto& exact = gradients[item.key()].grad();
-        EXPECT_LT(((item.value().grad().to(at::kFloat) - exact).norm() / exact.norm()).item<double>(), 0.1) << item.key();
+        EXPECT_LT(((item.value().grad().to(at::kFloat) - exact).norm() / exact.norm()).item<double>(), 0.1)
+            << item.key();
       }
     }
   }
