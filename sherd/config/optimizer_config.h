@@ -26,7 +26,7 @@ struct OptimizerConfig {
   bool nesterov = false;                                    // sgd
   double weight_decay = 0.1;                                // adamw: of the parameter; adam, sgd: added to the gradient
   std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
-  std::vector<std::string> exclude = {"*embed*"};           // adamw8bit, adam8bit: globs; fp32 moments all the same
+  std::vector<std::string> exclude = {};                    // adamw8bit, adam8bit: globs; fp32 moments all the same
   std::vector<GroupConfig> groups = {};                     // come before no_decay
 
   bool has_8_bits() const { return type == "adamw8bit" || type == "adam8bit"; }

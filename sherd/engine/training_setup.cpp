@@ -157,7 +157,7 @@ void warn_of_unused_patterns(const OptimizerConfig& config, const std::vector<Te
       warnings.push_back(fmt::format("warning: {}: '{}' matches no parameter", key, pattern));
   };
   if (config.no_decay != OptimizerConfig().no_decay) warn("optimizer.no_decay", config.no_decay);
-  if (config.exclude != OptimizerConfig().exclude) warn("optimizer.exclude", config.exclude);
+  warn("optimizer.exclude", config.exclude);
   for (size_t i = 0; i < config.groups.size(); ++i)
     warn(fmt::format("optimizer.groups[{}].match", i), config.groups[i].match);
 }
