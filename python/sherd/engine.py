@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import pathlib
@@ -29,6 +30,7 @@ from .schedule import schedule_of
 from .sharding import shard
 from .units import HELD, ShardedModule
 
+log = logging.getLogger("sherd")
 Config = dict | str | os.PathLike
 
 
@@ -57,6 +59,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
         distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
     plain = dict(model.named_parameters())
     precision = Precision(settings["precision"], settings["loss_scale"])
+    if optimizer is not None and precision.storage != torch.float32:
+        check_own_master(settings["precision"]["master"])
     if not isinstance(model, ShardedModule):
         reshard = settings["reshard_after_forward"]
         shard(model, units, mesh=mesh_of(settings), strategy=settings["strategy"], reshard_after_forward=None if reshard == "auto" else reshard,
@@ -260,6 +264,15 @@ def read_config(config: Config | None) -> tuple[dict, list[str] | None, set[str]
     except TypeError as error:
         raise ConfigError(f"[initialize] got a config that is not JSON ({error}), expected numbers, text, lists and dicts") from error
     return json.loads(_C.read_program_config(text)), units, set(config)
+
+
+def check_own_master(master: str | None) -> None:
+    """Of 16-bit parameters, with an optimizer that is not ours to tell."""
+    if master is not None:
+        raise ConfigError(f"[initialize] got precision.master {master!r} with an optimizer of yours, expected none: it rounds as it "
+                          "does; try sherd.optim.AdamW(..., master=), or no optimizer")
+    log.warning("[initialize] 16-bit parameters are updated by an optimizer of yours: without a master small updates are "
+                            "lost; try sherd.optim.AdamW(..., master='split')")
 
 
 def mesh_of(settings: dict) -> DeviceMesh | None:

@@ -162,6 +162,7 @@ void UpdateRule::update_by_aten(const UpdatePiece& piece, const Hyperparameters&
 }
 
 void set_values(const UpdatePiece& piece, const at::Tensor& values, int64_t step) {
+  if (values.const_data_ptr() == piece.parameter.const_data_ptr()) return;
   if (is_rounded(piece) || !piece.parameter.is_cpu()) {
     piece.parameter.copy_(values);
     if (piece.master == Master::fp32 && piece.parameter.scalar_type() != at::kFloat) piece.state.back().copy_(values);

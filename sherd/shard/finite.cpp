@@ -8,7 +8,8 @@ namespace sherd {
 namespace {
 
 bool has_values(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.is_cpu() && tensor.layout() == at::kStrided && tensor.is_contiguous() &&
+  return tensor.defined() && tensor.is_cpu() && tensor.layout() == at::kStrided && tensor.has_storage() &&
+         !tensor._is_zerotensor() && tensor.is_contiguous() &&
          !tensor.unsafeGetTensorImpl()->key_set().has(c10::DispatchKey::Python) && tensor.numel() > 0;
 }
 

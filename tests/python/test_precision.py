@@ -192,7 +192,9 @@ def wrong_policies():
     for call in (lambda: sherd.fully_shard(nn.Linear(2, 2), mp_policy=BF16),
                  lambda: sherd.fully_shard(nn.Linear(2, 2), mp_policy=sherd.MixedPrecisionPolicy(param_dtype=torch.int8)),
                  lambda: sherd.optim.AdamW(nn.Linear(2, 2).parameters(), master="half"),
-                 lambda: sherd.initialize(model=Net(), config={"precision": {"storage": "fp16", "master": "split"}})):
+                 lambda: sherd.initialize(model=Net(), config={"precision": {"storage": "fp16", "master": "split"}}),
+                 lambda: sherd.initialize(model=Net(), config={"precision": {"storage": "bf16", "master": "split"}},
+                                          optimizer=lambda groups: torch.optim.AdamW(groups))):
         try:
             call()
         except sherd.ConfigError as error:
@@ -202,7 +204,7 @@ def wrong_policies():
 
 def test_mistakes_are_named():
     messages = run(1, wrong_policies)[0]
-    assert len(messages) == 4
+    assert len(messages) == 5 and "with an optimizer of yours" in messages[4]
     assert "got a dtype as mp_policy" in messages[0] and "param_dtype=torch.int8" in messages[1]
     assert "master='half'" in messages[2] and "precision.master" in messages[3]
 
