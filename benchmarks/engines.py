@@ -3,6 +3,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PEERS = ROOT / "benchmarks" / "peers"
@@ -116,3 +117,12 @@ def _environment(place: dict) -> dict[str, str]:
     # Compiled code is kept between runs, and no compiler workers stay beside the ranks.
     environment |= {"TORCHINDUCTOR_CACHE_DIR": str(ROOT / ".cache" / "inductor"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     return environment | {k: str(v) for k, v in place.items()}
+
+
+def trained_steps(example: str, settings: dict, folder: pathlib.Path) -> list[dict]:
+    """What each step of a training of examples/`example` by two ranks measured; `settings` change its configuration."""
+    command = [SHERD, "train", ROOT / "examples" / example, "--ranks", "2"]
+    for key, value in {"output": folder, **settings}.items():
+        command += ["--set", f"{key}={value}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ import sys
 import tempfile
 
 import machine
-from engines import ROOT, SHERD
+from engines import ROOT, SHERD, trained_steps
 
 AUTO = '{"compute": "auto", "storage": "%s", "reduce": "%s", "master": "%s"}'
 RUNS = {
@@ -45,14 +45,9 @@ def arguments():
 
 
 def train(name: str, settings: dict, args, folder: pathlib.Path, text: str) -> list[dict]:
-    output = folder / name.replace(" ", "-").replace(",", "")
-    settings = {"output": output, "data.text": text, "data.context": args.context, "steps": args.steps,
-                "schedule.warmup": max(1, args.steps // 10), "eval_every": args.steps, "eval_rows": 512, **settings}
-    command = [SHERD, "train", ROOT / "examples" / "train_stdlib.json", "--ranks", "2"]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    settings = {"data.text": text, "data.context": args.context, "steps": args.steps, "schedule.warmup": max(1, args.steps // 10),
+                "eval_every": args.steps, "eval_rows": 512, **settings}
+    steps = trained_steps("train_stdlib.json", settings, folder / name.replace(" ", "-").replace(",", ""))
     print(f"{name}: validation loss {steps[-1]['validation_loss']:.4f}", file=sys.stderr, flush=True)
     return steps
 

@@ -8,14 +8,12 @@ A Llama of a preset on synthetic tokens, 4 rows of 256 tokens a step, 2 ranks, z
 two for warm-up; the table shows the least and the median of the rounds, and the most memory that all ranks held together.
 """
 import argparse
-import json
 import pathlib
 import statistics
-import subprocess
 import tempfile
 
 import machine
-from engines import ROOT, SHERD
+from engines import SHERD, trained_steps
 
 MIXED = '{"compute": "auto", "storage": "%s", "reduce": "%s"}'
 KINDS = {
@@ -39,13 +37,8 @@ def arguments():
 
 
 def measure(settings: dict, args, folder: pathlib.Path) -> tuple[float, float]:
-    settings = {"model.preset": args.model, "data.context": 256, "batch.rows": 4, "steps": args.steps + 2, "output": folder / "run",
-                **settings}
-    command = [SHERD, "train", ROOT / "examples" / "train_tiny.json", "--ranks", "2"]
-    for key, value in settings.items():
-        command += ["--set", f"{key}={value}"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    steps = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()][2:]
+    settings = {"model.preset": args.model, "data.context": 256, "batch.rows": 4, "steps": args.steps + 2, **settings}
+    steps = trained_steps("train_tiny.json", settings, folder / "run")[2:]
     return statistics.median(step["step_s"] for step in steps), max(step["memory_mib"] for step in steps)
 
 

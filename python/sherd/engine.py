@@ -154,16 +154,15 @@ class Engine(nn.Module):
 
     def overflowed(self) -> bool:
         """Whether the gradients are not finite, the same on all ranks: then they are dropped, if a smaller scale may help."""
-        finite = math.isfinite(self._norm)
-        scale = self.loss_scale
-        if self._scaler is not None and self._scaler.update(not finite):
-            if not finite:
-                self.skipped_steps += 1
-                self.global_steps += 1
-                self.optimizer.zero_grad()
-            return not finite
+        finite, scale = math.isfinite(self._norm), self.loss_scale
+        smaller_is_left = self._scaler is not None and self._scaler.update(not finite)
         if finite:
             return False
+        if smaller_is_left:
+            self.skipped_steps += 1
+            self.global_steps += 1
+            self.optimizer.zero_grad()
+            return True
         origin = getattr(self.module, HELD).whole_model().model.origin_of_non_finite()
         if self._scaler is not None:
             raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the first was {origin}; "
@@ -272,7 +271,7 @@ def check_own_master(master: str | None) -> None:
         raise ConfigError(f"[initialize] got precision.master {master!r} with an optimizer of yours, expected none: it rounds as it "
                           "does; try sherd.optim.AdamW(..., master=), or no optimizer")
     log.warning("[initialize] 16-bit parameters are updated by an optimizer of yours: without a master small updates are "
-                            "lost; try sherd.optim.AdamW(..., master='split')")
+                "lost; try sherd.optim.AdamW(..., master='split')")
 
 
 def mesh_of(settings: dict) -> DeviceMesh | None:

@@ -32,8 +32,7 @@ class ShardedOptimizer(Optimizer):
 
     master: what 16-bit parameters are rounded from after an update: "nearest" (nothing, as in torch), "fp32" (a state "master"),
         "split" (a state "remainder" with the 16 bits that bf16 lacks, as two bytes: an fp32 master without loss in half the
-        memory), or
-        "none" (nothing: rounded stochastically, bf16 only). fp32 parameters are their own.
+        memory), or "none" (nothing: rounded stochastically, bf16 only). fp32 parameters are their own.
     """
 
     counts_steps = True  # the update depends on the number of the step
@@ -44,10 +43,11 @@ class ShardedOptimizer(Optimizer):
         if master not in MASTERS:
             raise ConfigError(f"[optim] got master={master!r}, expected one of {', '.join(map(repr, MASTERS))}; try 'split'")
         self._rule, self.master = rule, master
+        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # of those that are rounded stochastically
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k != "_rule"}
+        return {k: v for k, v in super().__getstate__().items() if k not in ("_rule", "_places")}
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None, *, gradient_scale: float = 1.0) -> Any:
@@ -106,20 +106,25 @@ class ShardedOptimizer(Optimizer):
 
     def _place_of(self, parameter: nn.Parameter) -> tuple[int, int]:
         """Which element of the whole parameter is this rank's first, and a number of the parameter's own."""
-        first = 0
-        if isinstance(parameter, DTensor):
-            first = own_rows(parameter.shape[0], parameter.device_mesh).start * row_elements(parameter)
-        return first, _C.parameter_key(self._name_of(parameter))
+        if parameter not in self._places:
+            first = 0
+            if isinstance(parameter, DTensor):
+                first = own_rows(parameter.shape[0], parameter.device_mesh).start * row_elements(parameter)
+            self._places[parameter] = first, _C.parameter_key(self._name_of(parameter))
+        return self._places[parameter]
 
     def _takes_eight_bits(self, parameter: nn.Parameter) -> bool:
-        if not self.eight_bits or any(_C.glob_matches(glob, self._name_of(parameter)) for glob in self.exclude):
+        if not self.eight_bits:
+            return False
+        name = self._name_of(parameter)
+        if any(_C.glob_matches(glob, name) for glob in self.exclude):
             return False
         rows = parameter.shape[0] if parameter.dim() > 0 else 1
         ranks = parameter.device_mesh.size(-1) if isinstance(parameter, DTensor) else 1
         if _C.fits_eight_bits(rows, row_elements(parameter), ranks):
             return True
         if parameter.numel() >= LEAST_8_BIT:
-            log.info("optimizer: fp32 moments for '%s': its shards would cut a block of %d", self._name_of(parameter), BLOCK)
+            log.info("optimizer: fp32 moments for '%s': its shards would cut a block of %d", name, BLOCK)
         return False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -39,9 +39,10 @@ class MixedPrecisionPolicy:
     def reduce_type(self) -> torch.dtype:
         return self.reduce_dtype or self.param_dtype or torch.float32
 
-    def casts(self) -> bool:
-        """Whether anything that goes in or out is cast."""
-        return self.output_dtype is not None or (self.param_dtype is not None and self.cast_forward_inputs)
+    @property
+    def input_dtype(self) -> torch.dtype | None:
+        """What inputs are cast to, if at all."""
+        return self.param_dtype if self.cast_forward_inputs else None
 
 
 def policy_of(given: Any) -> MixedPrecisionPolicy:

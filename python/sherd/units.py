@@ -96,9 +96,8 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
     handle = module.__dict__[HELD]
     unit = handle.unit or handle.ready()
     precision = handle.options.precision
-    casts = precision.casts()
-    if casts and precision.param_dtype is not None and precision.cast_forward_inputs:
-        args, kwargs = cast((args, kwargs), precision.param_dtype)
+    if precision.input_dtype is not None:
+        args, kwargs = cast((args, kwargs), precision.input_dtype)
     unit.enter(args, kwargs)
     try:
         result = method(*args, **kwargs)
@@ -106,7 +105,7 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
         unit.fail(f"{type(error).__name__}: {error}")
         raise
     unit.leave(result)
-    return cast(result, precision.output_dtype) if casts and precision.output_dtype is not None else result
+    return result if precision.output_dtype is None else cast(result, precision.output_dtype)
 
 
 class ShardedModule:

@@ -1,7 +1,5 @@
 #include "python/src/optimizer.h"
 
-#include <nlohmann/json.hpp>
-
 #include "sherd/base/error.h"
 #include "sherd/base/fnv.h"
 #include "sherd/engine/precision.h"

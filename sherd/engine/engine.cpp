@@ -78,9 +78,7 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
   state_.emplace(*rule_, *model_, ledger_, options_);
   warnings_ = model_->warnings();
   warnings_.insert(warnings_.end(), state_->notes().begin(), state_->notes().end());
-  model_->fill(source, [this](size_t g, size_t p, int owner, const at::Tensor& values) {
-    const auto& owned = model_->store().owned();
-    const auto o = static_cast<size_t>(std::find(owned.begin(), owned.end(), owner) - owned.begin());
+  model_->fill(source, [this](size_t g, size_t p, size_t o, const at::Tensor& values) {
     set_values(state_->piece(g, p, o), values);
   });
   if (options_.buffers == Buffers::broadcast) broadcast_buffers(*module_, *transport_);
@@ -147,14 +145,14 @@ StepReport::Update Engine::check_gradients(double scaled_norm) {
       fault("loss_scale",
             "got gradients that overflow at the smallest loss scale, {}, in step {}: the first was {}; expected finite "
             "ones; try a lower learning rate, clip 1.0, or bf16",
-            scale, steps_ + skipped_ + 1, origin_of_non_finite(*model_, *transport_));
+            scale, attempts() + 1, origin_of_non_finite(*model_, *transport_));
     return finite ? Update::made : Update::skipped;
   }
   if (!finite && options_.non_finite == NonFiniteGradients::stop)
     fault("step",
           "got a gradient norm of {} in step {}: the first that was not finite was {}; expected finite numbers; try a "
           "lower learning rate, a longer warm-up, or clip 1.0",
-          scaled_norm, steps_ + skipped_ + 1, origin_of_non_finite(*model_, *transport_));
+          scaled_norm, attempts() + 1, origin_of_non_finite(*model_, *transport_));
   return Update::made;
 }
 
@@ -171,7 +169,7 @@ double Engine::global_norm(std::span<const double> shared_values, std::vector<do
   const auto digits = squares.digits();
   std::vector<double> mine(digits.begin(), digits.end());
   mine.push_back(model_->schedule_hash());
-  mine.push_back(static_cast<double>(steps_ + skipped_));
+  mine.push_back(static_cast<double>(attempts()));
   mine.insert(mine.end(), shared_values.begin(), shared_values.end());
   const std::vector<double> all = transport_->exchange(mine);
   check_ranks_agree(all, digits.size(), mine.size());
@@ -190,33 +188,32 @@ void Engine::check_ranks_agree(std::span<const double> all, size_t at, size_t ea
   for (size_t r = 0; r * each < all.size(); ++r) {
     hashes.push_back(all[r * each + at]);
     const auto steps = static_cast<int64_t>(all[r * each + at + 1]);
-    if (steps != steps_ + skipped_)
+    if (steps != attempts())
       fault("step",
             "got rank {} in step {} and this rank in step {}, expected all ranks in the same one: a fault has "
             "parted them; try to go on from the last checkpoint",
-            r, steps + 1, steps_ + skipped_ + 1);
+            r, steps + 1, attempts() + 1);
   }
   model_->compare_schedules(hashes);
 }
 
 bool Engine::holds_first_copy() const { return transport_->rank() < model_->groups().front()->layout().ranks; }
 
+size_t Engine::own_place() const {
+  return static_cast<size_t>(model_->store().owned().size() == 1 ? 0 : model_->store().index());
+}
+
 at::Tensor Engine::own_gradient(size_t g) const {
   const int64_t piece = model_->groups()[g]->layout().shard_elements;
-  const int64_t index = model_->store().owned().size() == 1 ? 0 : model_->store().index();
-  return model_->store().gradient(g).narrow(0, index * piece, piece);
+  return model_->store().gradient(g).narrow(0, static_cast<int64_t>(own_place()) * piece, piece);
 }
 
 void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
-  Store& store = model_->store();
-  const GroupLayout& layout = model_->groups()[g]->layout();
-  const at::Tensor gradient = store.gradient(g);
-  for (size_t o = 0; o < store.owned().size(); ++o) {
-    for (size_t p = 0; p < layout.parameters.size(); ++p) {
+  for (size_t o = 0; o < model_->store().owned().size(); ++o) {
+    for (size_t p = 0; p < model_->groups()[g]->parameters().size(); ++p) {
       UpdatePiece piece = state_->piece(g, p, o);
       if (piece.parameter.numel() == 0) continue;
-      const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
-      piece.gradient = gradient.narrow(0, first, piece.parameter.numel());
+      piece.gradient = model_->gradient_rows(g, p, o);
       rule_->update(piece, state_->values(g, p), {steps_, lr_scale, gradient_scale});
     }
   }
@@ -241,22 +238,14 @@ std::vector<ShardView> Engine::shards() {
 }
 
 std::vector<ShardView> Engine::master_shards() {
-  const auto mine = static_cast<size_t>(model_->store().owned().size() == 1 ? 0 : model_->store().index());
-  return views_of([&](size_t g, size_t p) { return values_of(state_->piece(g, p, mine)); });
+  return views_of([this](size_t g, size_t p) { return values_of(state_->piece(g, p, own_place())); });
 }
 
 std::vector<ShardView> Engine::gradient_shards() {
   std::vector<ShardView> views;
-  const int me = model_->store().index();
-  for (size_t g = 0; g < model_->groups().size(); ++g) {
-    if (!model_->groups()[g]->trainable()) continue;
-    const auto& layout = model_->groups()[g]->layout();
-    const at::Tensor gradient = own_gradient(g);
-    for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const int64_t count = layout.rows(p, me).count * layout.parameters[p].row_elements;
-      views.push_back(view_of(g, p, me, gradient.narrow(0, layout.parameters[p].shard_offset, count)));
-    }
-  }
+  for (size_t g = 0; g < model_->groups().size(); ++g)
+    for (size_t p = 0; model_->groups()[g]->trainable() && p < model_->groups()[g]->parameters().size(); ++p)
+      views.push_back(view_of(g, p, model_->store().index(), model_->gradient_rows(g, p, own_place())));
   return views;
 }
 

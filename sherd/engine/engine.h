@@ -111,6 +111,8 @@ class Engine {
   StepReport::Update check_gradients(double scaled_norm);
   double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
   void check_ranks_agree(std::span<const double> all, size_t at, size_t each);
+  int64_t attempts() const { return steps_ + skipped_; }
+  size_t own_place() const;                 // of this rank among the store's owned()
   at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
   void update_group(size_t g, double lr_scale, double gradient_scale);
   std::vector<ShardView> views_of(const std::function<at::Tensor(size_t g, size_t p)>& values);

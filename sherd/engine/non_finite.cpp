@@ -28,13 +28,9 @@ std::vector<Parameter> in_order_of_backward(const ShardedModel& model) {
 /// The first of them of which this rank has gradients that are not finite.
 double first_gradient(ShardedModel& model, const std::vector<Parameter>& parameters) {
   for (size_t i = 0; i < parameters.size(); ++i) {
-    const GroupLayout& layout = model.groups()[parameters[i].group]->layout();
-    const at::Tensor gradient = model.store().gradient(parameters[i].group);
     for (size_t o = 0; o < model.store().owned().size(); ++o) {
-      const int64_t first =
-          static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[parameters[i].index].shard_offset;
-      const int64_t count = layout.elements(parameters[i].index, model.store().owned()[o]).count;
-      if (!is_finite(gradient.narrow(0, first, count).cpu())) return static_cast<double>(i);
+      const at::Tensor rows = model.gradient_rows(parameters[i].group, parameters[i].index, o);
+      if (!is_finite(rows.cpu())) return static_cast<double>(i);
     }
   }
   return kNone;
@@ -45,12 +41,8 @@ double first_gradient(ShardedModel& model, const std::vector<Parameter>& paramet
 std::string origin_of_non_finite(ShardedModel& model, Transport& transport) {
   const std::vector<Parameter> parameters = in_order_of_backward(model);
   const auto& output = model.first_non_finite();
-  // Units are told by their index: names do not travel.
-  double unit = 0;
-  for (size_t u = 0; output && u < model.units().size(); ++u)
-    if (model.units()[u]->name() == output->unit) unit = static_cast<double>(u);
-  const std::vector<double> mine = {output ? static_cast<double>(output->forward) : kNone, unit,
-                                    first_gradient(model, parameters)};
+  const std::vector<double> mine = {output ? static_cast<double>(output->forward) : kNone,
+                                    output ? static_cast<double>(output->unit) : 0, first_gradient(model, parameters)};
   const std::vector<double> all = transport.exchange(mine);
   size_t in_forward = 0, in_backward = 0;  // ranks
   const auto of = [&](size_t rank, size_t what) { return all[rank * mine.size() + what]; };

@@ -3,8 +3,6 @@
 #include <ATen/ops/empty.h>
 #include <fmt/ranges.h>
 
-#include <algorithm>
-
 #include "sherd/base/bytes.h"
 #include "sherd/base/fnv.h"
 
@@ -41,9 +39,8 @@ OptimizerState::OptimizerState(const UpdateRule& rule, ShardedModel& model, Ledg
 MomentType OptimizerState::moments_of(size_t g, size_t p, const EngineOptions& options) {
   const GroupLayout& layout = model_.groups()[g]->layout();
   const auto& parameter = layout.parameters[p];
-  const auto excluded = [&](const std::string& glob) { return glob_matches(glob, parameter.fqn); };
   if (options.moments == MomentType::fp32 || parameter.elements() < kLeast8BitElements) return MomentType::fp32;
-  if (std::any_of(options.fp32_moments.begin(), options.fp32_moments.end(), excluded)) return MomentType::fp32;
+  if (any_glob_matches(options.fp32_moments, parameter.fqn)) return MomentType::fp32;
   if (fits_eight_bits(parameter.rows, parameter.row_elements, layout.ranks)) return MomentType::eight_bits;
   cut_.push_back(parameter.fqn);
   return MomentType::fp32;
@@ -58,6 +55,9 @@ void OptimizerState::lay_out(const UpdateRule& rule, size_t g, const EngineOptio
     const Master master = parameters.type() == at::kFloat ? Master::nearest : asked;
     const MomentType type = moments_of(g, p, options);
     group.master.push_back(master);
+    Fnv key;
+    key.add(layout.parameters[p].fqn);
+    group.key.push_back(key.value());
     auto& owners = group.at.emplace_back();
     for (const int owner : model_.store().owned()) {
       const int64_t elements = layout.elements(p, owner).count;
@@ -65,7 +65,7 @@ void OptimizerState::lay_out(const UpdateRule& rule, size_t g, const EngineOptio
       for (const StateTensor& state : rule.state({elements, parameters.type(), type, master})) {
         int64_t& offset = state.kind == MemoryKind::master ? masters : moments;
         places.push_back({state.kind, state.type, offset, state.elements});
-        offset += round_up(state.elements * static_cast<int64_t>(c10::elementSize(state.type)), kAlignment);
+        offset += round_up(bytes_of(state.elements, state.type), kAlignment);
       }
     }
   }
@@ -79,14 +79,12 @@ UpdatePiece OptimizerState::piece(size_t g, size_t p, size_t o) const {
   const Group& group = groups_[g];
   for (const Place& place : group.at[p][o]) {
     const Buffer& buffer = place.kind == MemoryKind::master ? group.masters : group.moments;
-    const int64_t bytes = place.elements * static_cast<int64_t>(c10::elementSize(place.type));
+    const int64_t bytes = bytes_of(place.elements, place.type);
     piece.state.push_back(buffer.tensor.narrow(0, place.offset, bytes).view(place.type));
   }
   piece.master = group.master[p];
   piece.first = layout.rows(p, owner).first * layout.parameters[p].row_elements;
-  Fnv key;
-  key.add(layout.parameters[p].fqn);
-  piece.key = key.value();
+  piece.key = group.key[p];
   return piece;
 }
 

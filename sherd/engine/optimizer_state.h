@@ -33,6 +33,7 @@ class OptimizerState {
     Buffer moments, masters;                          // bytes
     std::vector<std::vector<std::vector<Place>>> at;  // by parameter, owner and state
     std::vector<Master> master;                       // by parameter
+    std::vector<uint64_t> key;                        // by parameter: of its name
   };
   void lay_out(const UpdateRule& rule, size_t g, const EngineOptions& options, Group& group, int64_t& moments,
                int64_t& masters);

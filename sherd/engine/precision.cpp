@@ -2,16 +2,11 @@
 
 #include <ATen/cpu/Utils.h>
 
-#include <algorithm>
-
 #include "sherd/base/error.h"
 
 namespace sherd {
 
-bool Precision::keeps_fp32(std::string_view fqn) const {
-  return std::any_of(fp32_names.begin(), fp32_names.end(),
-                     [&](const std::string& glob) { return glob_matches(glob, fqn); });
-}
+bool Precision::keeps_fp32(std::string_view fqn) const { return any_glob_matches(fp32_names, fqn); }
 
 bool has_native_products(at::ScalarType type) {
   if (type == at::kFloat) return true;

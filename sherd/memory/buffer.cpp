@@ -10,10 +10,6 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 
-int64_t bytes_of(int64_t elements, at::ScalarType type) {
-  return elements * static_cast<int64_t>(c10::elementSize(type));
-}
-
 at::Tensor map_cpu(int64_t elements, at::ScalarType type) {
   const int64_t bytes = std::max<int64_t>(bytes_of(elements, type), 1);
   const int64_t slack = bytes >= kHugePage ? kHugePage : 0;

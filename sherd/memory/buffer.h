@@ -14,6 +14,11 @@
 
 namespace sherd {
 
+/// What so many elements of a type take.
+inline int64_t bytes_of(int64_t elements, at::ScalarType type) {
+  return elements * static_cast<int64_t>(c10::elementSize(type));
+}
+
 /// A zero-filled tensor of `elements` on `device`. Throws FaultError when memory is out.
 at::Tensor allocate(int64_t elements, at::Device device, at::ScalarType type = at::kFloat);
 

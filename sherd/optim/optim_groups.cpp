@@ -8,11 +8,6 @@
 namespace sherd {
 namespace {
 
-bool any_matches(const OptimGroup& group, std::string_view fqn) {
-  return std::any_of(group.patterns.begin(), group.patterns.end(),
-                     [&](const std::string& pattern) { return glob_matches(pattern, fqn); });
-}
-
 void validate_beta(std::string_view where, double beta) {
   if (!(beta >= 0.0 && beta < 1.0)) config_error(where, "got {}, expected 0 <= beta < 1; try 0.9", beta);
 }
@@ -46,8 +41,9 @@ OptimGroups::OptimGroups(Hyperparameters defaults, std::vector<OptimGroup> group
 }
 
 const Hyperparameters& OptimGroups::find(std::string_view fqn) const {
-  const auto group = std::find_if(groups_.begin(), groups_.end(),
-                                  [&](const OptimGroup& candidate) { return any_matches(candidate, fqn); });
+  const auto group = std::find_if(groups_.begin(), groups_.end(), [&](const OptimGroup& candidate) {
+    return any_glob_matches(candidate.patterns, fqn);
+  });
   return group == groups_.end() ? defaults_ : group->values;
 }
 
@@ -82,6 +78,10 @@ bool glob_matches(std::string_view glob, std::string_view text) {
     }
   }
   return glob.find_first_not_of('*', g) == std::string_view::npos;
+}
+
+bool any_glob_matches(std::span<const std::string> globs, std::string_view text) {
+  return std::any_of(globs.begin(), globs.end(), [&](const std::string& glob) { return glob_matches(glob, text); });
 }
 
 }  // namespace sherd

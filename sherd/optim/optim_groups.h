@@ -46,5 +46,6 @@ class OptimGroups {
 
 /// Whether the glob stands for the whole text.
 bool glob_matches(std::string_view glob, std::string_view text);
+bool any_glob_matches(std::span<const std::string> globs, std::string_view text);
 
 }  // namespace sherd

@@ -21,13 +21,6 @@ Half* halves(const at::Tensor& tensor) {
   return static_cast<Half*>(tensor.mutable_data_ptr());
 }
 
-kernels::Gradient gradient_of(const at::Tensor& gradient) {
-  const void* data = gradient.const_data_ptr();
-  if (gradient.scalar_type() == at::kBFloat16) return static_cast<const kernels::Bf16*>(data);
-  if (gradient.scalar_type() == at::kHalf) return static_cast<const kernels::Fp16*>(data);
-  return static_cast<const float*>(data);
-}
-
 kernels::Weights weights_of(const UpdatePiece& piece, int64_t step) {
   const at::Tensor& parameter = piece.parameter;
   if (parameter.scalar_type() == at::kFloat) return kernels::Fp32Weights{parameter.mutable_data_ptr<float>()};
@@ -61,6 +54,13 @@ UpdatePiece widened(const UpdatePiece& piece) {
 }
 
 }  // namespace
+
+kernels::Gradient gradient_of(const at::Tensor& gradient) {
+  const void* data = gradient.const_data_ptr();
+  if (gradient.scalar_type() == at::kBFloat16) return static_cast<const kernels::Bf16*>(data);
+  if (gradient.scalar_type() == at::kHalf) return static_cast<const kernels::Fp16*>(data);
+  return static_cast<const float*>(data);
+}
 
 UpdateRuleOptions::Kind update_kind(std::string_view name) {
   using Kind = UpdateRuleOptions::Kind;
@@ -161,14 +161,14 @@ void UpdateRule::update_by_aten(const UpdatePiece& piece, const Hyperparameters&
   if (!wide.parameter.is_same(piece.parameter)) piece.parameter.copy_(wide.parameter);
 }
 
-void set_values(const UpdatePiece& piece, const at::Tensor& values, int64_t step) {
+void set_values(const UpdatePiece& piece, const at::Tensor& values) {
   if (values.const_data_ptr() == piece.parameter.const_data_ptr()) return;
   if (is_rounded(piece) || !piece.parameter.is_cpu()) {
     piece.parameter.copy_(values);
     if (piece.master == Master::fp32 && piece.parameter.scalar_type() != at::kFloat) piece.state.back().copy_(values);
     return;
   }
-  kernels::store_weights(weights_of(piece, step), values.numel(), values.const_data_ptr<float>());
+  kernels::store_weights(weights_of(piece, 0), values.numel(), values.const_data_ptr<float>());
 }
 
 at::Tensor values_of(const UpdatePiece& piece) {

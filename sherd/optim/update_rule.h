@@ -6,7 +6,7 @@
 //
 // [Note: Masters] Parameters of 16 bits lose small updates. What they are rounded from stays in a tensor of the rule's
 // state: "master" (fp32), or "remainder" (the other 16 bits, kernels/weights.h: [Note: Split]). Without one they are
-// rounded to nearest (as torch's optimizers do) or stochastically. Which, is read off the state of each piece.
+// rounded to nearest (as torch's optimizers do) or stochastically. Each piece says which.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -116,10 +116,13 @@ class UpdateRule {
 };
 
 /// Gives a piece's parameter, and its master where it has one, these values: [n] fp32.
-void set_values(const UpdatePiece& piece, const at::Tensor& values, int64_t step = 0);
+void set_values(const UpdatePiece& piece, const at::Tensor& values);
 /// The values that set_values gave, or updates have made of them: fp32, the master's where there is one. A copy, or the
 /// master itself.
 at::Tensor values_of(const UpdatePiece& piece);
+
+/// A tensor of fp32, bf16 or fp16 on the CPU, as kernels read it.
+kernels::Gradient gradient_of(const at::Tensor& values);
 
 /// Whether 8-bit moments of a parameter of `rows` x `row_elements`, spread over ranks by rows, have whole blocks on
 /// every rank, and scales that are spread by the same rule; and whether it has kLeast8BitElements.

@@ -52,10 +52,9 @@ PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan
       int64_t kept = in_place ? where.shard_elements : 0;
       if (plan_.strategy.gradients == Spread::whole) kept = all;
       const at::ScalarType type = plan_.groups[g].reduce;
-      const auto bytes = static_cast<int64_t>(c10::elementSize(type));
       group.dedicated = {allocate(all, plan_.device, type),
-                         ledger.book(MemoryKind::gradients, where.unit, kept * bytes)};
-      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, (all - kept) * bytes);
+                         ledger.book(MemoryKind::gradients, where.unit, bytes_of(kept, type))};
+      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, bytes_of(all - kept, type));
     }
     if (in_place && replicates_optimizer()) {
       group.gradient = group.dedicated.tensor;

@@ -41,11 +41,6 @@ StoreTransports transports_on(const Mesh& mesh, Transport& transport) {
   return {all->subgroup(row), all->subgroup(column)};
 }
 
-bool matches_any(const std::vector<std::string>& patterns, const std::string& name) {
-  return std::any_of(patterns.begin(), patterns.end(),
-                     [&](const auto& pattern) { return glob_matches(pattern, name); });
-}
-
 struct Members {
   ParameterTypes types;
   std::vector<FoundParameter> parameters;
@@ -153,7 +148,7 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
       if (group.layout.whole_elements * group.element_bytes() < options.persistent_below)
         group.parameters = Spread::whole;
       if (options.strategy.parameters == Spread::whole) group.parameters = Spread::whole;
-      group.access = matches_any(options.writing_units, found[u].name) ? Access::write : options.access;
+      group.access = any_glob_matches(options.writing_units, found[u].name) ? Access::write : options.access;
       if (group.access == Access::write && group.type != group.compute)
         config_error("writing_units", "got {}, which computes with {} and is stored as {}, expected one type; try '{}'",
                      title_of_unit(found[u].name), toString(group.compute), toString(group.type), "storage fp32");
@@ -167,8 +162,8 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
 }
 
 void ShardedModel::fill(const ParameterSource& source) {
-  fill(source, [this](size_t g, size_t p, int owner, const at::Tensor& values) {
-    const at::Tensor to = store_->rows(g, p, owner);
+  fill(source, [this](size_t g, size_t p, size_t o, const at::Tensor& values) {
+    const at::Tensor to = store_->rows(g, p, store_->owned()[o]);
     if (to.const_data_ptr() != values.const_data_ptr()) to.copy_(values);
   });
 }
@@ -177,7 +172,8 @@ void ShardedModel::fill(const ParameterSource& source, const SetRows& set) {
   for (size_t g = 0; g < groups_.size(); ++g) {
     const GroupLayout& layout = groups_[g]->layout();
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      for (const int owner : store_->owned()) {
+      for (size_t o = 0; o < store_->owned().size(); ++o) {
+        const int owner = store_->owned()[o];
         const Rows rows = layout.rows(p, owner);
         if (rows.count == 0) continue;
         const at::Tensor to = store_->rows(g, p, owner);
@@ -185,12 +181,18 @@ void ShardedModel::fill(const ParameterSource& source, const SetRows& set) {
         const at::Tensor staged = direct ? to : at::empty(to.sizes(), at::kFloat);
         const auto& parameter = layout.parameters[p];
         source({parameter.fqn, rows.first, rows.count, parameter.row_elements}, staged.mutable_data_ptr<float>());
-        set(g, p, owner, staged);
+        set(g, p, o, staged);
       }
     }
   }
   publish();
   barrier(transport_);
+}
+
+at::Tensor ShardedModel::gradient_rows(size_t g, size_t p, size_t o) {
+  const GroupLayout& layout = groups_[g]->layout();
+  const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
+  return store_->gradient(g).narrow(0, first, layout.elements(p, store_->owned()[o]).count);
 }
 
 void ShardedModel::warn_of_large_units(const StorePlan& plan) {
@@ -247,7 +249,8 @@ void ShardedModel::unsharded(UnitState& unit, Pass pass) {
 
 void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) {
   if (at::GradMode::is_enabled() && !inside_backward()) {
-    if (!non_finite_ && !std::all_of(outputs.begin(), outputs.end(), is_finite)) non_finite_ = {unit.name(), forwards_};
+    if (!non_finite_ && !std::all_of(outputs.begin(), outputs.end(), is_finite))
+      non_finite_ = {unit.index(), forwards_};
     ++forwards_;
   }
   // A write to shared memory counts for both: what has been told is not told again.

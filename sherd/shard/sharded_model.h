@@ -70,8 +70,8 @@ class ShardedModel : public UnitObserver {
   ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& transport, Ledger& ledger, ShardOptions options);
   ~ShardedModel() override;
 
-  /// Takes fp32 values of the rows of `owner` of a parameter: [rows * row_elements].
-  using SetRows = std::function<void(size_t g, size_t p, int owner, const at::Tensor& values)>;
+  /// Takes fp32 values of a parameter's rows of the o-th of the store's owned(): [rows * row_elements].
+  using SetRows = std::function<void(size_t g, size_t p, size_t o, const at::Tensor& values)>;
   /// First values: each rank asks for the rows it owns, and hands them to `set`. Collective.
   void fill(const ParameterSource& source, const SetRows& set);
   /// The same without anything that rows are rounded from.
@@ -92,6 +92,9 @@ class ShardedModel : public UnitObserver {
   Store& store() { return *store_; }
   const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }
 
+  /// The reduced gradient of a parameter's rows of the o-th of the store's owned(): [rows * row_elements].
+  at::Tensor gradient_rows(size_t g, size_t p, size_t o);
+
   /// For front ends that do not see backward() themselves.
   void observe_backward(BackwardEvents events) { events_ = std::move(events); }
   /// The gradients of group g that are there count no more: the next reduction overwrites them.
@@ -102,7 +105,7 @@ class ShardedModel : public UnitObserver {
   bool has_seen(size_t g, size_t p) const { return reducer_->given(g, p); }
   /// The unit whose output was the first of this step that was not finite, and how many forwards came before it.
   struct NonFinite {
-    std::string unit;
+    size_t unit = 0;  // of units()
     int64_t forward = 0;
   };
   const std::optional<NonFinite>& first_non_finite() const { return non_finite_; }

@@ -14,10 +14,6 @@ namespace {
 
 constexpr int64_t kSlotAlignment = 4096;  // bytes: slots start on pages
 
-int64_t bytes_of(int64_t elements, at::ScalarType type) {
-  return elements * static_cast<int64_t>(c10::elementSize(type));
-}
-
 at::Tensor tensor_over(std::byte* data, int64_t elements, at::ScalarType type) {
   return at::from_blob(data, {elements}, at::TensorOptions().dtype(type));
 }

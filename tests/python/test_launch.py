@@ -82,8 +82,9 @@ def test_srun(train, expected):
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one process", "a rank of one"])
 def test_steps_take_no_fresh_pages(sherd, write_config, tmp_path, alone):
-    """What a step frees, the next one uses again; what the user has set for malloc is left alone."""
-    config = write_config({"model": {"preset": "tiny", "dim": 256, "ffn": 1024}, "batch.rows": 32})
+    """What a step frees, the next one uses again; what the user has set for malloc is left alone. The blocks of this model
+    are of 36 MiB: malloc by itself maps anew what is above 32 MiB, and keeps of smaller ones what it has learnt to."""
+    config = write_config({"model": {"preset": "tiny", "dim": 32, "heads": 1, "kv_heads": 1, "ffn": 9216}, "batch.rows": 16})
     place = {} if alone else {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
                               "MASTER_PORT": "29419"}
 
@@ -95,9 +96,8 @@ def test_steps_take_no_fresh_pages(sherd, write_config, tmp_path, alone):
         return resource.getrusage(resource.RUSAGE_CHILDREN).ru_minflt - before
 
     def faults_a_step(**more: str) -> float:
-        return (faults(11, **more) - faults(3, **more)) / 8
+        return (faults(4, **more) - faults(1, **more)) / 3
 
     as_users_have_it = faults_a_step(GLIBC_TUNABLES="glibc.malloc.arena_max=8")
-    assert as_users_have_it > 1000, "this machine's malloc keeps large blocks by itself"
     assert faults_a_step() < as_users_have_it / 10
     assert faults_a_step(GLIBC_TUNABLES="glibc.rtld.nns=4") < as_users_have_it / 10
