@@ -77,6 +77,12 @@ class UpdateRule:
     def update(self, pieces: Sequence[Piece], lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
                gradient_scale: float, master: str) -> None: ...
 
+class MuonRule(UpdateRule):
+    """The update of matrices by Muon."""
+    def __init__(self, momentum: float, nesterov: bool, match_adamw: bool, iterations: int) -> None: ...
+    def update_matrices(self, model: Model | None, pieces: Sequence[Piece], shapes: Sequence[tuple[int, int]], lr: float,
+                        weight_decay: float, step: int, gradient_scale: float, master: str) -> None: ...
+
 class LossScaler:
     """Dynamic loss scaling by DeepSpeed's rule."""
     scale: float

@@ -302,11 +302,26 @@ def optimizer_of(settings: dict, model: nn.Module, master: str) -> Optimizer:
     groups = parameter_groups(settings, model)
     if not groups:
         raise ConfigError("[initialize] got a model without trainable parameters, expected one or more")
+    if settings["type"] == "muon":
+        scale = {"match_adamw": "match_rms_adamw"}.get(settings["scale"], settings["scale"])
+        return optim.Muon(matrices_apart(groups, settings["adamw"], model), lr=settings["lr"], momentum=settings["momentum"],
+                          nesterov=settings["nesterov"], adjust_lr_fn=scale, betas=tuple(settings["betas"]), eps=settings["eps"],
+                          master=master)
     if settings["type"] == "sgd":
         return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"], master=master)
     kind = {"adamw": optim.AdamW, "adam": optim.Adam, "adamw8bit": optim.AdamW8bit, "adam8bit": optim.Adam8bit}[settings["type"]]
     exclude = {"exclude": settings["exclude"]} if "exclude" in settings else {}
     return kind(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"], master=master, **exclude)
+
+
+def matrices_apart(groups: list[dict], adamw: list[str], model: nn.Module) -> list[dict]:
+    """Each group as one of matrices, for Muon, and one of the rest, where it has such."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    def is_muons(parameter: nn.Parameter) -> bool:
+        return parameter.dim() == 2 and not any(_C.glob_matches(glob, names[parameter]) for glob in adamw)
+    parts = [{**group, "params": [p for p in group["params"] if is_muons(p) == use_muon], "use_muon": use_muon}
+             for group in groups for use_muon in (True, False)]
+    return [part for part in parts if part["params"]]
 
 
 def move_parameters(optimizer: Optimizer, plain: dict[str, nn.Parameter], sharded: dict[str, nn.Parameter]) -> None:

@@ -5,6 +5,7 @@ names (so torch's own AdamW reads it, and the reverse). Moments are DTensors, sh
 """
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -35,19 +36,29 @@ class ShardedOptimizer(Optimizer):
         memory), or "none" (nothing: rounded stochastically, bf16 only). fp32 parameters are their own.
     """
 
-    counts_steps = True  # the update depends on the number of the step
     eight_bits = False
     exclude: tuple[str, ...] = ()
 
-    def __init__(self, params: Iterable, rule: _C.UpdateRule, defaults: dict[str, Any], master: str = "nearest"):
+    def __init__(self, params: Iterable, defaults: dict[str, Any], master: str = "nearest"):
         if master not in MASTERS:
             raise ConfigError(f"[optim] got master={master!r}, expected one of {', '.join(map(repr, MASTERS))}; try 'split'")
-        self._rule, self.master = rule, master
+        self.master = master
         self._places: dict[nn.Parameter, tuple[int, int]] = {}  # of those that are rounded stochastically
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in super().__getstate__().items() if k not in ("_rule", "_places")}
+        return {**super().__getstate__(), "master": self.master, "exclude": self.exclude}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._places = {}
+
+    def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
+        raise NotImplementedError
+
+    def _counts_steps(self, group: dict[str, Any]) -> bool:
+        """Whether the update depends on the number of the step: random rounding does."""
+        return self.master == "none"
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None, *, gradient_scale: float = 1.0) -> Any:
@@ -57,23 +68,27 @@ class ShardedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step: dict[int, list[_C.Piece]] = defaultdict(list)
+            by_step: dict[int, dict[nn.Parameter, _C.Piece]] = defaultdict(dict)
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    step, piece = self._next(parameter)
-                    by_step[step].append(piece)
-            beta1, beta2 = group.get("betas", (0.0, 0.0))
+                    step, piece = self._next(parameter, group)
+                    by_step[step][parameter] = piece
             for step, pieces in by_step.items():
-                self._rule.update(pieces, lr=float(group["lr"]), beta1=beta1, beta2=beta2, eps=group.get("eps", 0.0),
-                                  weight_decay=group["weight_decay"], step=step, gradient_scale=gradient_scale, master=self.master)
+                self._update(group, pieces, step, gradient_scale)
         return loss
 
-    def _next(self, parameter: nn.Parameter) -> tuple[int, _C.Piece]:
+    def _update(self, group: dict[str, Any], pieces: dict[nn.Parameter, _C.Piece], step: int, gradient_scale: float) -> None:
+        """Updates pieces of parameters of a group, all of them in their step of this number."""
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
+        self._rule_of(group).update(list(pieces.values()), lr=float(group["lr"]), beta1=beta1, beta2=beta2, eps=group.get("eps", 0.0),
+                                    weight_decay=group["weight_decay"], step=step, gradient_scale=gradient_scale, master=self.master)
+
+    def _next(self, parameter: nn.Parameter, group: dict[str, Any]) -> tuple[int, _C.Piece]:
         """The number of this parameter's step, and its local tensors."""
         state = self.state[parameter]
         if not state:
-            self._start(parameter, state)
-        if self.counts_steps:
+            self._start(parameter, state, group)
+        if "step" in state:
             state["step"] += 1
         states = [local(state[name]) for name in STATES if name in state]
         if "remainder" in state:
@@ -81,15 +96,15 @@ class ShardedOptimizer(Optimizer):
         first, key = self._place_of(parameter) if self.master == "none" else (0, 0)
         return int(state.get("step", 1)), _C.Piece([local(parameter), local(parameter.grad), *states], first, key)
 
-    def _start(self, parameter: nn.Parameter, state: dict[str, Any]) -> None:
+    def _start(self, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         if parameter.dtype == torch.float16 and self.master in ("split", "none"):
             raise ConfigError(f"[optim] got master={self.master!r} with parameter '{self._name_of(parameter)}' of torch.float16, "
                               "expected 'fp32' or 'nearest' (others are for bfloat16); try 'fp32'")
-        for name, dtype, by_block in self._rule.state(parameter.dtype, self._takes_eight_bits(parameter), self.master):
+        for name, dtype, by_block in self._rule_of(group).state(parameter.dtype, self._takes_eight_bits(parameter), self.master):
             state[name] = zeros_like(parameter, dtype, by_block)
             if name == "master":
                 local(state[name]).copy_(local(parameter))
-        if self.counts_steps:
+        if self._counts_steps(group):
             state["step"] = torch.tensor(0.0)
 
     def _name_of(self, parameter: nn.Parameter) -> str:
@@ -138,22 +153,31 @@ class ShardedOptimizer(Optimizer):
                     self.state[parameter][name] = value.detach().clone()
 
 
-class AdamW(ShardedOptimizer):
-    """``torch.optim.AdamW``: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019."""
-
-    def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2, *, master: str = "nearest"):
-        check_adam(lr, betas, eps, weight_decay)
-        super().__init__(params, _C.UpdateRule("adamw"), dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), master)
-
-
 class Adam(ShardedOptimizer):
     """``torch.optim.Adam``: decay is added to the gradient."""
+
+    kind = "adam"
 
     def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
                  weight_decay: float = 0.0, *, master: str = "nearest"):
         check_adam(lr, betas, eps, weight_decay)
-        super().__init__(params, _C.UpdateRule("adam"), dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), master)
+        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), master)
+
+    def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
+        return elementwise_rule(self.kind)
+
+    def _counts_steps(self, group: dict[str, Any]) -> bool:
+        return True
+
+
+class AdamW(Adam):
+    """``torch.optim.AdamW``: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019."""
+
+    kind = "adamw"
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
+                 weight_decay: float = 1e-2, *, master: str = "nearest"):
+        super().__init__(params, lr, betas, eps, weight_decay, master=master)
 
 
 class AdamW8bit(AdamW):
@@ -187,15 +211,82 @@ class Adam8bit(Adam):
 class SGD(ShardedOptimizer):
     """``torch.optim.SGD`` with momentum and Nesterov's variant of it."""
 
-    counts_steps = False
-
     def __init__(self, params: Iterable, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0,
                  nesterov: bool = False, *, master: str = "nearest"):
         check("lr", lr, lr >= 0, "0 or more")
         check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
         torchs = dict(dampening=0.0, maximize=False, foreach=None, differentiable=False, fused=None)  # in its checkpoints
-        super().__init__(params, _C.UpdateRule("sgd", momentum, nesterov),
-                         dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, **torchs), master)
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, **torchs), master)
+
+    def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
+        return elementwise_rule("sgd", group["momentum"], group["nesterov"])
+
+
+class Muon(ShardedOptimizer):
+    """``torch.optim.Muon`` for the matrices of a sharded model, and AdamW for what is none: Jordan et al., "Muon: an optimizer for
+    hidden layers in neural networks", 2024.
+
+    A matrix moves by its momentum, which ``ns_steps`` Newton-Schulz iterations make orthogonal (in fp32; torch: bf16). The state
+    ``momentum_buffer`` is sharded as the parameter; in a step each matrix is whole on one rank, its executor. Collective. The same
+    bits for any number of ranks.
+
+    Groups with ``use_muon=False`` are updated by AdamW, with ``betas`` and ``eps``: embeddings, the head, norms and biases
+    belong there, and everything that is no matrix must.
+
+    adjust_lr_fn: what a matrix's learning rate is multiplied with: "original" (None), sqrt(max(1, rows / columns)); or
+        "match_rms_adamw", 0.2 sqrt(max(rows, columns)), by which moves are of AdamW's size and its learning rate fits.
+    """
+
+    def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95, nesterov: bool = True,
+                 ns_steps: int = 5, adjust_lr_fn: str | None = None, *, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
+                 master: str = "nearest"):
+        check_adam(lr, betas, eps, weight_decay)
+        check("adjust_lr_fn", adjust_lr_fn, adjust_lr_fn in (None, "original", "match_rms_adamw"), "'original' or 'match_rms_adamw'")
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps,
+                                      adjust_lr_fn=adjust_lr_fn, betas=betas, eps=eps, use_muon=True), master)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        self._rule_of(group)  # it checks what it is made of
+        for parameter in group["params"]:
+            if group["use_muon"] and parameter.dim() != 2:
+                raise ConfigError(f"[optim] got parameter '{self._name_of(parameter)}' of sizes {list(parameter.shape)}, expected "
+                                  "matrices in groups of Muon's; try use_muon=False for its group")
+
+    def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
+        if not group["use_muon"]:
+            return elementwise_rule("adamw")
+        return matrix_rule(group["momentum"], group["nesterov"], group["adjust_lr_fn"] == "match_rms_adamw", group["ns_steps"])
+
+    def _counts_steps(self, group: dict[str, Any]) -> bool:
+        return not group["use_muon"] or super()._counts_steps(group)
+
+    def _update(self, group: dict[str, Any], pieces: dict[nn.Parameter, _C.Piece], step: int, gradient_scale: float) -> None:
+        if not group["use_muon"]:
+            return super()._update(group, pieces, step, gradient_scale)
+        by_model: dict[_C.Model | None, list[nn.Parameter]] = defaultdict(list)
+        for parameter in pieces:
+            by_model[model_of(parameter)].append(parameter)
+        for model, matrices in by_model.items():
+            self._rule_of(group).update_matrices(model, [pieces[p] for p in matrices], [tuple(p.shape) for p in matrices],
+                                                 lr=float(group["lr"]), weight_decay=group["weight_decay"], step=step,
+                                                 gradient_scale=gradient_scale, master=self.master)
+
+
+elementwise_rule = functools.cache(_C.UpdateRule)
+matrix_rule = functools.cache(_C.MuonRule)
+
+
+def model_of(parameter: nn.Parameter) -> _C.Model | None:
+    """That a parameter's rows are spread in; None for one that is not sharded."""
+    unit = getattr(parameter, "_sherd_unit", None)
+    if unit is not None and (module := unit()) is not None:
+        return getattr(module, HELD).whole_model().model
+    if isinstance(parameter, DTensor):
+        raise ConfigError(f"[optim] got a DTensor of sizes {list(parameter.shape)} that sherd has not sharded, expected parameters of "
+                          "a model given to fully_shard")
+    return None
 
 
 def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:

@@ -23,8 +23,9 @@ class ShardedParameter(DTensor):
 
     Everything that DTensors can do works on it; what mixes it with plain tensors raises an error that names it.
     """
-    # The name in the model, what the unit computes with, and the model's root: set by fully_shard and at the first use.
+    # The name in the model, what the unit computes with, the unit, and the model's root: set by fully_shard and at the first use.
     _sherd_name: str
+    _sherd_unit: weakref.ref | None
     _sherd_whole: nn.Parameter | None
     _sherd_root: weakref.ref | None
 
@@ -200,7 +201,7 @@ def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name
     sharded = ShardedParameter(local, spec_of(like.shape, like.dtype, mesh), requires_grad=like.requires_grad)
     sharded._is_param = True
     sharded.__dict__.update(users_attributes(like))
-    sharded._sherd_name, sharded._sherd_whole, sharded._sherd_root = name, None, None
+    sharded._sherd_name, sharded._sherd_whole, sharded._sherd_unit, sharded._sherd_root = name, None, None, None
     return sharded
 
 

@@ -122,8 +122,9 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             if parameter.device_mesh != handle.options.mesh:
                 raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is sharded over {parameter.device_mesh} "
                                   f"already, expected {handle.options.mesh}; try zero.Init(mesh=) with the same mesh")
-            continue
-        module._parameters[key] = sharded_once(parameter, joined(name, key), handle.options.mesh)
+        else:
+            parameter = module._parameters[key] = sharded_once(parameter, joined(name, key), handle.options.mesh)
+        parameter._sherd_unit = weakref.ref(unit)
     for key, child in module._modules.items():
         if child is not None:
             convert(unit, child, joined(name, key), handle, seen)

@@ -72,6 +72,10 @@ class Model {
   /// This rank's rows can be changed from here on by ways that nothing here sees.
   void note_alias() { aliased_ = true; }
 
+  /// The ranks that rows are spread over, and the books of this one.
+  Transport& shard_transport() { return core_->model->shard_transport(); }
+  Ledger& ledger() { return core_->ledger; }
+
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
   /// Bytes held on this rank, by kind.

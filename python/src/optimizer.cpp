@@ -1,7 +1,9 @@
 #include "python/src/optimizer.h"
 
+#include "python/src/model.h"
 #include "sherd/base/error.h"
 #include "sherd/base/fnv.h"
+#include "sherd/engine/muon_step.h"
 #include "sherd/engine/precision.h"
 #include "sherd/optim/loss_scaler.h"
 #include "sherd/optim/update_rule.h"
@@ -40,18 +42,38 @@ struct Piece {
   uint64_t key;
 };
 
+UpdatePiece flat(const Piece& given, Master master) {
+  const auto& tensors = given.tensors;
+  UpdatePiece piece{tensors[0].view(-1), tensors[1].contiguous().view(-1), {}};
+  for (size_t k = 2; k < tensors.size(); ++k) piece.state.push_back(tensors[k].view(-1));
+  piece.master = tensors[0].scalar_type() == at::kFloat ? Master::nearest : master;
+  piece.first = given.first;
+  piece.key = given.key;
+  return piece;
+}
+
 void update(const UpdateRule& rule, const std::vector<Piece>& pieces, const Hyperparameters& values,
             const UpdateTime& time, Master master) {
   const at::NoGradGuard no_grad;
-  for (const auto& [tensors, first, key] : pieces) {
-    if (tensors[0].numel() == 0) continue;
-    UpdatePiece piece{tensors[0].view(-1), tensors[1].contiguous().view(-1), {}};
-    for (size_t k = 2; k < tensors.size(); ++k) piece.state.push_back(tensors[k].view(-1));
-    piece.master = tensors[0].scalar_type() == at::kFloat ? Master::nearest : master;
-    piece.first = first;
-    piece.key = key;
-    rule.update(piece, values, time);
+  for (const auto& piece : pieces)
+    if (piece.tensors[0].numel() > 0) rule.update(flat(piece, master), values, time);
+}
+
+/// Of one model's matrices, or of plain ones where `model` is null.
+void update_matrices(const MuonRule& rule, Model* model, const std::vector<Piece>& pieces,
+                     const std::vector<std::pair<int64_t, int64_t>>& shapes, const Hyperparameters& values,
+                     const UpdateTime& time, Master master) {
+  const at::NoGradGuard no_grad;
+  std::vector<MuonMatrix> matrices;
+  for (size_t k = 0; k < pieces.size(); ++k)
+    matrices.push_back({shapes[k].first, shapes[k].second, {flat(pieces[k], master)}, values});
+  if (model != nullptr) {
+    MuonStep(rule, model->shard_transport(), model->ledger(), Spread::sharded).run(matrices, time);
+    return;
   }
+  const auto alone = solo_transport();
+  Ledger ledger;
+  MuonStep(rule, *alone, ledger, Spread::whole).run(matrices, time);
 }
 
 void add_rule(py::module& module) {
@@ -84,6 +106,23 @@ void add_rule(py::module& module) {
                    master_named(master));
           },
           py::arg("pieces"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
+          py::arg("step"), py::arg("gradient_scale"), py::arg("master"), py::call_guard<py::gil_scoped_release>());
+  py::class_<MuonRule, UpdateRule>(module, "MuonRule", "The update of matrices by Muon.")
+      .def(py::init([](double momentum, bool nesterov, bool match_adamw, int64_t iterations) {
+             return MuonRule({momentum, nesterov ? Nesterov::yes : Nesterov::no,
+                              match_adamw ? MuonScale::match_adamw : MuonScale::original, iterations});
+           }),
+           py::arg("momentum"), py::arg("nesterov"), py::arg("match_adamw"), py::arg("iterations"))
+      .def(
+          "update_matrices",
+          [](const MuonRule& rule, Model* model, const std::vector<Piece>& pieces,
+             const std::vector<std::pair<int64_t, int64_t>>& shapes, double lr, double weight_decay, int64_t step,
+             double gradient_scale, const std::string& master) {
+            update_matrices(rule, model, pieces, shapes, {.lr = lr, .weight_decay = weight_decay},
+                            {step, 1.0, gradient_scale}, master_named(master));
+          },
+          "Of a model's matrices, by their rows of this rank; collective. Or of whole ones, without a model.",
+          py::arg("model").none(true), py::arg("pieces"), py::arg("shapes"), py::arg("lr"), py::arg("weight_decay"),
           py::arg("step"), py::arg("gradient_scale"), py::arg("master"), py::call_guard<py::gil_scoped_release>());
   module.def("fits_eight_bits", &fits_eight_bits, py::arg("rows"), py::arg("row_elements"), py::arg("ranks"));
   module.def(

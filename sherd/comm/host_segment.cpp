@@ -314,29 +314,34 @@ SharedMemory HostSegment::share(int64_t bytes, int creator) {
   return memory;
 }
 
-Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view) {
+// Every rank's bytes side by side, for all to read until the next barrier.
+const std::byte* HostSegment::stage(const at::Tensor& mine) {
   forget_interrupted();
-  const int64_t bytes = shard.nbytes();
+  const auto bytes = static_cast<int64_t>(mine.nbytes());
   if (staging_.bytes() < bytes * size()) {
     barrier(*this);
     staging_memory_ = share(bytes * size(), 0);
     staging_ = staging_memory_.map_writable(0, bytes * size());
   }
-  copy_bytes(staging_.data() + bytes * rank(), shard.const_data_ptr(), bytes);
+  copy_bytes(staging_.data() + bytes * rank(), mine.const_data_ptr(), bytes);
   bytes_sent_ += bytes;
   barrier(*this);
-  copy_bytes(whole.mutable_data_ptr(), staging_.data(), bytes * size());
+  return staging_.data();
+}
+
+Pending HostSegment::all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view) {
+  copy_bytes(whole.mutable_data_ptr(), stage(shard), static_cast<int64_t>(shard.nbytes()) * size());
   barrier(*this);
   return {};
 }
 
-Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) {
+Pending HostSegment::all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view) {
   const int64_t piece = static_cast<int64_t>(send.nbytes()) / size();
-  at::Tensor everything = at::empty({send.numel() * size()}, send.options());
-  all_gather(send, everything, what).wait();
+  const std::byte* all = stage(send);
   for (int r = 0; r < size(); ++r)
-    copy_bytes(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece,
-               static_cast<const std::byte*>(everything.const_data_ptr()) + (r * size() + rank()) * piece, piece);
+    copy_bytes(static_cast<std::byte*>(received.mutable_data_ptr()) + r * piece, all + (r * size() + rank()) * piece,
+               piece);
+  barrier(*this);
   return {};
 }
 

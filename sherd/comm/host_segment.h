@@ -85,7 +85,9 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   PeerWatch watch_;
   uint64_t recoveries_ = 0;  // that this transport knows of
   uint64_t exchanges_ = 0;
-  SharedMemory staging_memory_;  // all_gather and all_to_all, which only tools and tests use on one host
+  const std::byte* stage(const at::Tensor& mine);
+
+  SharedMemory staging_memory_;  // of all_gather and all_to_all
   Mapping staging_;
 };
 

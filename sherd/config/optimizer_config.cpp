@@ -88,14 +88,26 @@ void read_name(JsonReader& reader, const char* key, std::optional<std::string>& 
 }  // namespace
 
 void read_optimizer(JsonReader reader, OptimizerConfig& optimizer, const std::vector<std::string>& all_paths) {
-  reader.choice("type", optimizer.type, {"adamw", "adam", "sgd", "adamw8bit", "adam8bit"});
+  reader.choice("type", optimizer.type, {"adamw", "adam", "sgd", "adamw8bit", "adam8bit", "muon"});
+  const bool muon = optimizer.type == "muon";
+  if (muon) {
+    optimizer.momentum = 0.95;
+    optimizer.nesterov = true;
+    reader.choice("scale", optimizer.scale, {"match_adamw", "original"});
+    reader.strings("adamw", optimizer.adamw);
+  } else {
+    refuse_keys(reader, optimizer.type, {"scale", "adamw"}, "muon");
+  }
   reader.number("lr", optimizer.lr, kNotNegative);
-  if (optimizer.type == "sgd") {
-    refuse_keys(reader, optimizer.type, {"betas", "eps"}, "adamw and adam");
+  if (optimizer.type == "sgd" || muon) {
     reader.number("momentum", optimizer.momentum, kUpToOne);
     reader.boolean("nesterov", optimizer.nesterov);
   } else {
-    refuse_keys(reader, optimizer.type, {"momentum", "nesterov"}, "sgd");
+    refuse_keys(reader, optimizer.type, {"momentum", "nesterov"}, "sgd and muon");
+  }
+  if (optimizer.type == "sgd") {
+    refuse_keys(reader, optimizer.type, {"betas", "eps"}, "adamw and adam");
+  } else {
     read_betas(reader, optimizer.beta1, optimizer.beta2);
     reader.number("eps", optimizer.eps, kAboveZero);
   }
@@ -108,7 +120,7 @@ void read_optimizer(JsonReader reader, OptimizerConfig& optimizer, const std::ve
   reader.strings("no_decay", optimizer.no_decay);
   read_groups(reader, optimizer);
   reader.finish(all_paths);
-  if (optimizer.nesterov && optimizer.momentum == 0)
+  if (optimizer.nesterov && optimizer.momentum == 0 && !muon)
     config_error(
         "config",
         "got true for 'optimizer.nesterov' without momentum, expected a positive 'optimizer.momentum'; try 0.9");
@@ -158,10 +170,16 @@ json to_json(const OptimizerConfig& optimizer) {
               {"lr", optimizer.lr},
               {"weight_decay", optimizer.weight_decay},
               {"no_decay", optimizer.no_decay}};
-  if (optimizer.type == "sgd") {
+  const bool muon = optimizer.type == "muon";
+  if (optimizer.type == "sgd" || muon) {
     out["momentum"] = optimizer.momentum;
     out["nesterov"] = optimizer.nesterov;
-  } else {
+  }
+  if (muon) {
+    out["scale"] = optimizer.scale;
+    out["adamw"] = optimizer.adamw;
+  }
+  if (optimizer.type != "sgd") {
     out["betas"] = {optimizer.beta1, optimizer.beta2};
     out["eps"] = optimizer.eps;
   }

@@ -18,20 +18,23 @@ struct GroupConfig {
 };
 
 struct OptimizerConfig {
-  std::string type = "adamw";  // adamw, adam, sgd, adamw8bit, adam8bit
+  std::string type = "adamw";  // adamw, adam, sgd, adamw8bit, adam8bit, muon (and adamw for what is no matrix)
   double lr = 3e-4;
-  double beta1 = 0.9, beta2 = 0.95;                         // adamw, adam, and with 8 bits
-  double eps = 1e-8;                                        // the same
-  double momentum = 0.0;                                    // sgd
-  bool nesterov = false;                                    // sgd
+  double beta1 = 0.9, beta2 = 0.95;   // adamw, adam, and with 8 bits
+  double eps = 1e-8;                  // the same
+  double momentum = 0.0;              // sgd; muon: 0.95 unless set
+  bool nesterov = false;              // sgd; muon: true unless set
+  std::string scale = "match_adamw";  // muon: or original; of lr, by a matrix's shape
+  std::vector<std::string> adamw = {"*embed*", "*wte*", "*wpe*",
+                                    "*lm_head*"};           // muon: globs: matrices that adamw updates all the same
   double weight_decay = 0.1;                                // adamw: of the parameter; adam, sgd: added to the gradient
   std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
   std::vector<std::string> exclude = {};                    // adamw8bit, adam8bit: globs; fp32 moments all the same
   std::vector<GroupConfig> groups = {};                     // come before no_decay
 
   bool has_8_bits() const { return type == "adamw8bit" || type == "adam8bit"; }
-  /// Without the 8 bits: adamw, adam or sgd.
-  std::string rule() const { return has_8_bits() ? type.substr(0, type.size() - 4) : type; }
+  /// What updates all parameters, or with muon those that are no matrices: adamw, adam or sgd.
+  std::string rule() const { return has_8_bits() ? type.substr(0, type.size() - 4) : type == "muon" ? "adamw" : type; }
 };
 
 /// fp32, bf16 or fp16 each (compute: or auto); what is not set follows from the rest (engine/precision.h).

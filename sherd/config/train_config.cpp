@@ -219,7 +219,8 @@ const std::vector<std::string>& all_paths() {
     full.model.rope_theta = 1;
     full.model.embeddings = Embeddings::tied;
     std::vector<std::string> result = {"data.text",          "data.synthetic",    "optimizer.momentum",
-                                       "optimizer.nesterov", "optimizer.exclude", "loss_scale.initial"};
+                                       "optimizer.nesterov", "optimizer.exclude", "optimizer.adamw",
+                                       "optimizer.scale",    "loss_scale.initial"};
     const json document = to_json(full);
     for (const auto& [section, value] : document.items()) {
       if (!value.is_object()) continue;

@@ -5,6 +5,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/engine/broadcast_buffers.h"
+#include "sherd/engine/muon_step.h"
 #include "sherd/engine/non_finite.h"
 #include "sherd/models/deferred.h"
 #include "sherd/shard/discover.h"
@@ -57,6 +58,7 @@ void EngineOptions::validate() const {
   update.validate();
   optimizer.validate();
   if (loss_scale) loss_scale->validate();
+  if (muon) muon->validate();
   if (moments == MomentType::eight_bits && (update.kind == UpdateRuleOptions::Kind::sgd || !device.is_cpu()))
     config_error("optimizer.type", "got 8-bit moments {}, expected Adam or AdamW on the CPU; try fp32 moments",
                  device.is_cpu() ? "with sgd" : "on " + device.str());
@@ -75,7 +77,8 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
     at::manual_seed(*options_.seed + 0x9e3779b97f4a7c15ULL * static_cast<uint64_t>(transport_->rank()));
   if (options_.precision) convert_parameters(*module_, *options_.precision);
   model_ = std::make_unique<ShardedModel>(module_, *transport_, ledger_, shard_options(options_, *transport_));
-  state_.emplace(*rule_, *model_, ledger_, options_);
+  if (options_.muon) muon_.emplace(*options_.muon);
+  state_.emplace(*rule_, muon_ ? &*muon_ : nullptr, *model_, ledger_, options_);
   warnings_ = model_->warnings();
   warnings_.insert(warnings_.end(), state_->notes().begin(), state_->notes().end());
   model_->fill(source, [this](size_t g, size_t p, size_t o, const at::Tensor& values) {
@@ -125,8 +128,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   if (options_.clip) gradient_scale *= std::min(1.0, *options_.clip / (report.grad_norm + 1e-6));
   ++steps_;
   try {
-    for (size_t g = 0; g < model_->groups().size(); ++g)
-      if (model_->groups()[g]->trainable()) update_group(g, lr_scale, gradient_scale);
+    update_all({steps_, lr_scale, gradient_scale});
     model_->publish();
   } catch (const std::exception& error) {
     fault("step", "the update of step {} failed half-way: {}; try to go on from the last checkpoint", steps_,
@@ -208,15 +210,32 @@ at::Tensor Engine::own_gradient(size_t g) const {
   return model_->store().gradient(g).narrow(0, static_cast<int64_t>(own_place()) * piece, piece);
 }
 
-void Engine::update_group(size_t g, double lr_scale, double gradient_scale) {
-  for (size_t o = 0; o < model_->store().owned().size(); ++o) {
-    for (size_t p = 0; p < model_->groups()[g]->parameters().size(); ++p) {
-      UpdatePiece piece = state_->piece(g, p, o);
-      if (piece.parameter.numel() == 0) continue;
-      piece.gradient = model_->gradient_rows(g, p, o);
-      rule_->update(piece, state_->values(g, p), {steps_, lr_scale, gradient_scale});
+UpdatePiece Engine::piece_with_gradient(size_t g, size_t p, size_t o) {
+  UpdatePiece piece = state_->piece(g, p, o);
+  piece.gradient = model_->gradient_rows(g, p, o);
+  return piece;
+}
+
+void Engine::update_all(const UpdateTime& time) {
+  const size_t owned = model_->store().owned().size();
+  std::vector<MuonMatrix> matrices;
+  for (size_t g = 0; g < model_->groups().size(); ++g) {
+    const ParamGroup& group = *model_->groups()[g];
+    for (size_t p = 0; group.trainable() && p < group.parameters().size(); ++p) {
+      std::vector<UpdatePiece> pieces;
+      for (size_t o = 0; o < owned; ++o) pieces.push_back(piece_with_gradient(g, p, o));
+      if (state_->is_matrix(g, p)) {
+        const auto& parameter = group.layout().parameters[p];
+        matrices.push_back({parameter.rows, parameter.row_elements, std::move(pieces), state_->values(g, p)});
+        continue;
+      }
+      for (const auto& piece : pieces)
+        if (piece.parameter.numel() > 0) rule_->update(piece, state_->values(g, p), time);
     }
   }
+  if (muon_)
+    MuonStep(*muon_, model_->shard_transport(), ledger_, owned == 1 ? Spread::sharded : Spread::whole)
+        .run(matrices, time);
 }
 
 ShardView Engine::view_of(size_t g, size_t p, int owner, at::Tensor values) const {

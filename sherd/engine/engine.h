@@ -114,7 +114,8 @@ class Engine {
   int64_t attempts() const { return steps_ + skipped_; }
   size_t own_place() const;                 // of this rank among the store's owned()
   at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
-  void update_group(size_t g, double lr_scale, double gradient_scale);
+  UpdatePiece piece_with_gradient(size_t g, size_t p, size_t o);
+  void update_all(const UpdateTime& time);
   std::vector<ShardView> views_of(const std::function<at::Tensor(size_t g, size_t p)>& values);
   ShardView view_of(size_t g, size_t p, int owner, at::Tensor values) const;
 
@@ -124,6 +125,7 @@ class Engine {
   Ledger ledger_;
   std::unique_ptr<ShardedModel> model_;
   std::unique_ptr<UpdateRule> rule_;
+  std::optional<MuonRule> muon_;  // of matrices, where there is one
   std::optional<OptimizerState> state_;
   std::vector<std::string> warnings_;
   std::optional<LossScaler> scaler_;

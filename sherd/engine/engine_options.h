@@ -9,6 +9,7 @@
 
 #include "sherd/engine/precision.h"
 #include "sherd/optim/loss_scaler.h"
+#include "sherd/optim/muon.h"
 #include "sherd/optim/optim_groups.h"
 #include "sherd/optim/update_rule.h"
 #include "sherd/recompute/recompute_policy.h"
@@ -33,6 +34,8 @@ struct EngineOptions {
   Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
   std::optional<double> clip = 1.0;  // largest global gradient norm
   UpdateRuleOptions update = {};     // AdamW
+  std::optional<MuonOptions> muon = {};  // what updates matrices; `update` all else
+  std::vector<std::string> not_muon = {"*embed*", "*wte*", "*wpe*", "*lm_head*"};  // globs: but not these matrices
   Hyperparameters optimizer = {};
   std::vector<OptimGroup> optimizer_groups = {};
   MomentType moments = MomentType::fp32;       // adamw, adam

@@ -14,12 +14,16 @@ namespace sherd {
 
 class OptimizerState {
  public:
-  /// Of the trainable groups of `model`, zero-filled and booked as moments and masters. The arguments outlive it.
-  OptimizerState(const UpdateRule& rule, ShardedModel& model, Ledger& ledger, const EngineOptions& options);
+  /// Of the trainable groups of `model`, zero-filled and booked as moments and masters. `matrix_rule` may be null. The
+  /// arguments outlive it.
+  OptimizerState(const UpdateRule& rule, const UpdateRule* matrix_rule, ShardedModel& model, Ledger& ledger,
+                 const EngineOptions& options);
 
   /// The rows of the o-th of the store's owned() of a parameter, without a gradient.
   UpdatePiece piece(size_t g, size_t p, size_t o) const;
   const Hyperparameters& values(size_t g, size_t p) const { return *hyper_[g][p]; }
+  /// Whether the matrix rule updates it.
+  bool is_matrix(size_t g, size_t p) const { return groups_[g].matrix[p]; }
   /// Which parameters have fp32 moments though 8 bits were asked for, and why; empty where there are none.
   const std::vector<std::string>& notes() const { return notes_; }
 
@@ -33,10 +37,11 @@ class OptimizerState {
     Buffer moments, masters;                          // bytes
     std::vector<std::vector<std::vector<Place>>> at;  // by parameter, owner and state
     std::vector<Master> master;                       // by parameter
+    std::vector<bool> matrix;                         // by parameter
     std::vector<uint64_t> key;                        // by parameter: of its name
   };
-  void lay_out(const UpdateRule& rule, size_t g, const EngineOptions& options, Group& group, int64_t& moments,
-               int64_t& masters);
+  void lay_out(const UpdateRule& rule, const UpdateRule* matrix_rule, size_t g, const EngineOptions& options,
+               Group& group, int64_t& moments, int64_t& masters);
   MomentType moments_of(size_t g, size_t p, const EngineOptions& options);
 
   ShardedModel& model_;

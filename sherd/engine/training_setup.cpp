@@ -128,6 +128,11 @@ EngineOptions engine_options(const TrainConfig& config) {
   options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
   options.moments = o.has_8_bits() ? MomentType::eight_bits : MomentType::fp32;
   options.fp32_moments = o.exclude;
+  if (o.type == "muon") {
+    const auto scale = o.scale == "original" ? MuonScale::original : MuonScale::match_adamw;
+    options.muon = {o.momentum, o.nesterov ? Nesterov::yes : Nesterov::no, scale};
+    options.not_muon = o.adamw;
+  }
   for (const GroupConfig& group : o.groups) options.optimizer_groups.push_back(optim_group(group, options.optimizer));
   if (!o.no_decay.empty()) {
     OptimGroup group{o.no_decay, options.optimizer};
@@ -158,6 +163,7 @@ void warn_of_unused_patterns(const OptimizerConfig& config, const std::vector<Te
   };
   if (config.no_decay != OptimizerConfig().no_decay) warn("optimizer.no_decay", config.no_decay);
   warn("optimizer.exclude", config.exclude);
+  if (config.adamw != OptimizerConfig().adamw) warn("optimizer.adamw", config.adamw);
   for (size_t i = 0; i < config.groups.size(); ++i)
     warn(fmt::format("optimizer.groups[{}].match", i), config.groups[i].match);
 }

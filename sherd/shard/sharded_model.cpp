@@ -96,6 +96,7 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
   if (options.strategy.gradients == Spread::whole)
     for (auto& group : plan.groups) group.slot = SlotKind::dedicated;
   StoreTransports transports = transports_on(options.mesh, transport_);
+  shard_transport_ = transports.shard;
   warn_of_large_units(plan);
   store_ = make_store(std::move(transports), ledger, plan);
 

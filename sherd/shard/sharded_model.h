@@ -90,6 +90,8 @@ class ShardedModel : public UnitObserver {
   /// The root first, then in the order of the module tree.
   const std::vector<std::shared_ptr<UnitState>>& units() const { return units_; }
   Store& store() { return *store_; }
+  /// The ranks that rows are spread over.
+  Transport& shard_transport() { return *shard_transport_; }
   const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }
 
   /// The reduced gradient of a parameter's rows of the o-th of the store's owned(): [rows * row_elements].
@@ -143,6 +145,7 @@ class ShardedModel : public UnitObserver {
 
   std::shared_ptr<torch::nn::Module> root_;  // kept alive, where there is one
   Transport& transport_;
+  std::shared_ptr<Transport> shard_transport_;
   std::unique_ptr<Store> store_;
   BufferPool casts_;
   std::vector<std::unique_ptr<ParamGroup>> groups_;

@@ -86,11 +86,18 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(with_groups.optimizer.groups[1].match[1], "d");
   EXPECT_EQ(with_groups.optimizer.groups[1].lr, std::nullopt);
   EXPECT_EQ(with_groups.loss_scale.kind, LossScaleConfig::Kind::none);
+  const json muon = with(R"({"optimizer": {"type": "muon", "scale": "original", "adamw": ["a"], "betas": [0.5, 0.6],
+      "groups": [{"match": ["b"], "eps": 0.1}]}})");
+  EXPECT_EQ(read_train_config(muon).optimizer.rule(), "adamw");
+  EXPECT_EQ(read_train_config(muon).optimizer.momentum, 0.95);
+  EXPECT_TRUE(read_train_config(muon).optimizer.nesterov);
+  EXPECT_EQ(read_train_config(muon).optimizer.scale, "original");
+  EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "muon", "momentum": 0.5}})")).optimizer.momentum, 0.5);
   const json fixed = with(R"({"loss_scale": 128})");
   EXPECT_EQ(read_train_config(fixed).loss_scale.kind, LossScaleConfig::Kind::fixed);
   EXPECT_EQ(read_train_config(fixed).loss_scale.options.initial, 128);
   EXPECT_EQ(read_train_config(minimal()).loss_scale.kind, LossScaleConfig::Kind::automatic);
-  for (const json& document : {full, example(), minimal(), sgd, eight_bits, fixed}) {
+  for (const json& document : {full, example(), minimal(), sgd, eight_bits, muon, fixed}) {
     const json once = to_json(read_train_config(document));
     const json twice = to_json(read_train_config(json::parse(once.dump())));
     EXPECT_EQ(once, twice);
@@ -149,11 +156,8 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
   const Mistake mistakes[] = {
       // unknown keys
       {R"({"optimizer": {"betaz": [0.9, 0.95]}})",
-       {"[config] got unknown key 'optimizer.betaz', expected one of betas, eps, exclude, groups, lr, momentum, "
-        "nesterov, no_decay, "
-        "type, "
-        "weight_decay; try "
-        "'betas'"}},
+       {"[config] got unknown key 'optimizer.betaz', expected one of adamw, betas, eps, exclude, groups, lr, momentum, "
+        "nesterov, no_decay, scale, type, weight_decay; try 'betas'"}},
       {R"({"stepz": 3})", {"unknown key 'stepz'", "try 'steps'"}},
       {R"({"qqqqqqqqqq": 3})", {"unknown key 'qqqqqqqqqq'", "try to leave it out"}},
       {R"({"data": {"order ": 1}})", {"'data.order '", "try 'order'"}},
@@ -188,8 +192,13 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"type": "sdg"}})", {"\"sdg\"", "adamw, adam, sgd", "try \"sgd\""}},
       {R"({"optimizer": {"type": "sgd", "betas": [0.9, 0.95]}})", {"'optimizer.betas'", "adamw and adam only"}},
       {R"({"optimizer": {"type": "sgd", "eps": 1e-8}})", {"'optimizer.eps' with optimizer.type \"sgd\""}},
-      {R"({"optimizer": {"momentum": 0.9}})", {"'optimizer.momentum' with optimizer.type \"adamw\"", "sgd only"}},
-      {R"({"optimizer": {"type": "adam", "nesterov": true}})", {"'optimizer.nesterov'", "sgd only"}},
+      {R"({"optimizer": {"momentum": 0.9}})",
+       {"'optimizer.momentum' with optimizer.type \"adamw\"", "sgd and muon only"}},
+      {R"({"optimizer": {"type": "adam", "nesterov": true}})", {"'optimizer.nesterov'", "sgd and muon only"}},
+      {R"({"optimizer": {"scale": "original"}})", {"'optimizer.scale' with optimizer.type \"adamw\"", "muon only"}},
+      {R"({"optimizer": {"type": "sgd", "adamw": ["a"]}})", {"'optimizer.adamw'", "muon only"}},
+      {R"({"optimizer": {"type": "muon", "scale": "adamw"}})", {"'optimizer.scale'", "match_adamw, original"}},
+      {R"({"optimizer": {"type": "muon", "exclude": ["a"]}})", {"'optimizer.exclude'", "adamw8bit and adam8bit"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": true}})", {"'optimizer.nesterov' without momentum", "try 0.9"}},
       {R"({"optimizer": {"type": "sgd", "momentum": 1}})", {"got 1 for 'optimizer.momentum'", "below 1"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": 1}})", {"got 1 for 'optimizer.nesterov'", "true or false"}},

@@ -54,11 +54,28 @@ struct PlainParameter {
   std::string name;
   at::Tensor parameter;  // the model's own
   at::ScalarType reduce = at::kFloat;
-  UpdatePiece piece;  // all of it, without a gradient
+  UpdatePiece piece;    // all of it, without a gradient
+  bool matrix = false;  // of Muon
+};
+
+/// The rules that update a plain model.
+struct PlainRules {
+  explicit PlainRules(const EngineOptions& options) : rule(make_update_rule(options.update)) {
+    if (options.muon) muon.emplace(*options.muon);
+  }
+  void update(const PlainParameter& p, const Hyperparameters& values, const UpdateTime& time) const {
+    if (!p.matrix) return rule->update(p.piece, values, time);
+    const int64_t rows = p.parameter.size(0), columns = p.parameter.size(1);
+    const at::Tensor direction = muon->direction(p.piece, time).view({rows, columns});
+    muon->update_matrix(p.piece, orthogonalized(direction, muon->options().iterations).view(-1), rows, columns, values,
+                        time);
+  }
+  std::unique_ptr<UpdateRule> rule;
+  std::optional<MuonRule> muon;
 };
 
 inline std::vector<PlainParameter> plain_parameters(torch::nn::Module& model, const EngineOptions& options,
-                                                    const UpdateRule& rule) {
+                                                    const PlainRules& rules) {
   std::vector<PlainParameter> all;
   for (const auto& [name, parameter] : parameters_once(model)) {
     const auto& precision = options.precision;
@@ -71,7 +88,10 @@ inline std::vector<PlainParameter> plain_parameters(torch::nn::Module& model, co
     PlainParameter plain{name, parameter, at::kFloat, {at::empty({values.numel()}, storage), {}, {}}};
     if (precision && !wide) plain.reduce = precision->reduce;
     if (precision && storage != at::kFloat) plain.piece.master = precision->master;
-    const bool eight = options.moments == MomentType::eight_bits && fits_eight_bits(rows, values.numel() / rows, 1);
+    plain.matrix = rules.muon && parameter.dim() == 2 && !any_glob_matches(options.not_muon, name);
+    const UpdateRule& rule = plain.matrix ? static_cast<const UpdateRule&>(*rules.muon) : *rules.rule;
+    const bool eight =
+        !plain.matrix && options.moments == MomentType::eight_bits && fits_eight_bits(rows, values.numel() / rows, 1);
     for (const StateTensor& state :
          rule.state({values.numel(), storage, eight ? MomentType::eight_bits : MomentType::fp32, plain.piece.master}))
       plain.piece.state.push_back(at::zeros({state.elements}, state.type));
@@ -93,8 +113,8 @@ inline std::vector<PlainParameter> plain_parameters(torch::nn::Module& model, co
 template <class Model, class Loss>
 Values train_plain(Model& model, const EngineOptions& options, int ranks, int steps, Loss loss) {
   at::set_num_threads(1);
-  const auto rule = make_update_rule(options.update);
-  std::vector<PlainParameter> parameters = plain_parameters(model, options, *rule);
+  const PlainRules rules(options);
+  std::vector<PlainParameter> parameters = plain_parameters(model, options, rules);
   for (int step = 0; step < steps; ++step) {
     std::map<std::string, std::vector<at::Tensor>> gradients;
     for (int rank = 0; rank < ranks; ++rank) {
@@ -120,7 +140,7 @@ Values train_plain(Model& model, const EngineOptions& options, int ranks, int st
     const double gradient_scale = options.clip ? std::min(1.0, *options.clip / (norm + 1e-6)) : 1.0;
     for (auto& p : parameters) {
       if (!p.parameter.requires_grad()) continue;
-      rule->update(p.piece, options.optimizer, {step + 1, 1.0, gradient_scale});
+      rules.update(p, options.optimizer, {step + 1, 1.0, gradient_scale});
       p.parameter.detach().copy_(p.piece.parameter.view(p.parameter.sizes()));
     }
   }

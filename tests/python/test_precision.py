@@ -96,14 +96,23 @@ def updated_by_given_gradients(make, dtype):
     return [p.detach().full_tensor() for p in model.parameters()], states
 
 
+def muon(named, **options):
+    from sherd import optim
+    return optim.Muon([{"params": [each for each in named if (each[1].dim() == 2) == matrices], "use_muon": matrices}
+                       for matrices in (True, False)], **options)
+
+
 def makes():
     from sherd import optim
     return {
+        "muon": (muon, FP32), "muon split": (lambda p: muon(p, master="split", adjust_lr_fn="match_rms_adamw"), BF16),
+        "muon none": (lambda p: muon(p, master="none", nesterov=False), BF16), "muon fp16": (muon, FP16),
         "adamw": (optim.AdamW, FP32), "adamw8bit": (optim.AdamW8bit, FP32), "adam8bit": (optim.Adam8bit, FP32),
         "bf16 nearest": (optim.AdamW, BF16), "bf16 fp32 master": (lambda p: optim.AdamW(p, master="fp32"), BF16),
         "bf16 split": (lambda p: optim.AdamW8bit(p, master="split"), BF16), "bf16 none": (lambda p: optim.AdamW8bit(p, master="none"), BF16),
         "fp16 fp32 master": (lambda p: optim.AdamW8bit(p, master="fp32"), FP16),
         "sgd split": (lambda p: optim.SGD(p, momentum=0.9, master="split"), BF16),
+        "sgd none": (lambda p: optim.SGD(p, momentum=0.9, master="none"), BF16),
     }
 
 
@@ -122,6 +131,22 @@ def test_optimizers_give_the_same_bits_for_any_number_of_ranks():
                     assert torch.equal(weight, alone[name][0][i]), (ranks, name, i)
                     for key, value in states[i].items():
                         assert torch.equal(value, alone[name][1][i][key]), (ranks, name, i, key)
+
+
+def mean_of_small_steps():
+    from sherd import optim
+    parameter = nn.Parameter(torch.ones(4096, dtype=BF16))
+    optimizer = optim.SGD([("p", parameter)], lr=1.0, master="none")
+    for _ in range(64):
+        parameter.grad = torch.full_like(parameter, 2.0 ** -12)  # an eighth of what bf16 can tell below 1
+        optimizer.step()
+    return parameter.detach().float().mean().item(), parameter.detach().float().std().item()
+
+
+def test_random_rounding_draws_anew_in_each_step():
+    mean, deviation = run(1, mean_of_small_steps)[0]
+    assert abs(mean - (1 - 64 * 2.0 ** -12)) < 0.002
+    assert deviation < 0.02  # all have moved about as far: not some in every step and others in none
 
 
 def trained(config, steps=6, poison=None, linear_scale=1.0):
