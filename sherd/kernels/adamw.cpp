@@ -27,12 +27,13 @@ void fp32_loop(const AdamWFactors& factors, size_t n, const G* HWY_RESTRICT grad
   const hn::CappedTag<float, 1> one;
   const size_t lanes = hn::Lanes(d);
   // With a vector of one lane the same operations, so the same rounding.
-  const auto step = [&](auto tag, size_t i) HWY_ATTR {
-    const auto now = adamw_step(tag, f, load_values(tag, gradient + i),
-                                {weights.load(tag, i), hn::LoadU(tag, m + i), hn::LoadU(tag, v + i)});
+  const auto step = [&](auto tag, size_t i) HWY_ATTR __attribute__((always_inline)) {
+    const auto p = weights.load(tag, i);
+    const auto now =
+        adamw_moments(tag, f, load_values(tag, gradient + i), p, {hn::LoadU(tag, m + i), hn::LoadU(tag, v + i)});
     hn::StoreU(without_denormals(tag, now.m), tag, m + i);
     hn::StoreU(without_denormals(tag, now.v), tag, v + i);
-    weights.store(tag, now.p, i);
+    weights.store(tag, adamw_moved(tag, f, p, now), i);
   };
   for (size_t piece = 0; piece < n; piece += kPiece) {
     weights.begin_piece(piece);

@@ -15,22 +15,31 @@ namespace sherd::kernels {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// The parameter and its moments, before or after a step.
 template <class D>
-struct AdamWValues {
-  hn::Vec<D> p, m, v;
+struct MomentPair {
+  hn::Vec<D> m, v;
 };
 
-/// No MulAdd here: targets without it would round differently.
+// No MulAdd here: targets without it would round differently.
+
+/// The moments after a step.
 template <class D>
-HWY_INLINE AdamWValues<D> adamw_step(D d, const AdamWFactors& f, hn::Vec<D> gradient, const AdamWValues<D>& old) {
+HWY_INLINE MomentPair<D> adamw_moments(D d, const AdamWFactors& f, hn::Vec<D> gradient, hn::Vec<D> p,
+                                       const MomentPair<D>& old) {
   const auto set = [d](float x) HWY_ATTR { return hn::Set(d, x); };
-  const auto g = hn::Add(hn::Mul(gradient, set(f.gradient_scale)), hn::Mul(set(f.l2), old.p));
+  const auto g = hn::Add(hn::Mul(gradient, set(f.gradient_scale)), hn::Mul(set(f.l2), p));
   const auto from_m = hn::Eq(set(f.lerp_from_m), set(1.0f));
   const auto m = hn::Add(hn::IfThenElse(from_m, old.m, g), hn::Mul(set(f.m_weight), hn::Sub(g, old.m)));
   const auto v = hn::Add(hn::Mul(set(f.beta2), old.v), hn::Mul(hn::Mul(set(f.g2_weight), g), g));
-  const auto move = hn::Div(hn::Mul(set(f.rate), m), hn::Add(hn::Sqrt(v), set(f.eps)));
-  return {hn::Sub(hn::Mul(old.p, set(f.decay)), move), m, v};
+  return {m, v};
+}
+
+/// The parameter after a step that has given these moments.
+template <class D>
+HWY_INLINE hn::Vec<D> adamw_moved(D d, const AdamWFactors& f, hn::Vec<D> p, const MomentPair<D>& now) {
+  const auto set = [d](float x) HWY_ATTR { return hn::Set(d, x); };
+  const auto move = hn::Div(hn::Mul(set(f.rate), now.m), hn::Add(hn::Sqrt(now.v), set(f.eps)));
+  return hn::Sub(hn::Mul(p, set(f.decay)), move);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -33,45 +33,46 @@ HWY_INLINE float inverse(float& absmax) {
   return absmax > 0 ? 1 / absmax : 0.0f;
 }
 
-/// Codes of a block of new moments, and their scales.
-HWY_INLINE void encode_block(const Encoders& encoders, const float* m, const float* v, const MapMoments& to) {
-  const Floats d;
-  const Ints di;
-  const FloatVector m_scale = hn::Set(d, inverse(*to.m_absmax)), v_scale = hn::Set(d, inverse(*to.v_absmax));
-#pragma GCC unroll 2
-  for (size_t i = 0; i < kBlock; i += kWidth) {
-    const FloatVector x = hn::Mul(hn::Load(d, m + i), m_scale);
-    const IntVector index = hn::And(encoders.m.rounded(hn::Abs(x)), hn::Set(di, 0xFF));
-    const IntVector sign = hn::BroadcastSignBit(hn::BitCast(di, x));  // -1 of a negative x
-    // There is no -1: 127 - 128 becomes the code of what is nearest.
-    const IntVector m_codes = hn::Max(hn::Add(hn::Sub(hn::Xor(index, sign), sign), hn::Set(di, 127)), hn::Zero(di));
-    const IntVector v_codes = encoders.v.rounded(hn::Mul(hn::Load(d, v + i), v_scale));
-    store_low_bytes(di, m_codes, v_codes, to.m + i, to.v + i);
-  }
-}
-
+// Moments first, as their largest make the scales; then codes and weights, whose long division the codes' arithmetic
+// hides.
 template <class G, class Kind>
 HWY_INLINE void update_block(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weights, size_t first,
                              const MapMoments& moments, const Encoders& encoders) {
   const Floats d;
-  HWY_ALIGN float new_m[kBlock], new_v[kBlock];
+  const Ints di;
+  HWY_ALIGN float p[kBlock], new_m[kBlock], new_v[kBlock];
   const Decoder<kSigned> old_m(map_tables(kSigned), *moments.m_absmax);
   const Decoder<kUnsigned> old_v(map_tables(kUnsigned), *moments.v_absmax);
   FloatVector most_m = hn::Zero(d), most_v = hn::Zero(d);
   weights.begin_piece(first);
 #pragma GCC unroll 2
   for (size_t i = 0; i < kBlock; i += kWidth) {
-    const auto now = adamw_step(d, f, load_values(d, gradient + i),
-                                {weights.load(d, first + i), old_m(moments.m + i), old_v(moments.v + i)});
+    const FloatVector old_p = weights.load(d, first + i);
+    const auto now =
+        adamw_moments(d, f, load_values(d, gradient + i), old_p, {old_m(moments.m + i), old_v(moments.v + i)});
+    hn::Store(old_p, d, p + i);
     hn::Store(now.m, d, new_m + i);
     hn::Store(now.v, d, new_v + i);
     most_m = hn::Max(most_m, hn::Abs(now.m));
     most_v = hn::Max(most_v, now.v);
-    weights.store(d, now.p, first + i);
   }
   *moments.m_absmax = hn::GetLane(hn::MaxOfLanes(d, most_m));
   *moments.v_absmax = hn::GetLane(hn::MaxOfLanes(d, most_v));
-  encode_block(encoders, new_m, new_v, moments);
+  const FloatVector m_scale = hn::Set(d, inverse(*moments.m_absmax)), v_scale = hn::Set(d, inverse(*moments.v_absmax));
+  const auto moved = [&](size_t i) HWY_ATTR __attribute__((always_inline)) {
+    return adamw_moved(d, f, hn::Load(d, p + i), {hn::Load(d, new_m + i), hn::Load(d, new_v + i)});
+  };
+  for (size_t i = 0; i < kBlock; i += 4 * kWidth) {
+    IntVector codes[4];
+#pragma GCC unroll 4
+    for (size_t k = 0; k < 4; ++k) {
+      const size_t at = i + k * kWidth;
+      if (k % 2 == 0) weights.store_pair(d, moved(at), moved(at + kWidth), first + at);
+      codes[k] = joined(di, encoders.m.rounded(hn::Mul(hn::Load(d, new_m + at), m_scale)),
+                        encoders.v.rounded(hn::Mul(hn::Load(d, new_v + at), v_scale)));
+    }
+    store_joined(di, codes, moments.m + i, moments.v + i);
+  }
 }
 
 /// A block of fewer elements: on copies, filled up with zeros.

@@ -25,6 +25,9 @@ using FloatVector = hn::Vec<Floats>;
 using IntVector = hn::Vec<Ints>;
 constexpr size_t kWidth = hn::MaxLanes(Floats());
 
+// AVX2 looks at no more than the low three bits by itself, which debug builds of Highway do not believe.
+constexpr bool kLooksAtLowBits = HWY_TARGET == HWY_AVX2 && HWY_IS_DEBUG_BUILD == 0;
+
 /// Eight floats, looked up by the low three bits of an index.
 class Lookup {
  public:
@@ -35,7 +38,10 @@ class Lookup {
         low_(hn::Mul(hn::LoadU(Floats(), table.data()), hn::Set(Floats(), factor))),
         high_(hn::Mul(hn::LoadU(Floats(), table.data() + (kWidth < 8 ? kWidth : 0)), hn::Set(Floats(), factor))) {}
 
-  HWY_INLINE FloatVector operator[](IntVector index) const { return at(hn::And(index, hn::Set(Ints(), 7))); }
+  HWY_INLINE FloatVector operator[](IntVector index) const {
+    if constexpr (kLooksAtLowBits) return at(index);
+    return at(hn::And(index, hn::Set(Ints(), 7)));
+  }
 
   /// Of an index below eight.
   HWY_INLINE FloatVector at(IntVector index) const {
@@ -130,22 +136,19 @@ class Encoder {
     return {index, hn::And(hn::Add(fixed, hn::Set(di, 2)), hn::Set(di, (1 << kIndexFraction) - 1))};
   }
 
-  /// Of magnitudes that are rounded themselves: the index in the low byte, beside midpoints perhaps one off.
-  HWY_INLINE IntVector rounded(FloatVector a) const {
+  /// Codes of values that are rounded themselves, in the low 16 bits; beside midpoints perhaps one off.
+  HWY_INLINE IntVector rounded(FloatVector x) const {
     const Floats d;
-    const Ints di;
-    const IntVector below = at_least_class(di, hn::BitCast(di, a));
-    const IntVector of_class = hn::Sub(below, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, edges_.at(below)))));
-    const IntVector doublings = hn::ShiftLeft<23>(of_class);
-    const auto doubled = [&](float x)
-                             HWY_ATTR { return hn::BitCast(d, hn::Add(hn::BitCast(di, hn::Set(d, x)), doublings)); };
-    // A little below the decade's end, so that it is cut to its last entry.
-    const FloatVector top = doubled((1 - 0x1p-10f) * (1 << kUnsigned));
-    const FloatVector line = hn::Add(hn::Mul(a, unit_slope_[of_class]), doubled(8.0f / 9 / 2 * (1 << kUnsigned)));
-    FloatVector y = hn::Min(line, top);
-    if constexpr (kUnsigned == 1) y = hn::Max(y, hn::Set(d, 1.5f));
     // Cut by an addition: from 2^23 on there are no fractions.
-    return hn::BitCast(di, hn::Add(y, hn::Set(d, 8388607.5f - kUnsigned)));
+    if constexpr (kUnsigned == 1) {
+      const FloatVector y = hn::Max(position(x), hn::Set(d, 1.5f));
+      return hn::BitCast(Ints(), hn::Add(y, hn::Set(d, 8388607.5f - 1)));
+    } else {
+      const FloatVector y = hn::Sub(position(hn::Abs(x)), hn::Set(d, 0.5f));
+      const FloatVector signed_y = hn::Xor(y, hn::And(x, hn::Set(d, -0.0f)));
+      // There is no -1: 127 - 128 becomes the code of what is nearest.
+      return hn::BitCast(Ints(), hn::Max(hn::Add(signed_y, hn::Set(d, 8388608.0f + 127)), hn::Set(d, 8388608.0f)));
+    }
   }
 
   /// By search, for what is unsure.
@@ -160,6 +163,21 @@ class Encoder {
  private:
   static constexpr float kOne = 1 << kIndexFraction;
   static constexpr int kUnsigned = kMap == DynamicMap::unsigned_values ? 1 : 0;
+
+  /// Of magnitudes: the index with a fraction that is to be cut; of the unsigned map one more.
+  HWY_INLINE FloatVector position(FloatVector a) const {
+    const Floats d;
+    const Ints di;
+    const IntVector below = at_least_class(di, hn::BitCast(di, a));
+    const IntVector of_class = hn::Sub(below, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, edges_.at(below)))));
+    const IntVector doublings = hn::ShiftLeft<23>(of_class);
+    const auto doubled = [&](float x)
+                             HWY_ATTR { return hn::BitCast(d, hn::Add(hn::BitCast(di, hn::Set(d, x)), doublings)); };
+    // A little below the decade's end, so that it is cut to its last entry.
+    const FloatVector top = doubled((1 - 0x1p-10f) * (1 << kUnsigned));
+    const FloatVector line = hn::Add(hn::Mul(a, unit_slope_[of_class]), doubled(8.0f / 9 / 2 * (1 << kUnsigned)));
+    return hn::Min(line, top);
+  }
 
   /// The class or one less, by the upper 16 bits. (A template, so that one lane does not see what it has not.)
   template <class DI>
@@ -192,30 +210,35 @@ HWY_INLINE void store_codes(IntVector index, FloatVector x, uint8_t* codes) {
   hn::StoreU(hn::DemoteTo(Bytes(), code), Bytes(), codes);
 }
 
-/// Stores the lowest bytes of m and of v.
+/// The lower 16 bits of m, and above them those of v.
 template <class DI>
-HWY_INLINE void store_low_bytes(DI di, hn::Vec<DI> m, hn::Vec<DI> v, uint8_t* m_codes, uint8_t* v_codes) {
-  if constexpr (hn::MaxLanes(DI()) < 4) {
-    HWY_ALIGN int32_t m_words[kWidth], v_words[kWidth];
-    hn::Store(m, di, m_words);
-    hn::Store(v, di, v_words);
-    for (size_t k = 0; k < kWidth; ++k) {
-      m_codes[k] = static_cast<uint8_t>(m_words[k]);
-      v_codes[k] = static_cast<uint8_t>(v_words[k]);
-    }
+HWY_INLINE hn::Vec<DI> joined(DI di, hn::Vec<DI> m, hn::Vec<DI> v) {
+  const auto high = hn::ShiftLeft<16>(v);
+  if constexpr (hn::MaxLanes(di) < 4) {
+    return hn::Or(hn::And(m, hn::Set(di, 0xFFFF)), high);
   } else {
     const hn::Repartition<uint16_t, DI> d16;
-    const hn::Repartition<uint8_t, DI> d8;
-    // [m . v .] of each element, to the m of four and the v of four.
-    const auto both = hn::BitCast(d8, hn::OddEven(hn::BitCast(d16, hn::ShiftLeft<16>(v)), hn::BitCast(d16, m)));
-    alignas(16) static constexpr uint8_t kOrder[16] = {0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0};
-    const auto fours = hn::TableLookupBytes(both, hn::LoadDup128(d8, kOrder));
-    HWY_ALIGN uint32_t words[kWidth];
-    hn::Store(hn::BitCast(di, fours), di, reinterpret_cast<int32_t*>(words));
-    for (size_t four = 0; four < kWidth / 4; ++four) {
-      __builtin_memcpy(m_codes + 4 * four, words + 4 * four, 4);
-      __builtin_memcpy(v_codes + 4 * four, words + 4 * four + 1, 4);
+    return hn::BitCast(di, hn::OddEven(hn::BitCast(d16, high), hn::BitCast(d16, m)));
+  }
+}
+
+/// Four vectors of joined() codes: stores the m of all, and the v. (Unqualified names: vectors of one lane lack them.)
+template <class DI>
+HWY_INLINE void store_joined(DI di, const hn::Vec<DI> (&codes)[4], uint8_t* m_codes, uint8_t* v_codes) {
+  if constexpr (hn::MaxLanes(di) < 4) {
+    HWY_ALIGN uint32_t words[4 * hn::MaxLanes(di)];
+    for (size_t k = 0; k < 4; ++k) hn::Store(codes[k], di, reinterpret_cast<int32_t*>(words) + k * hn::MaxLanes(di));
+    for (size_t k = 0; k < 4 * hn::MaxLanes(di); ++k) {
+      m_codes[k] = static_cast<uint8_t>(words[k]);
+      v_codes[k] = static_cast<uint8_t>(words[k] >> 16);
     }
+  } else {
+    const hn::Repartition<uint8_t, DI> d8;
+    const auto pair = [&](size_t k)
+                          HWY_ATTR { return ConcatEven(d8, hn::BitCast(d8, codes[k + 1]), hn::BitCast(d8, codes[k])); };
+    const auto low = pair(0), high = pair(2);  // m v m v ...
+    hn::StoreU(ConcatEven(d8, high, low), d8, m_codes);
+    hn::StoreU(ConcatOdd(d8, high, low), d8, v_codes);
   }
 }
 

@@ -10,7 +10,7 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
-#include "sherd/kernels/philox.h"
+#include "sherd/kernels/philox_inl.h"
 #include "sherd/kernels/weights.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -99,12 +99,23 @@ HWY_INLINE void store_values(D d, hn::Vec<D> x, Fp16* to) {
   store_halves(d, hn::Or(half, sign), reinterpret_cast<uint16_t*>(to));
 }
 
-/// Weights in a loop over pieces: begin_piece(i) before what comes from i on, then load() and store().
+/// Weights in a loop over pieces: begin_piece(i) before what comes from i on, then load() and store(), or store_pair()
+/// of two vectors, one after the other.
 template <class Kind>
 class WeightsAt;
 
+/// store_pair() where nothing is gained by it.
+template <class Own>
+struct StoresSingly {
+  template <class D>
+  HWY_INLINE void store_pair(D d, hn::Vec<D> x, hn::Vec<D> next, size_t i) const {
+    static_cast<const Own*>(this)->store(d, x, i);
+    static_cast<const Own*>(this)->store(d, next, i + hn::Lanes(d));
+  }
+};
+
 template <>
-class WeightsAt<Fp32Weights> {
+class WeightsAt<Fp32Weights> : public StoresSingly<WeightsAt<Fp32Weights>> {
  public:
   explicit WeightsAt(const Fp32Weights& weights) : values_(weights.values) {}
   HWY_INLINE void begin_piece(size_t) {}
@@ -123,7 +134,7 @@ class WeightsAt<Fp32Weights> {
 };
 
 template <class Half>
-class WeightsAt<CopiedWeights<Half>> {
+class WeightsAt<CopiedWeights<Half>> : public StoresSingly<WeightsAt<CopiedWeights<Half>>> {
  public:
   explicit WeightsAt(const CopiedWeights<Half>& weights) : master_(weights.master), copy_(weights.copy) {}
   HWY_INLINE void begin_piece(size_t) {}
@@ -167,22 +178,21 @@ class WeightsAt<SplitWeights> {
   HWY_INLINE void store(D d, hn::Vec<D> x, size_t i) const {
     const hn::RebindToUnsigned<D> du;
     const auto low = bits_of(d, x), high = hn::Add(low, hn::Set(du, 0x8000u));
+    store_halves(d, hn::ShiftRight<16>(high), reinterpret_cast<uint16_t*>(high_ + i));
+    store_halves(d, hn::And(low, hn::Set(du, 0xFFFFu)), reinterpret_cast<uint16_t*>(low_ + i));
+  }
+  template <class D>
+  HWY_INLINE void store_pair(D d, hn::Vec<D> x, hn::Vec<D> next, size_t i) const {
     if constexpr (hn::MaxLanes(d) < 4) {
-      store_halves(d, hn::ShiftRight<16>(high), reinterpret_cast<uint16_t*>(high_ + i));
-      store_halves(d, hn::And(low, hn::Set(du, 0xFFFFu)), reinterpret_cast<uint16_t*>(low_ + i));
+      store(d, x, i);
+      store(d, next, i + hn::Lanes(d));
     } else {
-      // [low high] of each element, to the low halves of four and the high halves of four.
-      const hn::Repartition<uint16_t, D> d16;
-      const hn::Repartition<uint8_t, D> d8;
-      const auto both = hn::OddEven(hn::BitCast(d16, high), hn::BitCast(d16, low));
-      alignas(16) static constexpr uint8_t kOrder[16] = {0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15};
-      const auto fours = hn::TableLookupBytes(hn::BitCast(d8, both), hn::LoadDup128(d8, kOrder));
-      HWY_ALIGN uint64_t pairs[hn::MaxLanes(d) / 2];
-      hn::Store(hn::BitCast(du, fours), du, reinterpret_cast<uint32_t*>(pairs));
-      for (size_t four = 0; four < hn::MaxLanes(d) / 4; ++four) {
-        __builtin_memcpy(low_ + i + 4 * four, pairs + 2 * four, 8);
-        __builtin_memcpy(high_ + i + 4 * four, pairs + 2 * four + 1, 8);
-      }
+      const hn::RebindToUnsigned<D> du;
+      const hn::Repartition<int16_t, D> d16;  // (unqualified names below: vectors of one lane lack them)
+      const auto low = bits_of(d, x), next_low = bits_of(d, next), half = hn::Set(du, 0x8000u);
+      const auto high = hn::Add(low, half), next_high = hn::Add(next_low, half);
+      hn::StoreU(ConcatOdd(d16, hn::BitCast(d16, next_high), hn::BitCast(d16, high)), d16, high_ + i);
+      hn::StoreU(ConcatEven(d16, hn::BitCast(d16, next_low), hn::BitCast(d16, low)), d16, low_ + i);
     }
   }
 
@@ -191,15 +201,16 @@ class WeightsAt<SplitWeights> {
 };
 
 template <>
-class WeightsAt<StochasticWeights> {
+class WeightsAt<StochasticWeights> : public StoresSingly<WeightsAt<StochasticWeights>> {
  public:
   explicit WeightsAt(const StochasticWeights& weights) : weights_(weights) {}
   HWY_INLINE void begin_piece(size_t i) {
     piece_ = i;
     const auto first = static_cast<uint64_t>(weights_.first) + i;
     skip_ = first % kPhiloxHalves;
-    for (size_t k = 0; k * kPhiloxHalves < kPiece + skip_; ++k)
-      philox_halves(weights_.key, first / kPhiloxHalves + k, weights_.step, random_ + k * kPhiloxHalves);
+    const hn::ScalableTag<uint32_t> d;
+    for (size_t k = 0; k * kPhiloxHalves < kPiece + skip_; k += hn::Lanes(d))
+      philox_vector(d, weights_.key, first / kPhiloxHalves + k, weights_.step, random_ + k * kPhiloxHalves);
   }
   HWY_INLINE void prefetch_from(size_t i, size_t count) const { prefetch(weights_.values + i, count); }
   template <class D>
@@ -217,7 +228,7 @@ class WeightsAt<StochasticWeights> {
  private:
   StochasticWeights weights_;
   size_t piece_ = 0, skip_ = 0;
-  uint16_t random_[kPiece + 2 * kPhiloxHalves];
+  uint16_t random_[kPiece + kPhiloxHalves * (1 + hn::MaxLanes(hn::ScalableTag<uint32_t>()))];
 };
 
 }  // namespace HWY_NAMESPACE

@@ -127,6 +127,23 @@ TEST(StochasticWeights, AreTheSameBitsWhereverTheyAreCutAndOnEveryTarget) {
   EXPECT_NE(stochastic(values, 7, 4, {0, 1037}), whole);
 }
 
+TEST(StochasticWeights, DrawWhatTheGeneratorSays) {
+  constexpr uint64_t kKey = 0xFEDCBA9876543210;
+  const std::vector<float> values = testing::random_floats(1037, 2);
+  // The last begins before the counter's lower word is full, and ends after.
+  for (const int64_t first : {int64_t{0}, int64_t{3}, (int64_t{1} << 35) - 500}) {
+    std::vector<uint16_t> expected;
+    for (size_t i = 0; i < values.size(); ++i) {
+      const auto element = static_cast<uint64_t>(first) + i;
+      std::array<uint16_t, kPhiloxHalves> random{};
+      philox_halves(kKey, element / kPhiloxHalves, 9, random.data());
+      expected.push_back(
+          static_cast<uint16_t>((std::bit_cast<uint32_t>(values[i]) + random[element % kPhiloxHalves]) >> 16));
+    }
+    for_each_target([&] { EXPECT_EQ(stochastic(values, kKey, 9, {0, 1037}, first), expected) << first; });
+  }
+}
+
 TEST(StochasticWeights, AreRoundedUpAsOftenAsTheyAreNear) {
   constexpr int64_t kDraws = 1 << 18;
   for (const uint32_t low : {0x0000u, 0x0100u, 0x4000u, 0x8000u, 0xC000u, 0xFFFFu}) {
