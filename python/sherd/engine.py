@@ -99,7 +99,7 @@ class Engine(nn.Module):
         self.global_steps = 0
         self.micro_steps = 0
         self.skipped_steps = 0  # for overflow under the loss scale
-        self._scaler = scaler
+        self.scaler = scaler
         self._boundary: bool | None = None  # as told by set_gradient_accumulation_boundary
         self._norm: float | None = None
         self._loss: torch.Tensor | None = None
@@ -114,8 +114,8 @@ class Engine(nn.Module):
         self._loss = loss.detach()
         if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
             loss = loss / self.gradient_accumulation_steps()
-        if self._scaler is not None:
-            loss = loss * self._scaler.scale
+        if self.scaler is not None:
+            loss = loss * self.scaler.scale
         late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
         self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
         loss.backward(retain_graph=retain_graph)
@@ -150,12 +150,12 @@ class Engine(nn.Module):
     @property
     def loss_scale(self) -> float:
         """What the loss of the step under way is multiplied with; 1 without loss scaling."""
-        return 1.0 if self._scaler is None else self._scaler.scale
+        return 1.0 if self.scaler is None else self.scaler.scale
 
     def overflowed(self) -> bool:
         """Whether the gradients are not finite, the same on all ranks: then they are dropped, if a smaller scale may help."""
         finite, scale = math.isfinite(self._norm), self.loss_scale
-        smaller_is_left = self._scaler is not None and self._scaler.update(not finite)
+        smaller_is_left = self.scaler is not None and self.scaler.update(not finite)
         if finite:
             return False
         if smaller_is_left:
@@ -164,7 +164,7 @@ class Engine(nn.Module):
             self.optimizer.zero_grad()
             return True
         origin = getattr(self.module, HELD).whole_model().model.origin_of_non_finite()
-        if self._scaler is not None:
+        if self.scaler is not None:
             raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the first was {origin}; "
                              "expected finite ones; try a lower learning rate, clip 1.0, or bf16")
         raise FaultError(f"[step] got a gradient norm of {self._norm}: the first that was not finite was {origin}; expected finite "

@@ -146,6 +146,19 @@ void add_scaler(py::module& module) {
            py::arg("dynamic") = true, py::arg("initial") = 65536.0, py::arg("window") = 1000, py::arg("hysteresis") = 2,
            py::arg("consecutive_hysteresis") = false, py::arg("minimum") = 1.0)
       .def_property_readonly("scale", &LossScaler::scale)
+      .def("state_dict",
+           [](const LossScaler& scaler) {
+             const LossScaleState& s = scaler.state();
+             return py::dict(py::arg("scale") = s.scale, py::arg("hysteresis_left") = s.hysteresis_left,
+                             py::arg("steps") = s.steps, py::arg("last_overflow") = s.last_overflow);
+           })
+      .def(
+          "load_state_dict",
+          [](LossScaler& scaler, const py::dict& state) {
+            scaler.set_state({state["scale"].cast<double>(), state["hysteresis_left"].cast<int64_t>(),
+                              state["steps"].cast<int64_t>(), state["last_overflow"].cast<int64_t>()});
+          },
+          py::arg("state"))
       .def(
           "update",
           [](LossScaler& scaler, bool overflowed) {

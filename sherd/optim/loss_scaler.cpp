@@ -18,7 +18,7 @@ void LossScaleOptions::validate() const {
 }
 
 LossScaler::LossScaler(const LossScaleOptions& options)
-    : options_(options), scale_(options.initial), hysteresis_left_(options.hysteresis) {
+    : options_(options), state_{.scale = options.initial, .hysteresis_left = options.hysteresis} {
   options_.validate();
 }
 
@@ -26,21 +26,21 @@ bool LossScaler::update(Step step) {
   if (options_.kind == ScaleKind::fixed) return true;
   bool smaller_is_left = true;
   if (step == Step::overflowed) {
-    if (hysteresis_left_ > 1) {
-      --hysteresis_left_;
+    if (state_.hysteresis_left > 1) {
+      --state_.hysteresis_left;
     } else {
-      smaller_is_left = scale_ > options_.minimum;
-      scale_ = std::max(scale_ / 2, options_.minimum);
+      smaller_is_left = state_.scale > options_.minimum;
+      state_.scale = std::max(state_.scale / 2, options_.minimum);
     }
-    last_overflow_ = steps_;
+    state_.last_overflow = state_.steps;
   } else {
-    if (options_.refill == RefillHysteresis::at_every_step) hysteresis_left_ = options_.hysteresis;
-    if ((steps_ - last_overflow_) % options_.window == 0) {
-      hysteresis_left_ = options_.hysteresis;
-      scale_ *= 2;
+    if (options_.refill == RefillHysteresis::at_every_step) state_.hysteresis_left = options_.hysteresis;
+    if ((state_.steps - state_.last_overflow) % options_.window == 0) {
+      state_.hysteresis_left = options_.hysteresis;
+      state_.scale *= 2;
     }
   }
-  ++steps_;
+  ++state_.steps;
   return smaller_is_left;
 }
 

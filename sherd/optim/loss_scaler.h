@@ -25,22 +25,31 @@ struct LossScaleOptions {
   void validate() const;
 };
 
+/// What a checkpoint keeps of a scaler.
+struct LossScaleState {
+  double scale = 1;
+  int64_t hysteresis_left = 1;
+  int64_t steps = 0, last_overflow = -1;
+};
+
 class LossScaler {
  public:
   explicit LossScaler(const LossScaleOptions& options);
 
   /// Of the step under way. A power of two where the options are.
-  double scale() const { return scale_; }
+  double scale() const { return state_.scale; }
   /// A step is over: its gradients overflowed, and it was skipped, or it was made. False: the overflow came at the
   /// minimum, and there is no smaller scale to try.
   enum class Step { made, overflowed };
   bool update(Step step);
 
+  const LossScaleState& state() const { return state_; }
+  /// Goes on from there, by this scaler's own options.
+  void set_state(const LossScaleState& state) { state_ = state; }
+
  private:
   LossScaleOptions options_;
-  double scale_;
-  int64_t hysteresis_left_;
-  int64_t steps_ = 0, last_overflow_ = -1;
+  LossScaleState state_;
 };
 
 }  // namespace sherd

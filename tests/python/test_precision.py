@@ -234,6 +234,32 @@ def test_mistakes_are_named():
     assert "master='half'" in messages[2] and "precision.master" in messages[3]
 
 
+def scaled(folder, load):
+    import sherd
+    config = {"units": ["Block"], "precision": {"compute": "fp16"}, "loss_scale": {"initial": 4096, "window": 3, "hysteresis": 1}}
+    engine, *_ = sherd.initialize(model=seeded(), config=config)
+    if load:
+        engine.load_checkpoint(folder)
+    scales = []
+    for step in range(4, 9) if load else range(9):
+        loss = token_loss(engine, step, 0)
+        if step == 1:
+            loss = loss * torch.ones((), requires_grad=True).mul(1.0)
+            loss.register_hook(lambda gradient: gradient * math.inf)
+        scales.append(engine.loss_scale)
+        engine.backward(loss)
+        engine.step()
+        if step == 3 and not load:
+            engine.save_checkpoint(folder)
+    return scales[-5:], engine.skipped_steps, engine.global_steps
+
+
+def test_a_checkpoint_keeps_the_loss_scale_and_its_counters(tmp_path):
+    expected = run(2, scaled, str(tmp_path), False)[0]
+    assert expected == ([2048, 4096, 4096, 4096, 8192], 1, 9)
+    assert run(1, scaled, str(tmp_path), True)[0] == expected
+
+
 def saved(config, folder, load):
     import sherd
     engine, *_ = sherd.initialize(model=seeded(), config={"units": ["Block"], **config})
