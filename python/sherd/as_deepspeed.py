@@ -5,8 +5,8 @@
 The module ``deepspeed`` that the program then imports is this file: ``initialize``, ``DeepSpeedEngine``, ``zero.Init``,
 ``zero.GatheredParameters``, ``comm`` and the few names that Accelerate 1.15 and transformers 4.57 look for. Accelerate is told
 to take its DeepSpeed branch (``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says
-another). Of a DeepSpeed configuration it follows the ZeRO stage, batch sizes, accumulation, clipping and optimizer; what sherd
-does not have is a ConfigError, what only tunes DeepSpeed is logged and left.
+another). Of a DeepSpeed configuration it follows the ZeRO stage, batch sizes, accumulation, clipping, optimizer, fp16 and bf16 (with
+fp32 parameters as masters; bf16 gradients that are not finite are an error, not a skipped step); what sherd does not have is a ConfigError, what only tunes DeepSpeed is logged and left.
 """
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
 STAGES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
 FOLLOWED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-            "gradient_clipping", "optimizer", "fp16", "bf16", "steps_per_print", "zero_allow_untested_optimizer"}
+            "gradient_clipping", "optimizer", "fp16", "bf16", "communication_data_type", "steps_per_print", "zero_allow_untested_optimizer"}
 
 
 class DeepSpeedEngine(engine.Engine):
@@ -106,9 +106,6 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
 def native(document: dict) -> dict:
     """A DeepSpeed configuration in sherd's words. Raises ConfigError for what sherd cannot do."""
     stages = document.get("zero_optimization", {})
-    for section in ("fp16", "bf16"):
-        if document.get(section, {}).get("enabled") not in (None, False, "auto"):
-            raise ConfigError(f"[as_deepspeed] got {section}.enabled, expected fp32; try without mixed precision")
     for key in ("offload_optimizer", "offload_param"):
         if (stages.get(key) or {}).get("device", "none") not in ("none", None):
             raise ConfigError(f"[as_deepspeed] got zero_optimization.{key}, expected none; try without offloading")
@@ -127,6 +124,28 @@ def native(document: dict) -> dict:
                   "accumulate": int(number(document.get("gradient_accumulation_steps"), 1))}}
     if "optimizer" in document:
         config["optimizer"] = native_optimizer(document["optimizer"])
+    return {**config, **native_precision(document)}
+
+
+def native_precision(document: dict) -> dict:
+    """The sections fp16 and bf16: 16-bit computation with fp32 masters, which here are the parameters themselves."""
+    enabled = [section for section in ("fp16", "bf16") if document.get(section, {}).get("enabled") not in (None, False, "auto")]
+    if not enabled:
+        return {}
+    if len(enabled) > 1:
+        raise ConfigError("[as_deepspeed] got fp16.enabled and bf16.enabled, expected one of them")
+    kind = enabled[0]
+    wire = document.get("communication_data_type") or kind
+    if wire not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; try {kind}")
+    config: dict[str, Any] = {"precision": {"compute": kind, "storage": "fp32", "reduce": wire, "norms": "compute"}}
+    if kind == "fp16":
+        section = document["fp16"]
+        fixed = number(section.get("loss_scale"), 0.0)
+        config["loss_scale"] = fixed if fixed > 0 else {
+            "initial": 2.0 ** number(section.get("initial_scale_power"), 16), "window": int(number(section.get("loss_scale_window"), 1000)),
+            "hysteresis": int(number(section.get("hysteresis"), 2)), "minimum": float(number(section.get("min_loss_scale"), 1)),
+            "consecutive_hysteresis": section.get("consecutive_hysteresis", False)}
     return config
 
 

@@ -77,8 +77,38 @@ def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
     assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-4)
 
 
+def in_16_bits(document):
+    import torch
+    from fsdp_models import token_loss
+    from test_precision import seeded
+    from sherd import as_deepspeed
+    model = seeded()
+    made, *_ = as_deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2), config=document)
+    losses = []
+    for step in range(4):
+        loss = token_loss(made, step, made.world.rank)
+        made.backward(loss)
+        made.step()
+        losses.append(loss.item())
+    return losses, made.loss_scale, [str(p.dtype) for p in model.parameters()]
+
+
+def test_deepspeeds_sections_of_16_bits():
+    """The model's parameters stay fp32, as DeepSpeed's masters do; what is computed is not."""
+    from ranks import run
+    plain = run(2, in_16_bits, {"zero_optimization": {"stage": 3}})[0]
+    fp16 = {"enabled": True, "initial_scale_power": 9, "loss_scale_window": 3}
+    half, wire, bf16 = (run(2, in_16_bits, {"zero_optimization": {"stage": 3}, **more})[0] for more in (
+        {"fp16": fp16}, {"fp16": {"enabled": True, "loss_scale": 128}, "communication_data_type": "fp32"}, {"bf16": {"enabled": True}}))
+    assert plain[1] == bf16[1] == 1 and half[1] == 1024 and wire[1] == 128
+    for got in (half, wire, bf16):
+        assert set(got[2]) == {"torch.float32"} and got[0] != plain[0]
+        assert got[0] == pytest.approx(plain[0], rel=2e-2)
+
+
 @pytest.mark.parametrize("document, message", [
-    ({"bf16": {"enabled": True}}, "bf16"), ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
+    ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf16"), ({"bf16": {"enabled": True}, "communication_data_type": "x"}, "'x'"),
+    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
     ({"zero_optimization": {"stage": 4}}, "stage"), ({"optimizer": {"type": "Lamb"}}, "Lamb"),
     ({"scheduler": {"type": "WarmupLR"}}, "scheduler")])
 def test_what_sherd_cannot_do_is_an_error(document, message):
