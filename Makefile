@@ -46,11 +46,12 @@ test: setup build/build.ninja
 # say at their heads how they measure more.
 bench: setup
 	@cmake --preset bench
-	@cmake --build build --target sherd_cli bench_kernels bench_reduce bench_step
+	@cmake --build build --target sherd_cli sherd_python bench_kernels bench_reduce bench_step
 	@benchmarks/peers/setup.sh
 	@build/bench_kernels --benchmark_min_time=0.05
 	@build/bench_reduce
 	@build/bench_step --strategies zero3
+	@$(PYTHON) benchmarks/optimizers.py --millions 4 --rounds 3
 	@$(PYTHON) benchmarks/growth.py --quick
 	@$(PYTHON) benchmarks/compare.py $(BENCH)
 

@@ -5,10 +5,11 @@
     benchmarks/optimizers.py --millions 32 --rounds 9
 
 One flat parameter; all take turns in one process, the least and the median of the rounds are reported, as ratios of torch's fused
-AdamW too. bitsandbytes comes with the test's requirements; torchao runs where it is installed (pip install torchao==0.17.0), else
+AdamW too. Muon beside torch's, on the matrices of one block of a Llama of 256 dimensions. bitsandbytes comes with the test's requirements; torchao runs where it is installed (pip install torchao==0.17.0), else
 it is left out. The build is build/python: make test, or ninja -C build sherd_python.
 """
 import argparse
+import math
 import pathlib
 import sys
 import time
@@ -33,13 +34,13 @@ def arguments():
 
 
 class Contender:
-    def __init__(self, name, make, parameters, dtype=torch.float32, gradient=None):
-        self.name, self.parameters = name, parameters
+    def __init__(self, name, make, shapes, dtype=torch.float32):
+        self.name, self.parameters = name, sum(math.prod(shape) for shape in shapes)
         torch.manual_seed(0)
-        self.weight = torch.nn.Parameter((torch.randn(parameters) * 0.02).to(dtype))
-        values = torch.randn(parameters) * 1e-3
-        self.optimizer = make([self.weight])
-        self.weight.grad = values.to(gradient or dtype)
+        self.weights = [torch.nn.Parameter((torch.randn(shape) * 0.02).to(dtype)) for shape in shapes]
+        self.optimizer = make(self.weights)
+        for weight in self.weights:
+            weight.grad = (torch.randn(weight.shape) * 1e-3).to(dtype)
         self.times = []
 
     def step(self):
@@ -48,12 +49,12 @@ class Contender:
         self.times.append((time.perf_counter() - start) / self.parameters * 1e9)
 
     def state_bytes(self):
-        held = [self.weight, self.weight.grad, *self.optimizer.state[self.weight].values()]
+        held = [t for w in self.weights for t in (w, w.grad, *self.optimizer.state[w].values())]
         return sum(t.nbytes for t in held if isinstance(t, torch.Tensor) and t.numel() > 256) / self.parameters
 
 
 def contenders(args):
-    n = args.millions << 20
+    n, slow = [(args.millions << 20,)], [((args.millions << 20) // args.slow,)]  # shapes
     ours = sherd.optim
     yield Contender("torch AdamW, fused", lambda p: torch.optim.AdamW(p, fused=True, **HYPER), n)
     yield Contender("sherd AdamW", lambda p: ours.AdamW(p, **HYPER), n)
@@ -64,14 +65,21 @@ def contenders(args):
     yield Contender("sherd AdamW8bit, bf16, no master", lambda p: ours.AdamW8bit(p, master="none", **HYPER), n, torch.bfloat16)
     try:
         import bitsandbytes
-        yield Contender("bitsandbytes AdamW8bit", lambda p: bitsandbytes.optim.AdamW8bit(p, **HYPER), n // args.slow)
+        yield Contender("bitsandbytes AdamW8bit", lambda p: bitsandbytes.optim.AdamW8bit(p, **HYPER), slow)
     except ImportError:
         pass
     try:
         from torchao.optim import AdamW8bit
-        yield Contender("torchao AdamW8bit", lambda p: AdamW8bit(p, **HYPER), n // args.slow)
+        yield Contender("torchao AdamW8bit", lambda p: AdamW8bit(p, **HYPER), slow)
     except ImportError:
         pass
+
+
+def muons():
+    """In bf16 torch's iterates in bf16, as always: on a CPU without such products they are emulated."""
+    shapes = [(256, 256), (128, 256), (128, 256), (256, 256), (704, 256), (704, 256), (256, 704)]
+    yield Contender("torch Muon", torch.optim.Muon, shapes)
+    yield Contender("sherd Muon", sherd.optim.Muon, shapes)
 
 
 def measure(all_of_them, threads, rounds):
@@ -89,9 +97,14 @@ def main():
     here = machine.describe()
     print(f"{machine.today()}, {here['cpu']}, {here['cores']} cores, {here['vector'][-1]}; commit {machine.commit()}; "
           f"`benchmarks/optimizers.py --millions {args.millions} --rounds {args.rounds}`\n")
-    every = list(contenders(args))
-    one, cores = (measure(every, threads, args.rounds) for threads in (1, here["cores"]))
-    print(f"| optimizer | one thread, ns a parameter: least, median | of torch fused | {here['cores']} threads | of torch fused | bytes a parameter |")
+    report(list(contenders(args)), "torch fused", here["cores"], args.rounds)
+    print()
+    report(list(muons()), "torch's", here["cores"], args.rounds)
+
+
+def report(every, first, cores_at_work, rounds):
+    one, cores = (measure(every, threads, rounds) for threads in (1, cores_at_work))
+    print(f"| optimizer | one thread, ns a parameter: least, median | of {first} | {cores_at_work} threads | of {first} | bytes a parameter |")
     print("|---|---|---|---|---|---|")
     for contender, (least, middle), (least_all, middle_all) in zip(every, one, cores):
         print(f"| {contender.name} | {least:.2f}, {middle:.2f} | {least / one[0][0]:.2f}, {middle / one[0][1]:.2f} | {least_all:.2f}, {middle_all:.2f} | "

@@ -42,7 +42,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
 
     model: a plain module, or one that fully_shard has had already.
     config: a dict, or a JSON file: the native configuration without model, data and output, and `units`: the class names
-        of the blocks to shard on their own (default: see :func:`sherd.shard`).
+        of the blocks to shard on their own (default: see :func:`sherd.shard`). Its section "precision" has besides "output"
+        ("fp32", "bf16", "fp16": what the model returns is cast to) and "cast_inputs" (true: inputs are cast to what is computed with).
     optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's own
         from the configuration.
     lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule (with an
@@ -51,14 +52,14 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     Returns the engine, the optimizer, a DataLoader of `training_data` with this rank's rows, and the schedule. Raises
     ConfigError before anything is changed.
     """
-    settings, units, given = read_config(config)
+    settings, units, casts, given = read_config(config)
     own = optimizer is None
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
     if distributed._world is None:
         distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
     plain = dict(model.named_parameters())
-    precision = Precision(settings["precision"], settings["loss_scale"])
+    precision = Precision(settings["precision"] | casts, settings["loss_scale"])
     if optimizer is not None and precision.storage != torch.float32:
         check_own_master(settings["precision"]["master"])
     if not isinstance(model, ShardedModule):
@@ -243,8 +244,8 @@ class Engine(nn.Module):
         self.optimizer.state.clear()
 
 
-def read_config(config: Config | None) -> tuple[dict, list[str] | None, set[str]]:
-    """The configuration with its defaults, the units' class names, and the keys that were given."""
+def read_config(config: Config | None) -> tuple[dict, list[str] | None, dict, set[str]]:
+    """The configuration with its defaults, the units' class names, what is cast besides, and the keys that were given."""
     if config is None:
         config = {}
     if not isinstance(config, dict):
@@ -258,11 +259,15 @@ def read_config(config: Config | None) -> tuple[dict, list[str] | None, set[str]
     units = config.pop("units", None)
     if units is not None and not (isinstance(units, list) and units and all(isinstance(u, str) for u in units)):
         raise ConfigError(f"[initialize] got units={units!r}, expected a list of class names; try ['LlamaDecoderLayer']")
+    casts: dict[str, Any] = {}
+    if isinstance(config.get("precision"), dict):
+        config["precision"] = dict(config["precision"])
+        casts = {key: config["precision"].pop(key) for key in ("output", "cast_inputs") if key in config["precision"]}
     try:
         text = json.dumps(config)
     except TypeError as error:
         raise ConfigError(f"[initialize] got a config that is not JSON ({error}), expected numbers, text, lists and dicts") from error
-    return json.loads(_C.read_program_config(text)), units, set(config)
+    return json.loads(_C.read_program_config(text)), units, casts, set(config)
 
 
 def check_own_master(master: str | None) -> None:

@@ -14,6 +14,7 @@ from ._C import ConfigError
 
 log = logging.getLogger("sherd")
 FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
+NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -90,13 +91,21 @@ class Precision:
         if note is not None and distributed.world().rank == 0:
             log.info("%s", note)
         self.mixed = any(dtype != torch.float32 for dtype in (compute, self.storage, reduce))
+        self.output, cast_inputs = settings.get("output"), settings.get("cast_inputs", True)
+        if self.output is not None and self.output not in NAMES:
+            raise ConfigError(f"[initialize] got precision.output {self.output!r}, expected one of {', '.join(NAMES)} or null; try 'fp32'")
+        if not isinstance(cast_inputs, bool):
+            raise ConfigError(f"[initialize] got precision.cast_inputs {cast_inputs!r}, expected true or false")
         self.norms = settings["norms"]
-        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce) if self.mixed else None
+        self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce,
+                                           cast_forward_inputs=cast_inputs) if self.mixed else None
         self.master = master if self.mixed else "nearest"
         self.scaler = scaler_of(loss_scale, torch.float16 in (compute, reduce))
 
     def prepare(self, model: nn.Module) -> dict[str, Any]:
         """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""
+        if self.output is not None:
+            model.register_forward_hook(lambda module, args, result: cast(result, NAMES[self.output]))
         if not self.mixed:
             return {}
         kept = keep_norms(model) if self.norms == "fp32" else set()

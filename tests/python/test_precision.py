@@ -133,6 +133,32 @@ def test_optimizers_give_the_same_bits_for_any_number_of_ranks():
                         assert torch.equal(value, alone[name][1][i][key]), (ranks, name, i, key)
 
 
+def casts_of_the_configuration():
+    import sherd
+    seen = {}
+    for name, more in {"none": {}, "output": {"output": "fp32"}, "inputs": {"output": "bf16", "cast_inputs": False}}.items():
+        engine, *_ = sherd.initialize(model=Seeing(), config={"precision": {"compute": "fp16", **more}})
+        try:
+            result = str(engine(torch.ones(2, 8)).dtype)
+        except RuntimeError as error:
+            result = str(error)
+        seen[name] = (result, str(engine.module.seen[0][0]))
+    messages = []
+    for wrong in ({"output": "half"}, {"cast_inputs": 1}):
+        try:
+            sherd.initialize(model=Seeing(), config={"precision": wrong})
+        except sherd.ConfigError as error:
+            messages.append(str(error))
+    return seen, messages
+
+
+def test_outputs_and_inputs_are_cast_as_the_configuration_says():
+    seen, messages = run(1, casts_of_the_configuration)[0]
+    assert seen["none"] == ("torch.float16", "torch.float16") and seen["output"] == ("torch.float32", "torch.float16")
+    assert seen["inputs"][1] == "torch.float32" and "same dtype" in seen["inputs"][0]  # the linear gets what the user gave
+    assert "precision.output 'half'" in messages[0] and "precision.cast_inputs 1" in messages[1]
+
+
 def mean_of_small_steps():
     from sherd import optim
     parameter = nn.Parameter(torch.ones(4096, dtype=BF16))
