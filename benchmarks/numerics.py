@@ -3,14 +3,16 @@
 
     benchmarks/numerics.py                    # 500 steps of a 10 M model each, about 25 minutes on 2 cores
     benchmarks/numerics.py --steps 50         # a look
+    benchmarks/numerics.py --context 256 --seeds 1 2 3 --only fp32 "8-bit AdamW"    # how much of it is chance
 
 A byte-level Llama of 9.9 M parameters on the Python library's own source text (as `make train`), 2 ranks, zero3. Prints
 a Markdown table and writes curves to docs/numerics.svg: the loss (means of ten steps) above, its difference from fp32
-below. Numbers of every step go to benchmarks/results/.
+below. Numbers of every step go to benchmarks/results/. With --seeds a table of validation losses by seed alone.
 """
 import argparse
 import json
 import pathlib
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -36,9 +38,13 @@ def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--steps", type=int, default=500)
     p.add_argument("--context", type=int, default=64)
+    p.add_argument("--seeds", type=int, nargs="+")
+    p.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="with --seeds: which of the trainings")
     p.add_argument("--picture", type=pathlib.Path, default=ROOT / "docs" / "numerics.svg")
     p.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
     args = p.parse_args()
+    if args.seeds and args.only[0] != "fp32":
+        p.error("--only has to begin with fp32, which all else is compared with")
     if not SHERD.exists():
         p.error(f"{SHERD} is missing; try make build")
     return args
@@ -105,11 +111,30 @@ def table(runs: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def chance(args, folder: pathlib.Path, text: str) -> str:
+    """Validation losses of several seeds, of weights and data, and the mean of their differences from fp32."""
+    losses: dict[str, list[float]] = {name: [] for name in args.only}
+    for seed in args.seeds:
+        for name in args.only:
+            steps = train(name, {**RUNS[name], "seed": seed}, args, folder / str(seed), text)
+            losses[name].append(steps[-1]["validation_loss"])
+    lines = ["| training | " + " | ".join(f"seed {seed}" for seed in args.seeds) + " | beside fp32, mean |",
+             "|---|" + "---|" * (len(args.seeds) + 1)]
+    for name, of_seeds in losses.items():
+        beside = [100 * (loss / base - 1) for loss, base in zip(of_seeds, losses["fp32"])]
+        cells = [f"{loss:.4f} ({difference:+.2f} %)" for loss, difference in zip(of_seeds, beside)]
+        lines.append(f"| {name} | {' | '.join(cells)} | {statistics.mean(beside):+.2f} % |")
+    return "\n".join(lines)
+
+
 def main():
     args = arguments()
     script = [sys.executable, ROOT / "scripts" / "stdlib_sources.py"]
     text = subprocess.run(script, check=True, capture_output=True, text=True).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
+        if args.seeds:
+            print(chance(args, pathlib.Path(folder), text))
+            return
         runs = {name: train(name, settings, args, pathlib.Path(folder), text) for name, settings in RUNS.items()}
     losses = {name: [s["loss"] for s in steps] for name, steps in runs.items()}
     same = losses["bf16, fp32 master"] == losses["bf16, split master"]
