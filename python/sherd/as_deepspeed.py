@@ -97,7 +97,10 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
         document = json.loads(pathlib.Path(document).read_text())
     if mpu is not None:
         raise ConfigError("[initialize] got mpu, expected none: sherd shards data-parallel training only")
-    made, *rest = engine.initialize(model=model, config=native(document), optimizer=optimizer, lr_scheduler=lr_scheduler,
+    settings = native(document)
+    if "compute" in settings.get("precision", {}):
+        keep_masters(model)
+    made, *rest = engine.initialize(model=model, config=settings, optimizer=optimizer, lr_scheduler=lr_scheduler,
                                     training_data=training_data, collate_fn=collate_fn)
     made.__class__ = DeepSpeedEngine
     return (made, *rest)
@@ -127,18 +130,28 @@ def native(document: dict) -> dict:
     return {**config, **native_precision(document)}
 
 
+def keep_masters(model: nn.Module) -> None:
+    """Trainable parameters as fp32: what 16-bit ones were read as is computed with, not kept."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            if isinstance(parameter, DTensor):
+                raise ConfigError(f"[as_deepspeed] got parameter '{name}' of {parameter.dtype}, sharded while it was read, expected fp32: "
+                                  "masters are; try dtype=torch.float32 in from_pretrained")
+            parameter.data = parameter.data.float()
+
+
 def native_precision(document: dict) -> dict:
     """The sections fp16 and bf16: 16-bit computation with fp32 masters, which here are the parameters themselves."""
+    wire = document.get("communication_data_type")
+    if wire not in (None, "fp32", "fp16", "bf16"):
+        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; try to leave it out")
     enabled = [section for section in ("fp16", "bf16") if document.get(section, {}).get("enabled") not in (None, False, "auto")]
     if not enabled:
-        return {}
+        return {} if wire is None else {"precision": {"reduce": wire}}
     if len(enabled) > 1:
         raise ConfigError("[as_deepspeed] got fp16.enabled and bf16.enabled, expected one of them")
     kind = enabled[0]
-    wire = document.get("communication_data_type") or kind
-    if wire not in ("fp32", "fp16", "bf16"):
-        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; try {kind}")
-    config: dict[str, Any] = {"precision": {"compute": kind, "storage": "fp32", "reduce": wire, "norms": "compute"}}
+    config: dict[str, Any] = {"precision": {"compute": kind, "storage": "fp32", "reduce": wire or kind, "norms": "compute"}}
     if kind == "fp16":
         section = document["fp16"]
         fixed = number(section.get("loss_scale"), 0.0)

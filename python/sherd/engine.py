@@ -60,7 +60,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
         distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
     plain = dict(model.named_parameters())
     precision = Precision(settings["precision"] | casts, settings["loss_scale"])
-    if optimizer is not None and precision.storage != torch.float32:
+    has_16_bits = any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in plain.values())
+    if optimizer is not None and (has_16_bits or precision.storage != torch.float32):
         check_own_master(settings["precision"]["master"])
     if not isinstance(model, ShardedModule):
         reshard = settings["reshard_after_forward"]

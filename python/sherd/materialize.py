@@ -102,7 +102,9 @@ def initialize_module(module: nn.Module, name: str, keys: list[str], buffers: li
 def give_rows(shard: ShardedParameter, rows: torch.Tensor) -> None:
     """The same parameter object, with this rank's rows in memory."""
     local = rows.to(shard.dtype).contiguous().clone()
-    torch.utils.swap_tensors(shard, sharded_over(local, shard, shard.device_mesh, shard._sherd_name))
+    filled = sharded_over(local, shard, shard.device_mesh, shard._sherd_name)
+    filled._sherd_unit = shard._sherd_unit
+    torch.utils.swap_tensors(shard, filled)
 
 
 def give_value(parameter: nn.Parameter, value: torch.Tensor) -> None:

@@ -25,6 +25,7 @@ from .units import HELD, ShardedModule
 log = logging.getLogger("sherd")
 MASTERS = ("nearest", "fp32", "split", "none")
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "state1", "state2", "absmax1", "absmax2", "master", "remainder")  # in order
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's polynomial, torch's
 BLOCK, LEAST_8_BIT = 256, 4096  # of 8-bit moments: elements with one scale, and of the smallest parameter that has them
 
 
@@ -52,6 +53,10 @@ class ShardedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._places = {}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(param_group)
+        self._rule_of(self.param_groups[-1])  # it checks what it is made of
 
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
         raise NotImplementedError
@@ -88,8 +93,8 @@ class ShardedOptimizer(Optimizer):
         state = self.state[parameter]
         if not state:
             self._start(parameter, state, group)
-        if "step" in state:
-            state["step"] += 1
+        if self._counts_steps(group):
+            state.setdefault("step", torch.tensor(0.0)).add_(1)
         states = [local(state[name]) for name in STATES if name in state]
         if "remainder" in state:
             states[-1] = states[-1].view(torch.int16)
@@ -97,6 +102,7 @@ class ShardedOptimizer(Optimizer):
         return int(state.get("step", 1)), _C.Piece([local(parameter), local(parameter.grad), *states], first, key)
 
     def _start(self, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
+        model_of(parameter)  # made by now, so that parameters have their whole names
         if parameter.dtype == torch.float16 and self.master in ("split", "none"):
             raise ConfigError(f"[optim] got master={self.master!r} with parameter '{self._name_of(parameter)}' of torch.float16, "
                               "expected 'fp32' or 'nearest' (others are for bfloat16); try 'fp32'")
@@ -104,8 +110,6 @@ class ShardedOptimizer(Optimizer):
             state[name] = zeros_like(parameter, dtype, by_block)
             if name == "master":
                 local(state[name]).copy_(local(parameter))
-        if self._counts_steps(group):
-            state["step"] = torch.tensor(0.0)
 
     def _name_of(self, parameter: nn.Parameter) -> str:
         """In the model, where it is sharded, or as it was given to this optimizer; else its number."""
@@ -243,12 +247,18 @@ class Muon(ShardedOptimizer):
         check_adam(lr, betas, eps, weight_decay)
         check("adjust_lr_fn", adjust_lr_fn, adjust_lr_fn in (None, "original", "match_rms_adamw"), "'original' or 'match_rms_adamw'")
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps,
-                                      adjust_lr_fn=adjust_lr_fn, betas=betas, eps=eps, use_muon=True), master)
+                                      ns_coefficients=COEFFICIENTS, adjust_lr_fn=adjust_lr_fn, betas=betas, eps=eps, use_muon=True), master)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Groups of torch.optim.Muon lack what is AdamW's."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        self._rule_of(group)  # it checks what it is made of
         for parameter in group["params"]:
             if group["use_muon"] and parameter.dim() != 2:
                 raise ConfigError(f"[optim] got parameter '{self._name_of(parameter)}' of sizes {list(parameter.shape)}, expected "
@@ -257,6 +267,8 @@ class Muon(ShardedOptimizer):
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
         if not group["use_muon"]:
             return elementwise_rule("adamw")
+        check("ns_steps", group["ns_steps"], 1 <= group["ns_steps"] <= 20, "1 to 20")
+        check("ns_coefficients", group["ns_coefficients"], tuple(group["ns_coefficients"]) == COEFFICIENTS, str(COEFFICIENTS))
         return matrix_rule(group["momentum"], group["nesterov"], group["adjust_lr_fn"] == "match_rms_adamw", group["ns_steps"])
 
     def _counts_steps(self, group: dict[str, Any]) -> bool:
@@ -267,7 +279,11 @@ class Muon(ShardedOptimizer):
             return super()._update(group, pieces, step, gradient_scale)
         by_model: dict[_C.Model | None, list[nn.Parameter]] = defaultdict(list)
         for parameter in pieces:
-            by_model[model_of(parameter)].append(parameter)
+            model = model_of(parameter)
+            if model is None and isinstance(parameter, DTensor):
+                raise ConfigError(f"[optim] got a DTensor of sizes {list(parameter.shape)} that sherd has not sharded, expected "
+                                  "parameters of a model given to fully_shard")
+            by_model[model].append(parameter)
         for model, matrices in by_model.items():
             self._rule_of(group).update_matrices(model, [pieces[p] for p in matrices], [tuple(p.shape) for p in matrices],
                                                  lr=float(group["lr"]), weight_decay=group["weight_decay"], step=step,
@@ -279,13 +295,10 @@ matrix_rule = functools.cache(_C.MuonRule)
 
 
 def model_of(parameter: nn.Parameter) -> _C.Model | None:
-    """That a parameter's rows are spread in; None for one that is not sharded."""
+    """That a parameter's rows are spread in, made where it has not run yet; None for one that is not sharded."""
     unit = getattr(parameter, "_sherd_unit", None)
     if unit is not None and (module := unit()) is not None:
         return getattr(module, HELD).whole_model().model
-    if isinstance(parameter, DTensor):
-        raise ConfigError(f"[optim] got a DTensor of sizes {list(parameter.shape)} that sherd has not sharded, expected parameters of "
-                          "a model given to fully_shard")
     return None
 
 

@@ -312,7 +312,7 @@ def build(root: nn.Module) -> Root:
                 raise ConfigError(f"[fully_shard] got parameter '{fqn}' that another sharded model has too (as "
                                   f"'{shard._sherd_name}'), expected one model around both; try fully_shard on a module that "
                                   "contains them")
-            shard._sherd_name, shard._sherd_root = fqn, weakref.ref(root)
+            shard._sherd_name, shard._sherd_unit, shard._sherd_root = fqn, weakref.ref(module), weakref.ref(root)
             precision = precision_of(shard, getattr(module, HELD).options)
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
             planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type()))

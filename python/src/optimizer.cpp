@@ -68,7 +68,12 @@ void update_matrices(const MuonRule& rule, Model* model, const std::vector<Piece
   for (size_t k = 0; k < pieces.size(); ++k)
     matrices.push_back({shapes[k].first, shapes[k].second, {flat(pieces[k], master)}, values});
   if (model != nullptr) {
-    MuonStep(rule, model->shard_transport(), model->ledger(), Spread::sharded).run(matrices, time);
+    try {
+      MuonStep(rule, model->shard_transport(), model->ledger(), Spread::sharded).run(matrices, time);
+    } catch (const std::exception& error) {
+      model->shard_transport().abort(error.what());
+      throw;
+    }
     return;
   }
   const auto alone = solo_transport();

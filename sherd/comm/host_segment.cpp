@@ -228,6 +228,10 @@ void HostSegment::forget_interrupted() {
   if (exchanges_ >> 32 == recoveries) return;
   recoveries_ = recoveries;
   exchanges_ = recoveries << 32;
+  drop_staging();
+}
+
+void HostSegment::drop_staging() {
   staging_ = Mapping();
   staging_memory_ = SharedMemory();
 }

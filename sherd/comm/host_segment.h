@@ -47,6 +47,7 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   std::vector<double> exchange(std::span<const double> values) override;
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override;
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override;
+  void drop_staging() override;
   HostSegment* host_segment() override { return this; }
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
   void abort(std::string_view cause) noexcept override;

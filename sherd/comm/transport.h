@@ -59,6 +59,9 @@ class Transport {
   /// received[r*n, (r+1)*n) = piece `this rank` of rank r's send. send, received: [size*n], alive until wait() returns.
   virtual Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what = {}) = 0;
 
+  /// Gives back what collectives have kept for the next of them. On all ranks, or on none.
+  virtual void drop_staging() {}
+
   /// The shared memory of this host's ranks, where this transport has it; else null.
   virtual HostSegment* host_segment() { return nullptr; }
 

@@ -131,6 +131,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
     update_all({steps_, lr_scale, gradient_scale});
     model_->publish();
   } catch (const std::exception& error) {
+    transport_->abort(error.what());
     fault("step", "the update of step {} failed half-way: {}; try to go on from the last checkpoint", steps_,
           error.what());
   }

@@ -29,27 +29,18 @@ void MuonStep::run(const std::vector<MuonMatrix>& matrices, const UpdateTime& ti
   const auto ranks = static_cast<size_t>(transport_.size());
   for (size_t first = 0; first < order.size(); first += ranks) {
     const std::span round(&order[first], std::min(ranks, order.size() - first));
-    std::vector<at::Tensor> rows = directions(round, time);
-    if (ranks == 1) {
-      rows[0] = orthogonal(*round[0], rows[0]);
-    } else if (spread_ == Spread::sharded) {
-      exchange_rows(round, rows);
-    } else {
-      exchange_whole(round, rows);
-    }
-    for (size_t k = 0; k < round.size(); ++k) update(*round[k], rows[k], time);
+    const Booked result =
+        spread_ == Spread::sharded && ranks > 1 ? orthogonal_rows(round, time) : orthogonal_whole(round, time);
+    for (size_t k = 0; k < round.size(); ++k) update(*round[k], result.rows[k], time);
   }
+  transport_.drop_staging();
 }
 
-// Of this rank's rows of each matrix: [elements].
-std::vector<at::Tensor> MuonStep::directions(std::span<const MuonMatrix* const> round, const UpdateTime& time) const {
-  std::vector<at::Tensor> all;
-  for (const MuonMatrix* matrix : round) {
-    std::vector<at::Tensor> parts;
-    for (const auto& piece : matrix->pieces) parts.push_back(rule_.direction(piece, time));
-    all.push_back(parts.size() == 1 ? parts[0] : at::cat(parts));
-  }
-  return all;
+// Of this rank's rows: [elements].
+at::Tensor MuonStep::direction(const MuonMatrix& matrix, const UpdateTime& time) const {
+  std::vector<at::Tensor> parts;
+  for (const auto& piece : matrix.pieces) parts.push_back(rule_.direction(piece, time));
+  return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
 at::Tensor MuonStep::orthogonal(const MuonMatrix& m, const at::Tensor& direction) const {
@@ -58,17 +49,21 @@ at::Tensor MuonStep::orthogonal(const MuonMatrix& m, const at::Tensor& direction
 
 // In a buffer of one piece for each rank, rank k's piece belongs to the round's k-th matrix on the way there; on the
 // way back it is what its executor has for rank k.
-void MuonStep::exchange_rows(std::span<const MuonMatrix* const> round, std::vector<at::Tensor>& rows) const {
+MuonStep::Booked MuonStep::orthogonal_rows(Round round, const UpdateTime& time) const {
   int64_t elements = 0;
   for (const auto* m : round) elements = std::max(elements, ceil_div(m->rows, transport_.size()) * m->columns);
-  const auto options = rows[0].options();
+  const auto options = round[0]->pieces[0].state[0].options();
   const int64_t all = elements * transport_.size();
-  const Booking booking = ledger_.book(MemoryKind::communication, "", 2 * bytes_of(all, at::kFloat));
+  Booked result{ledger_.book(MemoryKind::communication, "", 2 * bytes_of(all, at::kFloat)), {}};
   const at::Tensor send = at::zeros({all}, options), received = at::zeros({all}, options);
   const auto piece = [&](const at::Tensor& of, size_t rank, int64_t count) {
     return of.narrow(0, static_cast<int64_t>(rank) * elements, count);
   };
-  for (size_t k = 0; k < round.size(); ++k) piece(send, k, rows[k].numel()).copy_(rows[k]);
+  for (size_t k = 0; k < round.size(); ++k) {
+    const at::Tensor own = direction(*round[k], time);
+    piece(send, k, own.numel()).copy_(own);
+    result.rows.push_back(piece(received, k, own.numel()));
+  }
   transport_.all_to_all(send, received, kWhat).wait();
   if (const auto me = static_cast<size_t>(transport_.rank()); me < round.size()) {
     const MuonMatrix& mine = *round[me];
@@ -76,28 +71,35 @@ void MuonStep::exchange_rows(std::span<const MuonMatrix* const> round, std::vect
     for (int r = 0; r < transport_.size(); ++r)
       parts.push_back(
           piece(received, static_cast<size_t>(r), rows_of_rank(mine.rows, r, transport_.size()).count * mine.columns));
-    const at::Tensor result = orthogonal(mine, at::cat(parts));
+    const at::Tensor whole = orthogonal(mine, at::cat(parts));
     int64_t first = 0;
     for (size_t r = 0; r < parts.size(); first += parts[r].numel(), ++r)
-      piece(send, r, parts[r].numel()).copy_(result.narrow(0, first, parts[r].numel()));
+      piece(send, r, parts[r].numel()).copy_(whole.narrow(0, first, parts[r].numel()));
   }
   transport_.all_to_all(send, received, kWhat).wait();
-  for (size_t k = 0; k < round.size(); ++k) rows[k].copy_(piece(received, k, rows[k].numel()));
+  return result;
 }
 
-void MuonStep::exchange_whole(std::span<const MuonMatrix* const> round, std::vector<at::Tensor>& whole) const {
+// Every rank has all momenta, moves them all, and orthogonalizes the matrix that it is the executor of.
+MuonStep::Booked MuonStep::orthogonal_whole(Round round, const UpdateTime& time) const {
+  const auto me = static_cast<size_t>(transport_.rank());
+  at::Tensor own;
   int64_t elements = 0;
-  for (const auto& one : whole) elements = std::max(elements, one.numel());
-  const auto options = whole[0].options();
-  const Booking booking =
-      ledger_.book(MemoryKind::communication, "", bytes_of(elements * (transport_.size() + 1), at::kFloat));
-  const at::Tensor mine = at::zeros({elements}, options);
-  if (const auto me = static_cast<size_t>(transport_.rank()); me < round.size())
-    mine.narrow(0, 0, whole[me].numel()).copy_(orthogonal(*round[me], whole[me]));
-  const at::Tensor all = at::empty({elements * transport_.size()}, options);
+  for (size_t k = 0; k < round.size(); ++k) {
+    elements = std::max(elements, round[k]->rows * round[k]->columns);
+    const at::Tensor moved = direction(*round[k], time);
+    if (k == me) own = orthogonal(*round[k], moved);
+  }
+  if (transport_.size() == 1) return {{}, {own}};
+  const auto options = round[0]->pieces[0].state[0].options();
+  Booked result{ledger_.book(MemoryKind::communication, "", bytes_of(elements * (transport_.size() + 1), at::kFloat)),
+                {}};
+  const at::Tensor mine = at::zeros({elements}, options), all = at::empty({elements * transport_.size()}, options);
+  if (own.defined()) mine.narrow(0, 0, own.numel()).copy_(own);
   transport_.all_gather(mine, all, kWhat).wait();
   for (size_t k = 0; k < round.size(); ++k)
-    whole[k].copy_(all.narrow(0, static_cast<int64_t>(k) * elements, whole[k].numel()));
+    result.rows.push_back(all.narrow(0, static_cast<int64_t>(k) * elements, round[k]->rows * round[k]->columns));
+  return result;
 }
 
 void MuonStep::update(const MuonMatrix& matrix, const at::Tensor& orthogonal, const UpdateTime& time) const {

@@ -27,14 +27,22 @@ class MuonStep {
       : rule_(rule), transport_(transport), ledger_(ledger), spread_(spread) {}
 
   /// Collective, with the same matrices in the same order on all ranks. In rounds of one matrix a rank, the most
-  /// expensive first. A round moves each of its matrices twice (spread whole: once) and holds three of the largest
-  /// size on a rank, beside what orthogonalized() takes. Throws FaultError.
+  /// expensive first. A round moves each of its matrices twice (spread whole: once). Beside what orthogonalized() takes
+  /// it holds on a rank four of the largest size and what the transport keeps (spread whole: as many as there are
+  /// ranks, and two). Throws FaultError.
   void run(const std::vector<MuonMatrix>& matrices, const UpdateTime& time) const;
 
  private:
-  std::vector<at::Tensor> directions(std::span<const MuonMatrix* const> round, const UpdateTime& time) const;
-  void exchange_rows(std::span<const MuonMatrix* const> round, std::vector<at::Tensor>& rows) const;
-  void exchange_whole(std::span<const MuonMatrix* const> round, std::vector<at::Tensor>& whole) const;
+  /// Some of the round's matrices, and what their memory is booked as.
+  struct Booked {
+    Booking booking;
+    std::vector<at::Tensor> rows;  // this rank's of each matrix, or all: 1-D
+  };
+  using Round = std::span<const MuonMatrix* const>;
+
+  at::Tensor direction(const MuonMatrix& matrix, const UpdateTime& time) const;
+  Booked orthogonal_rows(Round round, const UpdateTime& time) const;
+  Booked orthogonal_whole(Round round, const UpdateTime& time) const;
   at::Tensor orthogonal(const MuonMatrix& matrix, const at::Tensor& direction) const;
   void update(const MuonMatrix& matrix, const at::Tensor& orthogonal, const UpdateTime& time) const;
 

@@ -44,8 +44,10 @@ class LossScaler {
   bool update(Step step);
 
   const LossScaleState& state() const { return state_; }
-  /// Goes on from there, by this scaler's own options.
-  void set_state(const LossScaleState& state) { state_ = state; }
+  /// Goes on from there, by this scaler's own options: a fixed scale stays what it is.
+  void set_state(const LossScaleState& state) {
+    if (options_.kind == ScaleKind::dynamic) state_ = state;
+  }
 
  private:
   LossScaleOptions options_;

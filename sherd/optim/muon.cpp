@@ -28,7 +28,7 @@ void MuonOptions::validate() const {
   if (!(momentum >= 0.0 && momentum < 1.0))
     config_error("optimizer.momentum", "got {}, expected 0 <= momentum < 1; try 0.95", momentum);
   if (iterations < 1 || iterations > 20)
-    config_error("optimizer.iterations", "got {}, expected 1 to 20; try 5", iterations);
+    config_error("muon.iterations", "got {}, expected 1 to 20; try 5", iterations);
 }
 
 MuonRule::MuonRule(const MuonOptions& options) : options_(options) { options_.validate(); }

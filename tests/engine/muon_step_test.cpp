@@ -3,7 +3,10 @@
 
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "tests/engine/plain_training.h"
+#include "tests/support/process_maps.h"
 
 namespace sherd::testing {
 namespace {
@@ -18,7 +21,7 @@ EngineOptions muon_options(const std::string& strategy, MuonScale scale = MuonSc
   return options;
 }
 
-/// Matrices of 2, 5 and 7 rows: some ranks have none.
+/// Matrices of 2 to 64 rows: some ranks have none of a few.
 void expect_unsharded_bits(const RankCase& c, const EngineOptions& options, int64_t width, int64_t hidden) {
   expect_same_training(
       c, options, [&] { return std::make_shared<ModelImpl<BlockImpl>>(width, hidden, 2); },
@@ -54,6 +57,15 @@ TEST(MuonTrainingHybrid, HasTheUnshardedBits) {
   }
 }
 
+/// Of all ranks, which are threads here.
+std::set<uint64_t> shared_files(Transport& transport) {
+  std::set<uint64_t> files;
+  barrier(transport);
+  for (const auto& mapping : mappings_of("memfd")) files.insert(mapping.inode);
+  barrier(transport);
+  return files;
+}
+
 TEST(MuonMemory, IsOneMomentumAndNothingBetweenSteps) {
   run_ranks(2, Kind::host, [](std::shared_ptr<Transport> transport) {
     const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(64, 128, 2);
@@ -65,9 +77,11 @@ TEST(MuonMemory, IsOneMomentumAndNothingBetweenSteps) {
                 static_cast<double>(4 * matrices + 8 * others), 1024);
     const int64_t before = engine.ledger().total(MemoryKind::communication);
     engine.backward(engine.forward([&] { return model->forward(training_input(0, 0, {2, 64})).sum() * 0.01; }));
+    const std::set<uint64_t> mapped = shared_files(*transport);
     engine.step();
     EXPECT_EQ(engine.ledger().total(MemoryKind::communication), before);
     EXPECT_GE(engine.ledger().peak(MemoryKind::communication), before + 2 * 4 * 64 * 128);
+    EXPECT_EQ(shared_files(*transport), mapped) << "what the transport keeps between exchanges is given back";
   });
 }
 

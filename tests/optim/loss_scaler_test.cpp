@@ -87,5 +87,20 @@ TEST(LossScaler, ImpossibleOptionsAreConfigErrors) {
   expect_config_error([] { LossScaler({.initial = 2, .minimum = 4}); }, {"loss_scale.minimum", "got 4"});
 }
 
+TEST(LossScaler, GoesOnFromAStateButKeepsAFixedScale) {
+  LossScaler first({.initial = 1024, .window = 3, .hysteresis = 1});
+  first.update(LossScaler::Step::overflowed);
+  LossScaler second({.initial = 8, .window = 3, .hysteresis = 1});
+  second.set_state(first.state());
+  for (int step = 0; step < 7; ++step) {
+    EXPECT_EQ(first.scale(), second.scale()) << step;
+    first.update(LossScaler::Step::made);
+    second.update(LossScaler::Step::made);
+  }
+  LossScaler fixed({.kind = ScaleKind::fixed, .initial = 128});
+  fixed.set_state(first.state());
+  EXPECT_EQ(fixed.scale(), 128);
+}
+
 }  // namespace
 }  // namespace sherd

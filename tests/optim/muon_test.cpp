@@ -106,7 +106,7 @@ TEST(MuonRule, KeepsAMomentumAndAMaster) {
 
 TEST(MuonOptions, AreValidated) {
   expect_config_error([] { MuonRule({.momentum = 1.0}); }, {"optimizer.momentum", "try 0.95"});
-  expect_config_error([] { MuonRule({.iterations = 0}); }, {"optimizer.iterations", "try 5"});
+  expect_config_error([] { MuonRule({.iterations = 0}); }, {"muon.iterations", "try 5"});
 }
 
 }  // namespace

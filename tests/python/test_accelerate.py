@@ -77,12 +77,12 @@ def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
     assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-4)
 
 
-def in_16_bits(document):
+def in_16_bits(document, model_type=None):
     import torch
     from fsdp_models import token_loss
     from test_precision import seeded
     from sherd import as_deepspeed
-    model = seeded()
+    model = seeded().to(model_type or torch.float32)
     made, *_ = as_deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2), config=document)
     losses = []
     for step in range(4):
@@ -94,12 +94,17 @@ def in_16_bits(document):
 
 
 def test_deepspeeds_sections_of_16_bits():
+    import torch
     """The model's parameters stay fp32, as DeepSpeed's masters do; what is computed is not."""
     from ranks import run
     plain = run(2, in_16_bits, {"zero_optimization": {"stage": 3}})[0]
     fp16 = {"enabled": True, "initial_scale_power": 9, "loss_scale_window": 3}
     half, wire, bf16 = (run(2, in_16_bits, {"zero_optimization": {"stage": 3}, **more})[0] for more in (
         {"fp16": fp16}, {"fp16": {"enabled": True, "loss_scale": 128}, "communication_data_type": "fp32"}, {"bf16": {"enabled": True}}))
+    read_in_16_bits = run(2, in_16_bits, {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, torch.bfloat16)[0]
+    assert set(read_in_16_bits[2]) == {"torch.float32"}
+    reduced = run(2, in_16_bits, {"zero_optimization": {"stage": 3}, "communication_data_type": "bf16"})[0]
+    assert reduced[0] != plain[0] and reduced[0] == pytest.approx(plain[0], rel=2e-2)
     assert plain[1] == bf16[1] == 1 and half[1] == 1024 and wire[1] == 128
     for got in (half, wire, bf16):
         assert set(got[2]) == {"torch.float32"} and got[0] != plain[0]

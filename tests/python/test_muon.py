@@ -43,9 +43,15 @@ def test_is_torchs(torchs_in_fp32, options):
     for a, b in zip(ours, theirs):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     # Each goes on from the other's state.
-    pairs[0][0].load_state_dict(pairs[1][0].state_dict())
+    states = [optimizer.state_dict() for optimizer, _ in pairs]
+    for (optimizer, parameters), state in zip(pairs, reversed(states)):
+        optimizer.load_state_dict(state)
+        for parameter, start in zip(parameters, theirs):
+            parameter.data = start.detach().clone()
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
     for a, b in zip(ours, theirs):
-        assert torch.equal(pairs[0][0].state[a]["momentum_buffer"], pairs[1][0].state[b]["momentum_buffer"])
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_is_near_torchs_own_in_bf16():
@@ -108,12 +114,40 @@ def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path):
     np.testing.assert_allclose(on_three, expected[2:], rtol=1e-4)
 
 
+def steps_before_the_first_forward(how):
+    import sherd
+    torch.manual_seed(0)
+    if how == "materialized":
+        with torch.device("meta"):
+            model = nn.Linear(6, 10, bias=False)
+        sherd.fully_shard(model)
+        sherd.materialize(model, init=lambda module: nn.init.ones_(module.weight))
+    else:
+        model = sherd.fully_shard(nn.Linear(6, 10, bias=False))
+    if how == "cast":
+        model.to(torch.bfloat16)
+    optimizer = sherd.optim.Muon(model.parameters())
+    before = model.weight.full_tensor()
+    if how == "cast":
+        model(torch.ones(2, 6, dtype=torch.bfloat16)).sum().backward()
+    else:
+        model.weight.grad = torch.ones_like(model.weight)
+    optimizer.step()
+    return not torch.equal(before, model.weight.full_tensor())
+
+
+@pytest.mark.parametrize("how", ("plain", "materialized", "cast"))
+def test_steps_however_the_model_came_about(how):
+    assert run(2, steps_before_the_first_forward, how) == [True, True]
+
+
 def mistakes():
     import sherd
     from sherd import optim
     messages = []
     for make in (lambda: optim.Muon([("bias", nn.Parameter(torch.ones(3)))]), lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], adjust_lr_fn="x"),
                  lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], momentum=1.5), lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], ns_steps=0),
+                 lambda: optim.SGD([nn.Parameter(torch.ones(3, 3))], nesterov=True),
                  lambda: sherd.initialize(model=seeded(), config={"optimizer": {"type": "muon", "exclude": ["a"]}})):
         try:
             make()
@@ -124,9 +158,9 @@ def mistakes():
 
 def test_mistakes_are_named():
     messages = run(1, mistakes)[0]
-    assert len(messages) == 5, messages
+    assert len(messages) == 6, messages
     assert "parameter 'bias' of sizes [3]" in messages[0] and "use_muon=False" in messages[0]
-    assert "adjust_lr_fn='x'" in messages[1] and "momentum" in messages[2] and "iterations" in messages[3] and "exclude" in messages[4]
+    assert "adjust_lr_fn='x'" in messages[1] and "momentum" in messages[2] and "ns_steps=0" in messages[3] and "nesterov" in messages[4] and "exclude" in messages[5]
 
 
 def test_sherd_train_is_torchs(torchs_in_fp32, sherd, write_config):
