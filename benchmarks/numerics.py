@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """What precision and 8-bit optimizers cost in loss: the same training, seven times, side by side.
 
-    benchmarks/numerics.py                    # 500 steps of a 10 M model each, about 25 minutes on 2 cores
+    benchmarks/numerics.py                    # 500 steps of a 10 M model each, about 80 minutes on 2 cores
     benchmarks/numerics.py --steps 50         # a look
-    benchmarks/numerics.py --context 256 --seeds 1 2 3 --only fp32 "8-bit AdamW"    # how much of it is chance
+    benchmarks/numerics.py --seeds 1 2 3 --only fp32 "8-bit AdamW"    # how much of it is chance
 
 A byte-level Llama of 9.9 M parameters on the Python library's own source text (as `make train`), 2 ranks, zero3. Prints
 a Markdown table and writes curves to docs/numerics.svg: the loss (means of ten steps) above, its difference from fp32
@@ -37,7 +37,7 @@ WIDTH, LEFT, RIGHT = 900, 70, 230
 def arguments():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--steps", type=int, default=500)
-    p.add_argument("--context", type=int, default=64)
+    p.add_argument("--context", type=int, default=256)
     p.add_argument("--seeds", type=int, nargs="+")
     p.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="with --seeds: which of the trainings")
     p.add_argument("--picture", type=pathlib.Path, default=ROOT / "docs" / "numerics.svg")
