@@ -29,8 +29,8 @@ void fp32_loop(const AdamWFactors& factors, size_t n, const G* HWY_RESTRICT grad
   // With a vector of one lane the same operations, so the same rounding.
   const auto step = [&](auto tag, size_t i) HWY_ATTR __attribute__((always_inline)) {
     const auto p = weights.load(tag, i);
-    const auto now =
-        adamw_moments(tag, f, load_values(tag, gradient + i), p, {hn::LoadU(tag, m + i), hn::LoadU(tag, v + i)});
+    const auto now = adamw_moments<Choice::arithmetic>(tag, f, load_values(tag, gradient + i), p,
+                                                       {hn::LoadU(tag, m + i), hn::LoadU(tag, v + i)});
     hn::StoreU(without_denormals(tag, now.m), tag, m + i);
     hn::StoreU(without_denormals(tag, now.v), tag, v + i);
     weights.store(tag, adamw_moved(tag, f, p, now), i);

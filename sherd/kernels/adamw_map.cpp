@@ -11,7 +11,7 @@
 #include <hwy/highway.h>
 
 #include "sherd/kernels/adamw_inl.h"
-#include "sherd/kernels/map_inl.h"
+#include "sherd/kernels/map_rounding_inl.h"
 #include "sherd/kernels/weights_inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -22,9 +22,10 @@ constexpr size_t kBlock = kMapBlock;
 static_assert(kPiece == kBlock);
 constexpr auto kSigned = DynamicMap::signed_values, kUnsigned = DynamicMap::unsigned_values;
 
-struct Encoders {
-  Encoder<kSigned> m{map_tables(kSigned)};
-  Encoder<kUnsigned> v{map_tables(kUnsigned)};
+struct Maps {
+  const MapTables &m_tables = map_tables(kSigned), &v_tables = map_tables(kUnsigned);
+  Rounder<kSigned> m{m_tables};
+  Rounder<kUnsigned> v{v_tables};
 };
 
 /// 1 / absmax, or 0 for a block of zeros. What is no normal number is nothing.
@@ -37,19 +38,18 @@ HWY_INLINE float inverse(float& absmax) {
 // hides.
 template <class G, class Kind>
 HWY_INLINE void update_block(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weights, size_t first,
-                             const MapMoments& moments, const Encoders& encoders) {
+                             const MapMoments& moments, const Maps& maps) {
   const Floats d;
-  const Ints di;
   HWY_ALIGN float p[kBlock], new_m[kBlock], new_v[kBlock];
-  const Decoder<kSigned> old_m(map_tables(kSigned), *moments.m_absmax);
-  const Decoder<kUnsigned> old_v(map_tables(kUnsigned), *moments.v_absmax);
+  const Decoder<kSigned> old_m(maps.m_tables, *moments.m_absmax);
+  const Decoder<kUnsigned> old_v(maps.v_tables, *moments.v_absmax);
   FloatVector most_m = hn::Zero(d), most_v = hn::Zero(d);
   weights.begin_piece(first);
 #pragma GCC unroll 2
   for (size_t i = 0; i < kBlock; i += kWidth) {
     const FloatVector old_p = weights.load(d, first + i);
-    const auto now =
-        adamw_moments(d, f, load_values(d, gradient + i), old_p, {old_m(moments.m + i), old_v(moments.v + i)});
+    const auto now = adamw_moments<Choice::branch>(d, f, load_values(d, gradient + i), old_p,
+                                                   {old_m(moments.m + i), old_v(moments.v + i)});
     hn::Store(old_p, d, p + i);
     hn::Store(now.m, d, new_m + i);
     hn::Store(now.v, d, new_v + i);
@@ -63,22 +63,22 @@ HWY_INLINE void update_block(const AdamWFactors& f, const G* gradient, WeightsAt
     return adamw_moved(d, f, hn::Load(d, p + i), {hn::Load(d, new_m + i), hn::Load(d, new_v + i)});
   };
   for (size_t i = 0; i < kBlock; i += 4 * kWidth) {
-    IntVector codes[4];
+    FourCodes<Ints> codes;
 #pragma GCC unroll 4
     for (size_t k = 0; k < 4; ++k) {
       const size_t at = i + k * kWidth;
       if (k % 2 == 0) weights.store_pair(d, moved(at), moved(at + kWidth), first + at);
-      codes[k] = joined(di, encoders.m.rounded(hn::Mul(hn::Load(d, new_m + at), m_scale)),
-                        encoders.v.rounded(hn::Mul(hn::Load(d, new_v + at), v_scale)));
+      codes.set(k, maps.m(hn::Mul(hn::Load(d, new_m + at), m_scale)),
+                maps.v(hn::Mul(hn::Load(d, new_v + at), v_scale)));
     }
-    store_joined(di, codes, moments.m + i, moments.v + i);
+    codes.store(moments.m + i, moments.v + i);
   }
 }
 
 /// A block of fewer elements: on copies, filled up with zeros.
 template <class G, class Kind>
 void update_rest(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weights, size_t first, size_t count,
-                 const MapMoments& moments, const Encoders& encoders) {
+                 const MapMoments& moments, const Maps& maps) {
   const hn::CappedTag<float, 1> one;
   float g[kBlock] = {}, p[kBlock] = {};
   uint8_t m[kBlock], v[kBlock] = {};
@@ -91,7 +91,7 @@ void update_rest(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weig
     v[i] = moments.v[i];
   }
   WeightsAt<Fp32Weights> copies(Fp32Weights{p});
-  update_block(f, g, copies, 0, {m, v, moments.m_absmax, moments.v_absmax}, encoders);
+  update_block(f, g, copies, 0, {m, v, moments.m_absmax, moments.v_absmax}, maps);
   for (size_t i = 0; i < count; ++i) {
     weights.store(one, hn::Set(one, p[i]), first + i);
     moments.m[i] = m[i];
@@ -102,17 +102,17 @@ void update_rest(const AdamWFactors& f, const G* gradient, WeightsAt<Kind>& weig
 template <class G, class Kind>
 void map_loop(const AdamWFactors& factors, size_t n, const G* gradient, const Kind& kind, const MapMoments& moments) {
   const AdamWFactors f = factors;
-  const Encoders encoders;
+  const Maps maps;
   WeightsAt<Kind> weights(kind);
   for (size_t first = 0; first < n; first += kBlock) {
     const size_t block = first / kBlock;
     const MapMoments here{moments.m + first, moments.v + first, moments.m_absmax + block, moments.v_absmax + block};
-    if (n - first < kBlock) return update_rest(f, gradient + first, weights, first, n - first, here, encoders);
+    if (n - first < kBlock) return update_rest(f, gradient + first, weights, first, n - first, here, maps);
     prefetch(gradient + first, kBlock);
     prefetch(here.m, kBlock);
     prefetch(here.v, kBlock);
     weights.prefetch_from(first, kBlock);
-    update_block(f, gradient + first, weights, first, here, encoders);
+    update_block(f, gradient + first, weights, first, here, maps);
   }
 }
 

@@ -25,8 +25,10 @@ using FloatVector = hn::Vec<Floats>;
 using IntVector = hn::Vec<Ints>;
 constexpr size_t kWidth = hn::MaxLanes(Floats());
 
-// AVX2 looks at no more than the low three bits by itself, which debug builds of Highway do not believe.
-constexpr bool kLooksAtLowBits = HWY_TARGET == HWY_AVX2 && HWY_IS_DEBUG_BUILD == 0;
+constexpr bool kIsAvx3 = HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX3_DL;
+// AVX2 looks at no more than the low three bits by itself, AVX-512 at four, and tables stand twice. Debug builds of
+// Highway do not believe it.
+constexpr bool kLooksAtLowBits = (HWY_TARGET == HWY_AVX2 || kIsAvx3) && HWY_IS_DEBUG_BUILD == 0;
 
 /// Eight floats, looked up by the low three bits of an index.
 class Lookup {
@@ -111,10 +113,7 @@ template <DynamicMap kMap>
 class Encoder {
  public:
   explicit Encoder(const MapTables& tables)
-      : tables_(tables),
-        edges_(tables.encode.edges),
-        slope_(tables.encode.slope),
-        unit_slope_(tables.encode.slope, 1.0f / kOne) {}
+      : tables_(tables), edges_(tables.encode.edges), slope_(tables.encode.slope) {}
 
   /// Of magnitudes in [0, 1].
   HWY_INLINE Indices indices(FloatVector a) const {
@@ -136,21 +135,6 @@ class Encoder {
     return {index, hn::And(hn::Add(fixed, hn::Set(di, 2)), hn::Set(di, (1 << kIndexFraction) - 1))};
   }
 
-  /// Codes of values that are rounded themselves, in the low 16 bits; beside midpoints perhaps one off.
-  HWY_INLINE IntVector rounded(FloatVector x) const {
-    const Floats d;
-    // Cut by an addition: from 2^23 on there are no fractions.
-    if constexpr (kUnsigned == 1) {
-      const FloatVector y = hn::Max(position(x), hn::Set(d, 1.5f));
-      return hn::BitCast(Ints(), hn::Add(y, hn::Set(d, 8388607.5f - 1)));
-    } else {
-      const FloatVector y = hn::Sub(position(hn::Abs(x)), hn::Set(d, 0.5f));
-      const FloatVector signed_y = hn::Xor(y, hn::And(x, hn::Set(d, -0.0f)));
-      // There is no -1: 127 - 128 becomes the code of what is nearest.
-      return hn::BitCast(Ints(), hn::Max(hn::Add(signed_y, hn::Set(d, 8388608.0f + 127)), hn::Set(d, 8388608.0f)));
-    }
-  }
-
   /// By search, for what is unsure.
   IntVector searched(FloatVector a) const {
     HWY_ALIGN float values[kWidth];
@@ -164,37 +148,8 @@ class Encoder {
   static constexpr float kOne = 1 << kIndexFraction;
   static constexpr int kUnsigned = kMap == DynamicMap::unsigned_values ? 1 : 0;
 
-  /// Of magnitudes: the index with a fraction that is to be cut; of the unsigned map one more.
-  HWY_INLINE FloatVector position(FloatVector a) const {
-    const Floats d;
-    const Ints di;
-    const IntVector below = at_least_class(di, hn::BitCast(di, a));
-    const IntVector of_class = hn::Sub(below, hn::VecFromMask(di, hn::RebindMask(di, hn::Ge(a, edges_.at(below)))));
-    const IntVector doublings = hn::ShiftLeft<23>(of_class);
-    const auto doubled = [&](float x)
-                             HWY_ATTR { return hn::BitCast(d, hn::Add(hn::BitCast(di, hn::Set(d, x)), doublings)); };
-    // A little below the decade's end, so that it is cut to its last entry.
-    const FloatVector top = doubled((1 - 0x1p-10f) * (1 << kUnsigned));
-    const FloatVector line = hn::Add(hn::Mul(a, unit_slope_[of_class]), doubled(8.0f / 9 / 2 * (1 << kUnsigned)));
-    return hn::Min(line, top);
-  }
-
-  /// The class or one less, by the upper 16 bits. (A template, so that one lane does not see what it has not.)
-  template <class DI>
-  HWY_INLINE IntVector at_least_class(DI di, IntVector bits) const {
-    const IntVector high = hn::ShiftRight<16>(bits);
-    const auto first = hn::Set(di, tables_.encode.first), rate = hn::Set(di, tables_.encode.rate);
-    if constexpr (hn::MaxLanes(DI()) < 4) {
-      return hn::ShiftRight<16>(hn::Mul(hn::Max(hn::Sub(high, first), hn::Zero(di)), rate));
-    } else {
-      const hn::Repartition<uint16_t, DI> d16;
-      const auto above = hn::SaturatedSub(hn::BitCast(d16, high), hn::BitCast(d16, first));
-      return hn::BitCast(di, hn::MulHigh(above, hn::BitCast(d16, rate)));
-    }
-  }
-
   const MapTables& tables_;
-  Lookup edges_, slope_, unit_slope_;
+  Lookup edges_, slope_;
 };
 
 /// Stores the codes of indices; of the signed map with the signs of x.
@@ -208,38 +163,6 @@ HWY_INLINE void store_codes(IntVector index, FloatVector x, uint8_t* codes) {
     code = hn::Add(hn::Sub(hn::Xor(index, sign), sign), hn::Set(di, 127));
   }
   hn::StoreU(hn::DemoteTo(Bytes(), code), Bytes(), codes);
-}
-
-/// The lower 16 bits of m, and above them those of v.
-template <class DI>
-HWY_INLINE hn::Vec<DI> joined(DI di, hn::Vec<DI> m, hn::Vec<DI> v) {
-  const auto high = hn::ShiftLeft<16>(v);
-  if constexpr (hn::MaxLanes(di) < 4) {
-    return hn::Or(hn::And(m, hn::Set(di, 0xFFFF)), high);
-  } else {
-    const hn::Repartition<uint16_t, DI> d16;
-    return hn::BitCast(di, hn::OddEven(hn::BitCast(d16, high), hn::BitCast(d16, m)));
-  }
-}
-
-/// Four vectors of joined() codes: stores the m of all, and the v. (Unqualified names: vectors of one lane lack them.)
-template <class DI>
-HWY_INLINE void store_joined(DI di, const hn::Vec<DI> (&codes)[4], uint8_t* m_codes, uint8_t* v_codes) {
-  if constexpr (hn::MaxLanes(di) < 4) {
-    HWY_ALIGN uint32_t words[4 * hn::MaxLanes(di)];
-    for (size_t k = 0; k < 4; ++k) hn::Store(codes[k], di, reinterpret_cast<int32_t*>(words) + k * hn::MaxLanes(di));
-    for (size_t k = 0; k < 4 * hn::MaxLanes(di); ++k) {
-      m_codes[k] = static_cast<uint8_t>(words[k]);
-      v_codes[k] = static_cast<uint8_t>(words[k] >> 16);
-    }
-  } else {
-    const hn::Repartition<uint8_t, DI> d8;
-    const auto pair = [&](size_t k)
-                          HWY_ATTR { return ConcatEven(d8, hn::BitCast(d8, codes[k + 1]), hn::BitCast(d8, codes[k])); };
-    const auto low = pair(0), high = pair(2);  // m v m v ...
-    hn::StoreU(ConcatEven(d8, high, low), d8, m_codes);
-    hn::StoreU(ConcatOdd(d8, high, low), d8, v_codes);
-  }
 }
 
 }  // namespace HWY_NAMESPACE

@@ -72,8 +72,24 @@ void set_encoding(MapTables& tables, int k) {
   lines.scale = static_cast<float>(scale);
   lines.shift = static_cast<float>(0.5 - scale * exponents.front());
   const double of_upper_bits = scale * 65536;
-  lines.rate = static_cast<int>(std::lround(of_upper_bits * 65536));
-  lines.first = static_cast<int>(std::lround(-(0.5 - scale * exponents.front()) / of_upper_bits));
+  tables.rounding.rate = static_cast<int>(std::lround(of_upper_bits * 65536));
+  tables.rounding.first = static_cast<int>(std::lround(-(0.5 - scale * exponents.front()) / of_upper_bits));
+}
+
+void set_rounding(MapTables& tables, int k) {
+  auto& lines = tables.rounding;
+  for (int i = 0; i < kDecades; ++i) {
+    const int c = i + 1, n = entries(i, k);
+    set(lines.slope, c, n / (0.9 * upper_end(i)));
+    set(lines.offset, c, 8.0 / 9 * n - k - 0.5);
+    // A little below the decade's end, so that it is rounded to its last entry.
+    set(lines.top, c, 2 * n * (1 - 0x1p-10) - k - 0.5);
+  }
+  // One line for zero and one: within half an index of 0 at 0, and of one's from the last edge on.
+  const auto one = static_cast<double>(tables.midpoints.size());
+  set(lines.slope, 0, one);
+  set(lines.offset, 0, 0.25);
+  set(lines.top, 0, 2 * one);
 }
 
 MapTables make_tables(DynamicMap map) {
@@ -86,6 +102,7 @@ MapTables make_tables(DynamicMap map) {
     tables.codebook[code] = k == 1 ? values[code] : std::copysign(values[std::abs(code - 127)], code - 126.5f);
   set_decoding(tables, k);
   set_encoding(tables, k);
+  set_rounding(tables, k);
   return tables;
 }
 

@@ -23,12 +23,16 @@ struct MapTables {
   /// scale * bits + shift, cut to an integer, is the class or one less; edges[class] is where the next begins.
   /// index + k = min(slope[class] * a + 8/9 * 2^(class + k - 1), 2^(class + k) - 1/2), all times 2^kIndexFraction;
   /// k = 0 signed, 1 unsigned.
-  /// The same line on the upper 16 bits, in integers: (bits16 - first) * rate >> 16.
   struct {
     float scale, shift;
-    int first, rate;
     std::array<float, 16> edges, slope;
   } encode;
+  /// The same for indices that are rounded: (bits16 - first) * rate >> 16 with the upper 16 bits is the class or one
+  /// less; index = round(min(slope[class] * a + offset[class], top[class])).
+  struct {
+    int first, rate;
+    std::array<float, 16> slope, offset, top;
+  } rounding;
   /// The least float that is nearer to magnitude i + 1 than to magnitude i.
   std::vector<float> midpoints;
   std::array<float, 256> codebook;
