@@ -311,8 +311,8 @@ def optimizer_of(settings: dict, model: nn.Module, master: str) -> Optimizer:
     if settings["type"] == "muon":
         scale = {"match_adamw": "match_rms_adamw"}.get(settings["scale"], settings["scale"])
         return optim.Muon(matrices_apart(groups, settings["adamw"], model), lr=settings["lr"], momentum=settings["momentum"],
-                          nesterov=settings["nesterov"], adjust_lr_fn=scale, betas=tuple(settings["betas"]), eps=settings["eps"],
-                          master=master)
+                          nesterov=settings["nesterov"], adjust_lr_fn=scale, products=settings["products"], betas=tuple(settings["betas"]),
+                          eps=settings["eps"], master=master)
     if settings["type"] == "sgd":
         return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"], master=master)
     kind = {"adamw": optim.AdamW, "adam": optim.Adam, "adamw8bit": optim.AdamW8bit, "adam8bit": optim.Adam8bit}[settings["type"]]

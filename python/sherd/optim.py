@@ -230,24 +230,28 @@ class Muon(ShardedOptimizer):
     """``torch.optim.Muon`` for the matrices of a sharded model, and AdamW for what is none: Jordan et al., "Muon: an optimizer for
     hidden layers in neural networks", 2024.
 
-    A matrix moves by its momentum, which ``ns_steps`` Newton-Schulz iterations make orthogonal (in fp32; torch: bf16). The state
+    A matrix moves by its momentum, which ``ns_steps`` Newton-Schulz iterations make orthogonal. The state
     ``momentum_buffer`` is sharded as the parameter; in a step each matrix is whole on one rank, its executor. Collective. The same
     bits for any number of ranks.
 
     Groups with ``use_muon=False`` are updated by AdamW, with ``betas`` and ``eps``: embeddings, the head, norms and biases
     belong there, and everything that is no matrix must.
 
+    products: the type of the iterations' products: "auto", bf16 (as torch's) where the device multiplies it by itself, else
+        fp32; "fp32" or "bf16".
     adjust_lr_fn: what a matrix's learning rate is multiplied with: "original" (None), sqrt(max(1, rows / columns)); or
         "match_rms_adamw", 0.2 sqrt(max(rows, columns)), by which moves are of AdamW's size and its learning rate fits.
     """
 
     def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95, nesterov: bool = True,
                  ns_steps: int = 5, adjust_lr_fn: str | None = None, *, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
-                 master: str = "nearest"):
+                 products: str = "auto", master: str = "nearest"):
         check_adam(lr, betas, eps, weight_decay)
         check("adjust_lr_fn", adjust_lr_fn, adjust_lr_fn in (None, "original", "match_rms_adamw"), "'original' or 'match_rms_adamw'")
+        check("products", products, products in ("auto", "fp32", "bf16"), "'auto', 'fp32' or 'bf16'")
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps,
-                                      ns_coefficients=COEFFICIENTS, adjust_lr_fn=adjust_lr_fn, betas=betas, eps=eps, use_muon=True), master)
+                                      ns_coefficients=COEFFICIENTS, adjust_lr_fn=adjust_lr_fn, products=products, betas=betas, eps=eps,
+                                      use_muon=True), master)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups of torch.optim.Muon lack what is AdamW's."""
@@ -269,7 +273,8 @@ class Muon(ShardedOptimizer):
             return elementwise_rule("adamw")
         check("ns_steps", group["ns_steps"], 1 <= group["ns_steps"] <= 20, "1 to 20")
         check("ns_coefficients", group["ns_coefficients"], tuple(group["ns_coefficients"]) == COEFFICIENTS, str(COEFFICIENTS))
-        return matrix_rule(group["momentum"], group["nesterov"], group["adjust_lr_fn"] == "match_rms_adamw", group["ns_steps"])
+        return matrix_rule(group["momentum"], group["nesterov"], group["adjust_lr_fn"] == "match_rms_adamw", group["ns_steps"],
+                           group["products"])
 
     def _counts_steps(self, group: dict[str, Any]) -> bool:
         return not group["use_muon"] or super()._counts_steps(group)

@@ -113,11 +113,13 @@ void add_rule(py::module& module) {
           py::arg("pieces"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
           py::arg("step"), py::arg("gradient_scale"), py::arg("master"), py::call_guard<py::gil_scoped_release>());
   py::class_<MuonRule, UpdateRule>(module, "MuonRule", "The update of matrices by Muon.")
-      .def(py::init([](double momentum, bool nesterov, bool match_adamw, int64_t iterations) {
-             return MuonRule({momentum, nesterov ? Nesterov::yes : Nesterov::no,
-                              match_adamw ? MuonScale::match_adamw : MuonScale::original, iterations});
-           }),
-           py::arg("momentum"), py::arg("nesterov"), py::arg("match_adamw"), py::arg("iterations"))
+      .def(py::init(
+               [](double momentum, bool nesterov, bool match_adamw, int64_t iterations, const std::string& products) {
+                 return MuonRule({momentum, nesterov ? Nesterov::yes : Nesterov::no,
+                                  match_adamw ? MuonScale::match_adamw : MuonScale::original, iterations,
+                                  muon_products(products)});
+               }),
+           py::arg("momentum"), py::arg("nesterov"), py::arg("match_adamw"), py::arg("iterations"), py::arg("products"))
       .def(
           "update_matrices",
           [](const MuonRule& rule, Model* model, const std::vector<Piece>& pieces,

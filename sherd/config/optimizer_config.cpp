@@ -94,9 +94,10 @@ void read_optimizer(JsonReader reader, OptimizerConfig& optimizer, const std::ve
     optimizer.momentum = 0.95;
     optimizer.nesterov = true;
     reader.choice("scale", optimizer.scale, {"match_adamw", "original"});
+    reader.choice("products", optimizer.products, {"auto", "fp32", "bf16"});
     reader.strings("adamw", optimizer.adamw);
   } else {
-    refuse_keys(reader, optimizer.type, {"scale", "adamw"}, "muon");
+    refuse_keys(reader, optimizer.type, {"scale", "products", "adamw"}, "muon");
   }
   reader.number("lr", optimizer.lr, kNotNegative);
   if (optimizer.type == "sgd" || muon) {
@@ -177,6 +178,7 @@ json to_json(const OptimizerConfig& optimizer) {
   }
   if (muon) {
     out["scale"] = optimizer.scale;
+    out["products"] = optimizer.products;
     out["adamw"] = optimizer.adamw;
   }
   if (optimizer.type != "sgd") {

@@ -24,6 +24,7 @@ struct OptimizerConfig {
   double eps = 1e-8;                  // the same
   double momentum = 0.0;              // sgd; muon: 0.95 unless set
   bool nesterov = false;              // sgd; muon: true unless set
+  std::string products = "auto";      // muon: or fp32, bf16; of its iterations
   std::string scale = "match_adamw";  // muon: or original; of lr, by a matrix's shape
   std::vector<std::string> adamw = {"*embed*", "*wte*", "*wpe*",
                                     "*lm_head*"};           // muon: globs: matrices that adamw updates all the same

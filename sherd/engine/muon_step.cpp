@@ -44,7 +44,7 @@ at::Tensor MuonStep::direction(const MuonMatrix& matrix, const UpdateTime& time)
 }
 
 at::Tensor MuonStep::orthogonal(const MuonMatrix& m, const at::Tensor& direction) const {
-  return orthogonalized(direction.view({m.rows, m.columns}), rule_.options().iterations).view(-1);
+  return rule_.orthogonal(direction.view({m.rows, m.columns})).view(-1);
 }
 
 // In a buffer of one piece for each rank, rank k's piece belongs to the round's k-th matrix on the way there; on the

@@ -1,23 +1,11 @@
 #include "sherd/engine/precision.h"
 
-#include <ATen/cpu/Utils.h>
-
 #include "sherd/base/error.h"
+#include "sherd/optim/native_products.h"
 
 namespace sherd {
 
 bool Precision::keeps_fp32(std::string_view fqn) const { return any_glob_matches(fp32_names, fqn); }
-
-bool has_native_products(at::ScalarType type) {
-  if (type == at::kFloat) return true;
-  static const auto capabilities = at::cpu::get_cpu_capabilities();
-  const auto has = [&](const char* name) {
-    const auto found = capabilities.find(name);
-    return found != capabilities.end() && found->second.isBool() && found->second.toBool();
-  };
-  if (type == at::kHalf) return has("amx_fp16") || has("avx512_fp16");
-  return has("avx512_bf16") || has("amx_bf16") || has("bf16");
-}
 
 at::ScalarType precision_type(std::string_view key, std::string_view name) {
   if (name == "fp32") return at::kFloat;
@@ -56,7 +44,7 @@ Precision resolve(const PrecisionPolicy& policy, at::Device device) {
   Precision precision;
   if (!automatic) precision.compute = precision_type("precision.compute", policy.compute);
   precision.storage = precision_type("precision.storage", policy.storage.value_or(automatic ? "bf16" : policy.compute));
-  const bool native = !device.is_cpu() || has_native_products(precision.storage);
+  const bool native = has_native_products(precision.storage, device);
   if (automatic && native) precision.compute = precision.storage;
   precision.reduce = precision_type("precision.reduce", policy.reduce.value_or("fp32"));
   precision.master = master_of(policy, precision.storage);
@@ -72,7 +60,7 @@ std::optional<std::string> note_on(const PrecisionPolicy& policy, const Precisio
   if (policy.compute == "auto" && precision.compute != precision.storage)
     return fmt::format("precision: this CPU has no {0} products: parameters are stored as {0}, computed with as fp32",
                        name_of(precision.storage));
-  if (!has_native_products(precision.compute))
+  if (!has_native_products(precision.compute, device))
     return fmt::format("precision: this CPU has no {} products of its own: compute \"auto\" is faster",
                        name_of(precision.compute));
   return std::nullopt;

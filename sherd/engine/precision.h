@@ -40,9 +40,6 @@ struct Precision {
   bool keeps_fp32(std::string_view fqn) const;
 };
 
-/// Whether this machine's CPU multiplies matrices of this type by instructions of its own.
-bool has_native_products(at::ScalarType type);
-
 /// fp32, bf16 or fp16 by name. Throws ConfigError that names the key.
 at::ScalarType precision_type(std::string_view key, std::string_view name);
 

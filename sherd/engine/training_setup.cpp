@@ -130,7 +130,10 @@ EngineOptions engine_options(const TrainConfig& config) {
   options.fp32_moments = o.exclude;
   if (o.type == "muon") {
     const auto scale = o.scale == "original" ? MuonScale::original : MuonScale::match_adamw;
-    options.muon = {o.momentum, o.nesterov ? Nesterov::yes : Nesterov::no, scale};
+    options.muon = {.momentum = o.momentum,
+                    .nesterov = o.nesterov ? Nesterov::yes : Nesterov::no,
+                    .scale = scale,
+                    .products = muon_products(o.products)};
     options.not_muon = o.adamw;
   }
   for (const GroupConfig& group : o.groups) options.optimizer_groups.push_back(optim_group(group, options.optimizer));

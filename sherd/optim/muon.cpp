@@ -10,6 +10,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/kernels/sgd.h"
+#include "sherd/optim/native_products.h"
 
 namespace sherd {
 namespace {
@@ -27,8 +28,16 @@ double lr_ratio(MuonScale scale, int64_t rows, int64_t columns) {
 void MuonOptions::validate() const {
   if (!(momentum >= 0.0 && momentum < 1.0))
     config_error("optimizer.momentum", "got {}, expected 0 <= momentum < 1; try 0.95", momentum);
-  if (iterations < 1 || iterations > 20)
-    config_error("muon.iterations", "got {}, expected 1 to 20; try 5", iterations);
+  if (iterations < 1 || iterations > 20) config_error("muon.iterations", "got {}, expected 1 to 20; try 5", iterations);
+  if (products && *products != at::kFloat && *products != at::kBFloat16)
+    config_error("muon.products", "got {}, expected fp32 or bf16; try bf16", c10::toString(*products));
+}
+
+std::optional<at::ScalarType> muon_products(std::string_view name) {
+  if (name == "auto") return std::nullopt;
+  if (name == "fp32") return at::kFloat;
+  if (name == "bf16") return at::kBFloat16;
+  config_error("optimizer.products", "got '{}', expected auto, fp32 or bf16; try auto", name);
 }
 
 MuonRule::MuonRule(const MuonOptions& options) : options_(options) { options_.validate(); }
@@ -37,16 +46,21 @@ std::vector<StateTensor> MuonRule::moments(const PieceShape& shape) const {
   return {{"momentum_buffer", at::kFloat, shape.elements}};
 }
 
-at::Tensor orthogonalized(const at::Tensor& matrix, int64_t iterations) {
+at::Tensor orthogonalized(const at::Tensor& matrix, int64_t iterations, at::ScalarType products) {
   const at::NoGradGuard no_grad;
   const bool tall = matrix.size(0) > matrix.size(1);
   at::Tensor x = tall ? matrix.t() : matrix;
-  x = x / std::max(matrix.norm().item<double>(), kEps);
+  x = (x / std::max(matrix.norm().item<double>(), kEps)).to(products);
   for (int64_t i = 0; i < iterations; ++i) {
     const at::Tensor gram = at::mm(x, x.t());
     x = at::addmm(x, at::addmm(gram, gram, gram, kB, kC), x, kA);
   }
-  return (tall ? x.t() : x).contiguous();
+  return (tall ? x.t() : x).to(at::kFloat).contiguous();
+}
+
+at::Tensor MuonRule::orthogonal(const at::Tensor& direction) const {
+  const bool fast = has_native_products(at::kBFloat16, direction.device());
+  return orthogonalized(direction, options_.iterations, options_.products.value_or(fast ? at::kBFloat16 : at::kFloat));
 }
 
 at::Tensor MuonRule::direction(const UpdatePiece& piece, const UpdateTime& time) const {

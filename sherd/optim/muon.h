@@ -9,6 +9,8 @@
 // with its rows in the place of the gradient (engine/muon_step.h does all of it).
 #pragma once
 
+#include <optional>
+
 #include "sherd/optim/update_rule.h"
 
 namespace sherd {
@@ -24,15 +26,20 @@ struct MuonOptions {
   Nesterov nesterov = Nesterov::yes;
   MuonScale scale = MuonScale::match_adamw;
   int64_t iterations = 5;
+  std::optional<at::ScalarType> products = {};  // fp32 or bf16; null: bf16 where the device multiplies it by itself
 
   /// Throws ConfigError.
   void validate() const;
 };
 
-/// About the nearest (semi-)orthogonal matrix to [rows, columns]: the same singular vectors, values of about 0.7
-/// to 1.2. In fp32 (torch: bf16), with torch's coefficients. An iteration takes 4 m^2 n + 2 m^3 operations, where m is
-/// the smaller side and n the larger. The same bits from every rank that has as many threads.
-at::Tensor orthogonalized(const at::Tensor& matrix, int64_t iterations);
+/// MuonOptions::products by name: fp32, bf16, or auto for null. Throws ConfigError.
+std::optional<at::ScalarType> muon_products(std::string_view name);
+
+/// About the nearest (semi-)orthogonal matrix to [rows, columns] fp32: the same singular vectors, values of about 0.7
+/// to 1.2. Products are of the type (torch: bf16), with torch's coefficients; the result is fp32. An iteration takes
+/// 4 m^2 n + 2 m^3 operations, where m is the smaller side and n the larger. The same bits from every rank that has as
+/// many threads.
+at::Tensor orthogonalized(const at::Tensor& matrix, int64_t iterations, at::ScalarType products = at::kFloat);
 
 class MuonRule final : public UpdateRule {
  public:
@@ -40,7 +47,8 @@ class MuonRule final : public UpdateRule {
 
   /// Moves the momentum of a piece, and gives what is to be orthogonalized: [n] fp32.
   at::Tensor direction(const UpdatePiece& piece, const UpdateTime& time) const;
-  const MuonOptions& options() const { return options_; }
+  /// As the options say.
+  at::Tensor orthogonal(const at::Tensor& direction) const;
   /// update() of rows of a rows x columns matrix, with rows of what orthogonalized() gave as the gradient.
   void update_matrix(UpdatePiece piece, const at::Tensor& orthogonal_rows, int64_t rows, int64_t columns,
                      const Hyperparameters& h, const UpdateTime& time) const;

@@ -57,7 +57,8 @@ class Fuzz {
     if (below(3) == 0) full["data"] = {{"text", {"*.txt"}}, {"validation", 0.5}};
     if (below(3) == 0) full["optimizer"] = {{"type", "sgd"}, {"lr", 0.1}, {"momentum", 0.9}, {"nesterov", true}};
     if (below(4) == 0)
-      full["optimizer"] = {{"type", "muon"}, {"scale", "original"}, {"adamw", {"a"}}, {"betas", {0, 0.5}}};
+      full["optimizer"] = {
+          {"type", "muon"}, {"scale", "original"}, {"products", "bf16"}, {"adamw", {"a"}}, {"betas", {0, 0.5}}};
     return full;
   }
 

@@ -86,12 +86,13 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(with_groups.optimizer.groups[1].match[1], "d");
   EXPECT_EQ(with_groups.optimizer.groups[1].lr, std::nullopt);
   EXPECT_EQ(with_groups.loss_scale.kind, LossScaleConfig::Kind::none);
-  const json muon = with(R"({"optimizer": {"type": "muon", "scale": "original", "adamw": ["a"], "betas": [0.5, 0.6],
-      "groups": [{"match": ["b"], "eps": 0.1}]}})");
+  const json muon = with(R"({"optimizer": {"type": "muon", "scale": "original", "products": "fp32", "adamw": ["a"],
+      "betas": [0.5, 0.6], "groups": [{"match": ["b"], "eps": 0.1}]}})");
   EXPECT_EQ(read_train_config(muon).optimizer.rule(), "adamw");
   EXPECT_EQ(read_train_config(muon).optimizer.momentum, 0.95);
   EXPECT_TRUE(read_train_config(muon).optimizer.nesterov);
   EXPECT_EQ(read_train_config(muon).optimizer.scale, "original");
+  EXPECT_EQ(read_train_config(muon).optimizer.products, "fp32");
   EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "muon", "momentum": 0.5}})")).optimizer.momentum, 0.5);
   const json fixed = with(R"({"loss_scale": 128})");
   EXPECT_EQ(read_train_config(fixed).loss_scale.kind, LossScaleConfig::Kind::fixed);
@@ -157,7 +158,7 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       // unknown keys
       {R"({"optimizer": {"betaz": [0.9, 0.95]}})",
        {"[config] got unknown key 'optimizer.betaz', expected one of adamw, betas, eps, exclude, groups, lr, momentum, "
-        "nesterov, no_decay, scale, type, weight_decay; try 'betas'"}},
+        "nesterov, no_decay, products, scale, type, weight_decay; try 'betas'"}},
       {R"({"stepz": 3})", {"unknown key 'stepz'", "try 'steps'"}},
       {R"({"qqqqqqqqqq": 3})", {"unknown key 'qqqqqqqqqq'", "try to leave it out"}},
       {R"({"data": {"order ": 1}})", {"'data.order '", "try 'order'"}},
@@ -197,6 +198,8 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"type": "adam", "nesterov": true}})", {"'optimizer.nesterov'", "sgd and muon only"}},
       {R"({"optimizer": {"scale": "original"}})", {"'optimizer.scale' with optimizer.type \"adamw\"", "muon only"}},
       {R"({"optimizer": {"type": "sgd", "adamw": ["a"]}})", {"'optimizer.adamw'", "muon only"}},
+      {R"({"optimizer": {"products": "bf16"}})", {"'optimizer.products'", "muon only"}},
+      {R"({"optimizer": {"type": "muon", "products": "fp16"}})", {"'optimizer.products'", "auto, fp32, bf16"}},
       {R"({"optimizer": {"type": "muon", "scale": "adamw"}})", {"'optimizer.scale'", "match_adamw, original"}},
       {R"({"optimizer": {"type": "muon", "exclude": ["a"]}})", {"'optimizer.exclude'", "adamw8bit and adam8bit"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": true}})", {"'optimizer.nesterov' without momentum", "try 0.9"}},

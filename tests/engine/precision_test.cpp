@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include "sherd/optim/native_products.h"
 #include "tests/data/expect_config_error.h"
 #include "tests/engine/plain_training.h"
 
@@ -180,7 +181,7 @@ TEST(PrecisionPolicies, AreResolved) {
   EXPECT_TRUE(resolved({}).fp32_names.empty());
   const Precision automatic = resolved({.compute = "auto"});
   EXPECT_EQ(automatic.storage, at::kBFloat16);
-  EXPECT_EQ(automatic.compute, has_native_products(at::kBFloat16) ? at::kBFloat16 : at::kFloat);
+  EXPECT_EQ(automatic.compute, has_native_products(at::kBFloat16, at::kCPU) ? at::kBFloat16 : at::kFloat);
   EXPECT_EQ(automatic.master, Master::split);
   EXPECT_EQ(automatic.reduce, at::kFloat);
   EXPECT_TRUE(automatic.keeps_fp32("model.layers.0.input_layernorm.weight"));

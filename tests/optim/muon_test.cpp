@@ -48,6 +48,18 @@ TEST(Orthogonalized, FollowsThePolynomialOfItsSingularValues) {
   }
 }
 
+TEST(Orthogonalized, InBf16IsNearIt) {
+  at::manual_seed(3);
+  for (const auto& [rows, columns] : kShapes) {
+    const at::Tensor matrix = at::randn({rows, columns}) * 1e-3, exact = orthogonalized(matrix, 5);
+    const at::Tensor rounded = orthogonalized(matrix, 5, at::kBFloat16);
+    EXPECT_EQ(rounded.scalar_type(), at::kFloat);
+    EXPECT_TRUE(rounded.is_contiguous());
+    // Each of some ten products in a row rounds to 8 bits.
+    EXPECT_LT((rounded - exact).norm().item<float>(), 0.05 * exact.norm().item<float>()) << rows << " x " << columns;
+  }
+}
+
 TEST(Orthogonalized, OfZerosIsZero) {
   EXPECT_TRUE(at::equal(orthogonalized(at::zeros({8, 12}), 5), at::zeros({8, 12})));
 }
@@ -76,16 +88,17 @@ TEST(MuonRule, StepsAsTorchs) {
   for (const auto& [rows, columns] : kShapes) {
     for (const auto nesterov : {Nesterov::no, Nesterov::yes}) {
       for (const auto scale : {MuonScale::original, MuonScale::match_adamw}) {
-        const MuonRule rule(MuonOptions{.nesterov = nesterov, .scale = scale});
+        const MuonOptions options{.nesterov = nesterov, .scale = scale, .products = at::kFloat};
+        const MuonRule rule(options);
         at::Tensor expected = at::randn({rows, columns}), momentum = at::zeros({rows, columns});
         UpdatePiece piece{expected.clone().view(-1), {}, {at::zeros({rows * columns})}};
         for (int64_t step = 1; step <= 3; ++step) {
           const at::Tensor gradient = at::randn({rows, columns});
-          plain_step(expected, gradient * 0.25, momentum, rule.options(), kValues.lr * 0.5, kValues.weight_decay);
+          plain_step(expected, gradient * 0.25, momentum, options, kValues.lr * 0.5, kValues.weight_decay);
           const UpdateTime time{step, 0.5, 0.25};
           piece.gradient = gradient.view(-1);
           const at::Tensor direction = rule.direction(piece, time).view({rows, columns});
-          rule.update_matrix(piece, orthogonalized(direction, 5).view(-1), rows, columns, kValues, time);
+          rule.update_matrix(piece, rule.orthogonal(direction).view(-1), rows, columns, kValues, time);
         }
         EXPECT_TRUE(at::allclose(piece.parameter, expected.view(-1), 1e-4, 1e-5)) << rows << " x " << columns;
         EXPECT_TRUE(at::allclose(piece.state[0], momentum.view(-1), 1e-5, 1e-6));
@@ -107,6 +120,8 @@ TEST(MuonRule, KeepsAMomentumAndAMaster) {
 TEST(MuonOptions, AreValidated) {
   expect_config_error([] { MuonRule({.momentum = 1.0}); }, {"optimizer.momentum", "try 0.95"});
   expect_config_error([] { MuonRule({.iterations = 0}); }, {"muon.iterations", "try 5"});
+  expect_config_error([] { MuonRule({.products = at::kHalf}); }, {"muon.products", "Half", "try bf16"});
+  expect_config_error([] { muon_products("fp16"); }, {"optimizer.products", "'fp16'", "try auto"});
 }
 
 }  // namespace

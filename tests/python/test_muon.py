@@ -1,4 +1,5 @@
 """Muon: torch's own, sharded; with AdamW for what is no matrix."""
+import functools
 import json
 import math
 import pickle
@@ -33,7 +34,7 @@ def test_is_torchs(torchs_in_fp32, options):
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    pairs = [(optim.Muon(ours, lr=0.05, **options), ours), (torch.optim.Muon(theirs, lr=0.05, **options), theirs)]
+    pairs = [(optim.Muon(ours, lr=0.05, products="fp32", **options), ours), (torch.optim.Muon(theirs, lr=0.05, **options), theirs)]
     for _ in range(4):
         gradients = [torch.randn(shape) for shape in SHAPES]
         for optimizer, parameters in pairs:
@@ -54,13 +55,14 @@ def test_is_torchs(torchs_in_fp32, options):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_is_near_torchs_own_in_bf16():
+@pytest.mark.parametrize("products", ("auto", "fp32", "bf16"))
+def test_is_near_torchs_own_in_bf16(products):
     from sherd import optim
     torch.manual_seed(0)
     ours = nn.Parameter(torch.zeros(64, 96))
     theirs = nn.Parameter(torch.zeros(64, 96))
     ours.grad = theirs.grad = torch.randn(64, 96)
-    optim.Muon([ours], lr=1.0).step()
+    optim.Muon([ours], lr=1.0, products=products).step()
     torch.optim.Muon([theirs], lr=1.0).step()
     cosine = (ours * theirs).sum() / (ours.norm() * theirs.norm())
     assert cosine > 0.999 and abs(ours.norm() / theirs.norm() - 1) < 0.01
@@ -106,6 +108,12 @@ def test_trains_by_the_configuration():
         assert other[0] == losses and all(torch.equal(other[1][name], weights[name]) for name in weights)
 
 
+def test_types_of_products_train_alike():
+    fp32, bf16 = (run(2, functools.partial(trained, products=products), "zero3", 12)[0][0] for products in ("fp32", "bf16"))
+    assert fp32 != bf16
+    np.testing.assert_allclose(fp32, bf16, rtol=0.02)
+
+
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(tmp_path):
     expected, weights, _ = run(2, trained, "zero3", 4, str(tmp_path))[0]
     again, same, _ = run(2, trained, "zero3", 4, str(tmp_path), True)[0]
@@ -147,6 +155,7 @@ def mistakes():
     messages = []
     for make in (lambda: optim.Muon([("bias", nn.Parameter(torch.ones(3)))]), lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], adjust_lr_fn="x"),
                  lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], momentum=1.5), lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], ns_steps=0),
+                 lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], products="fp8"),
                  lambda: optim.SGD([nn.Parameter(torch.ones(3, 3))], nesterov=True),
                  lambda: sherd.initialize(model=seeded(), config={"optimizer": {"type": "muon", "exclude": ["a"]}})):
         try:
@@ -158,9 +167,10 @@ def mistakes():
 
 def test_mistakes_are_named():
     messages = run(1, mistakes)[0]
-    assert len(messages) == 6, messages
+    assert len(messages) == 7, messages
     assert "parameter 'bias' of sizes [3]" in messages[0] and "use_muon=False" in messages[0]
-    assert "adjust_lr_fn='x'" in messages[1] and "momentum" in messages[2] and "ns_steps=0" in messages[3] and "nesterov" in messages[4] and "exclude" in messages[5]
+    assert "adjust_lr_fn='x'" in messages[1] and "momentum" in messages[2] and "ns_steps=0" in messages[3] and "'fp8'" in messages[4]
+    assert "nesterov" in messages[5] and "exclude" in messages[6]
 
 
 def test_sherd_train_is_torchs(torchs_in_fp32, sherd, write_config):
@@ -184,7 +194,7 @@ def test_sherd_train_is_torchs(torchs_in_fp32, sherd, write_config):
                 optimizer.zero_grad()
 
     losses, norms, weights = plain.train(Both, 6)
-    file = write_config({"steps": 6, "optimizer": {"type": "muon", "lr": 2e-3, "no_decay": []}})
+    file = write_config({"steps": 6, "optimizer": {"type": "muon", "lr": 2e-3, "no_decay": [], "products": "fp32"}})
     for ranks in (1, 2, 3):
         done = subprocess.run([sherd, "train", file, "--ranks", str(ranks)], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
