@@ -18,6 +18,8 @@ HWY_BEFORE_NAMESPACE();
 namespace sherd::kernels {
 namespace HWY_NAMESPACE {
 
+constexpr size_t kAhead = 128;  // elements: about as long as memory takes to answer
+
 template <class G, class Kind>
 void fp32_loop(const AdamWFactors& factors, size_t n, const G* HWY_RESTRICT gradient, const Kind& kind,
                float* HWY_RESTRICT m, float* HWY_RESTRICT v) {
@@ -40,10 +42,10 @@ void fp32_loop(const AdamWFactors& factors, size_t n, const G* HWY_RESTRICT grad
     const size_t end = std::min(n, piece + kPiece);
     size_t i = piece;
     for (; i + 2 * lanes <= end; i += 2 * lanes) {
-      prefetch(gradient + i, 2 * lanes);
-      prefetch(m + i, 2 * lanes);
-      prefetch(v + i, 2 * lanes);
-      weights.prefetch_from(i, 2 * lanes);
+      prefetch(gradient + i + kAhead, 2 * lanes);
+      prefetch(m + i + kAhead, 2 * lanes);
+      prefetch(v + i + kAhead, 2 * lanes);
+      weights.prefetch_from(i + kAhead, 2 * lanes);
       step(d, i);
       step(d, i + lanes);
     }

@@ -18,7 +18,7 @@ HWY_BEFORE_NAMESPACE();
 namespace sherd::kernels {
 namespace HWY_NAMESPACE {
 
-constexpr size_t kBlock = kMapBlock;
+constexpr size_t kBlock = kMapBlock, kAhead = 192;  // (elements to fetch ahead)
 static_assert(kPiece == kBlock);
 constexpr auto kSigned = DynamicMap::signed_values, kUnsigned = DynamicMap::unsigned_values;
 
@@ -108,10 +108,10 @@ void map_loop(const AdamWFactors& factors, size_t n, const G* gradient, const Ki
     const size_t block = first / kBlock;
     const MapMoments here{moments.m + first, moments.v + first, moments.m_absmax + block, moments.v_absmax + block};
     if (n - first < kBlock) return update_rest(f, gradient + first, weights, first, n - first, here, maps);
-    prefetch(gradient + first, kBlock);
-    prefetch(here.m, kBlock);
-    prefetch(here.v, kBlock);
-    weights.prefetch_from(first, kBlock);
+    prefetch(gradient + first + kAhead, kBlock);
+    prefetch(here.m + kAhead, kBlock);
+    prefetch(here.v + kAhead, kBlock);
+    weights.prefetch_from(first + kAhead, kBlock);
     update_block(f, gradient + first, weights, first, here, maps);
   }
 }

@@ -20,13 +20,12 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 /// What is done in one go: random bits are drawn for so many elements, and 8-bit moments have a scale for so many.
 constexpr size_t kPiece = 256;
-/// How far ahead streams are fetched. The hardware's prefetchers stop at each 4 KiB page, with several streams at once.
-constexpr size_t kBytesAhead = 2048;
 
-/// Fetches what comes kBytesAhead after these `count` values. Beyond the end of memory it does nothing.
+/// Fetches values that a loop comes to soon: the hardware's prefetchers stop at each 4 KiB page, with several streams
+/// at once. Beyond the end of memory it does nothing.
 template <class T>
 HWY_INLINE void prefetch(const T* values, size_t count) {
-  const auto* bytes = reinterpret_cast<const char*>(values) + kBytesAhead;
+  const auto* bytes = reinterpret_cast<const char*>(values);
   for (size_t line = 0; line < count * sizeof(T); line += 64) hwy::Prefetch(bytes + line);
 }
 
