@@ -162,6 +162,14 @@ def set_data(parameter: ShardedParameter, values: torch.Tensor) -> None:
     tell((parameter,), "note_update")
 
 
+def rows_of_gradient(gradient: torch.Tensor, parameter: ShardedParameter) -> torch.Tensor:
+    """This rank's. DTensor gives gradients of parameters that were used as they are in other placements too."""
+    if not isinstance(gradient, DTensor):
+        return gradient
+    with torch.no_grad():
+        return gradient.redistribute(placements=parameter.placements)._local_tensor
+
+
 def whole_guest(given: torch.Tensor, shard: ShardedParameter) -> torch.Tensor:
     """What a unit computes with where a program has put ``given`` in the place of a parameter (torch.func.functional_call)."""
     if isinstance(given, DTensor):

@@ -15,6 +15,7 @@ from typing import Any, Callable
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
@@ -69,7 +70,8 @@ class UnitHandle:
     @torch._dynamo.disable
     def ready(self) -> _C.Unit:
         if self.unit is None:
-            build(self.root_module)
+            with temporarily_clear_interpreter_stack():  # of torch.func, which would take building for a part of the function
+                build(self.root_module)
         return self.unit
 
     def whole_model(self) -> "Root":

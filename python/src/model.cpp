@@ -27,9 +27,9 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
   return found;
 }
 
-at::Tensor local_of(const at::Tensor& tensor) {
-  const py::object object = py::cast(tensor);
-  return py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor").cast<at::Tensor>() : tensor;
+// This rank's rows of a gradient of `shard`, however it came about. Collective where it is spread otherwise.
+at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard) {
+  return py::module_::import("sherd.parameters").attr("rows_of_gradient")(gradient, shard).cast<at::Tensor>();
 }
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
@@ -226,7 +226,10 @@ bool Model::held_elsewhere(size_t g) const {
   });
 }
 
-at::Tensor Model::local_gradient(const Face& face) const { return local_of(face.parameter.shard.grad()); }
+at::Tensor Model::local_gradient(const Face& face) const {
+  const py::object gradient = py::cast(face.parameter.shard.grad());
+  return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
+}
 
 double Model::gradient_norm() {
   ExactSum squares;
@@ -326,7 +329,7 @@ void Model::show_gradient(Face& face) {
   if (const auto& hooks = torch::autograd::impl::hooks(shard); !hooks.empty()) {
     torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
     for (const auto& hook : hooks) gradients = (*hook)(gradients);
-    face.buffer.copy_(local_of(gradients[0]));
+    face.buffer.copy_(rows_of_gradient(py::cast(gradients[0]), shard));
     if (face.before.defined()) face.buffer.add_(face.before);
     make();
   }
