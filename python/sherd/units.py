@@ -23,7 +23,7 @@ from . import _C
 from ._C import ConfigError
 from .autograd import MODELS
 from .distributed import World
-from .parameters import ShardedParameter, check_type, over_rows, whole_of
+from .parameters import ShardedParameter, check_type, gradient_over, whole_of
 from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
@@ -40,6 +40,7 @@ class UnitHandle:
         self.world = world
         self.outer: weakref.ref[nn.Module] | None = None  # the unit around it, if any
         self.ignored: set[int] = set()
+        self.converted: dict[tuple[int, str], ShardedParameter] = {}  # by module and name; until the model is built
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.sync = self.all_reduce = True  # of a root: what its backwards do
@@ -58,7 +59,7 @@ class UnitHandle:
 
     def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
         """A copy of a whole parameter of the unit, in the graph of its uses."""
-        unit = self.ready()
+        unit = self.unit
         if unit.shows_whole:
             return parameter._sherd_whole.clone()
         unit.unshard()
@@ -300,9 +301,12 @@ class Uses:
                 self._visit(child, joined(name, key), unit)
 
     def _use(self, module: nn.Module, key: str, fqn: str, parameter: nn.Parameter, unit: int) -> None:
+        if not isinstance(parameter, nn.Parameter):  # torch.func.functional_call has put it there for this forward
+            parameter = getattr(self.modules[unit], HELD).converted.get((id(module), key), parameter)
         if not isinstance(parameter, DTensor):
             raise ConfigError(f"[fully_shard] got parameter '{fqn}', which was not there when its unit was sharded, expected "
-                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params")
+                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params; "
+                              "and a forward of the model's own before torch.func.functional_call with nn.Parameters")
         if id(parameter) not in self.parameters:
             self.parameters[id(parameter)] = parameter
             self.fqns[id(parameter)] = fqn
@@ -358,7 +362,7 @@ def build(root: nn.Module) -> Root:
                                  parameters=planned, after_forward=default if reshard is None else after_forward(reshard)))
     try:
         model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
-                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__, make_gradient=over_rows)
+                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__, make_gradient=gradient_over)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None
@@ -369,6 +373,7 @@ def build(root: nn.Module) -> Root:
     result = Root(model, world, all_places)
     for module in uses.modules:
         getattr(module, HELD).root = result
+        getattr(module, HELD).converted.clear()
     return result
 
 

@@ -104,7 +104,10 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
-  faces_[g].push_back({std::move(parameter), core_->model->groups()[g]->trainable(), {}, {}});
+  Face face{std::move(parameter), core_->model->groups()[g]->trainable()};
+  face.shard = py::cast(face.parameter.shard);
+  face.rows = py::cast(face.parameter.local);
+  faces_[g].push_back(std::move(face));
 }
 
 void Model::make_gradients(size_t g) {
@@ -129,6 +132,22 @@ bool Model::rows_have_changed() const {
           face.local_version != face.parameter.local._version())
         return true;
   return false;
+}
+
+// Whoever gave a parameter another local tensor means its values.
+bool Model::reclaim_rows() {
+  static const py::str kLocal = "_local_tensor";
+  bool found = false;
+  const py::gil_scoped_acquire gil;
+  for (auto& faces : faces_) {
+    for (Face& face : faces) {
+      const py::object now = face.shard.attr(kLocal);
+      if (now.is(face.rows)) continue;
+      py::module_::import("sherd.parameters").attr("take_back")(face.shard, now, face.rows);
+      found = true;
+    }
+  }
+  return found;
 }
 
 void Model::remember_versions() {
@@ -156,7 +175,8 @@ void Model::entering_forward() {
   recover();
   failure_.clear();
   has_read_ = true;
-  bool changed = updated_ || rows_have_changed();
+  const bool reclaimed = reclaim_rows();
+  bool changed = updated_ || reclaimed || rows_have_changed();
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
   if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
     const double mine = changed || aliased_ ? 1 : 0;

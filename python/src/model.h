@@ -101,8 +101,9 @@ class Model {
   struct Face {
     Parameter parameter;
     bool trainable;
-    at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
-    py::object gradient;  // the DTensor over it
+    py::object shard = {}, rows = {};  // the parameter and its local tensor as Python has them
+    at::Tensor buffer = {};    // the local tensor of `gradient`: a view of the store's, fp32
+    py::object gradient = {};  // the DTensor over it
     Py_ssize_t references = 0;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
     bool had = false;   // whether it held anything
@@ -115,6 +116,7 @@ class Model {
   void end_backward();
   void recover();
   bool rows_have_changed() const;
+  bool reclaim_rows();
   void remember_versions();
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;
