@@ -60,6 +60,7 @@ def made_whole(parameters: Iterable[ShardedParameter], rank: int | None) -> Iter
     wholes = whole_copies(parameters)
     with shown_as(list(wholes.values())):
         yield
+    follow_flags(wholes)
     if rank is not None:
         take_rows(wholes, rank)
 
@@ -77,6 +78,7 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
             take_rows(wholes, rank)
             root.model.note_update()
     finally:
+        follow_flags(wholes)
         for owner, name, shard in places:
             owner._parameters[name] = shard
 
@@ -85,6 +87,13 @@ def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
     """One of each. Collective."""
     return {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
             for shard in {id(shard): shard for shard in shards}.values()}
+
+
+def follow_flags(wholes: Wholes) -> None:
+    """What was frozen or unfrozen while it was whole, is."""
+    for shard, whole in wholes.values():
+        if whole.requires_grad != shard.requires_grad:
+            shard.requires_grad_(whole.requires_grad)
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:

@@ -63,4 +63,7 @@ struct NamedShape {
 
 GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters, int ranks);
 
+/// The same parameters, of which only those `kept` have rows: what a rank-major buffer needs for these alone.
+GroupLayout with_rows_of(GroupLayout layout, const std::vector<bool>& kept);
+
 }  // namespace sherd

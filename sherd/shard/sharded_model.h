@@ -114,6 +114,10 @@ class ShardedModel : public UnitObserver {
   /// A step is over for the comparison of schedules.
   void forget_schedule() { schedule_.clear(); }
 
+  /// Other roles of parameters, by group; at first those that require gradients are awaited, the others frozen.
+  /// Between backwards, the same on all ranks; collective. Returns the groups whose gradients have moved: see
+  /// Store::set_roles.
+  std::vector<size_t> set_roles(const std::vector<Roles>& roles);
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
   Gradients gradients() const { return gradients_; }
@@ -138,6 +142,7 @@ class ShardedModel : public UnitObserver {
   int64_t backward_number() const override { return backward_number_; }
   bool all_gradients_seen(const UnitState& unit) const override;
   void accumulated(size_t g, size_t p);
+  void watch_gradients();
   void forget_forwards() noexcept;
   void make_units(const std::vector<FoundUnit>& found, const ShardOptions& options, StorePlan& plan,
                   std::vector<std::vector<at::Tensor>>& tensors);
@@ -153,7 +158,7 @@ class ShardedModel : public UnitObserver {
   std::vector<std::shared_ptr<UnitState>> units_;
   std::vector<UnitBase*> attached_;  // modules that point to units_
   std::unique_ptr<Reducer> reducer_;
-  std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
+  std::vector<std::vector<AutogradNode>> accumulators_;  // by group: keep the hooks on the parameters alive
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
 
   Schedule schedule_;
