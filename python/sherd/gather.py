@@ -10,7 +10,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, rows_like, shown_as
+from .parameters import ShardedParameter, as_bytes, rows_like, shown_as, whole_value
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -85,7 +85,7 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
 
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
     """One of each. Collective."""
-    return {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
+    return {id(shard): (shard, nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad))
             for shard in {id(shard): shard for shard in shards}.values()}
 
 
@@ -106,7 +106,7 @@ def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:
     """The values that `rank` has, if one is named."""
     values = whole.detach().contiguous()
     if rank is not None and distributed.world().size > 1:
-        dist.broadcast(values, src=rank)
+        dist.broadcast(as_bytes(values), src=rank)
     return values
 
 

@@ -58,9 +58,9 @@ def from_files(parameter: torch.Tensor, names: list[str], files: "Files | None")
         raise ConfigError(f"[materialize] got '{name}' of shape {stored.get_shape()} in {files.where[name]}, expected "
                           f"{list(parameter.shape)}")
     if isinstance(parameter, ShardedParameter):
-        give_rows(parameter, stored[own_rows(parameter.shape[0], parameter.device_mesh)])
+        give_rows(parameter, stored[own_rows(parameter.shape[0], parameter.device_mesh)] if parameter.dim() > 0 else stored[...])
     else:
-        give_value(parameter, stored[:])
+        give_value(parameter, stored[...])
     return True
 
 

@@ -50,6 +50,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.strategy.optimizer = Spread::sharded;
   shard.access = Access::watch;
   shard.persistent_below = options.persistent_below;
+  shard.scalars = Copies::each_rank;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
     for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce};
@@ -113,7 +114,7 @@ void Model::make_gradients(size_t g) {
     face.references = 0;
     if (role(g, p) == Role::frozen) continue;
     face.buffer = all.narrow(0, group.gradient_layout().parameters[p].shard_offset, local.numel()).view(local.sizes());
-    if (group.type() != at::kFloat) continue;
+    if (all.scalar_type() != local.scalar_type()) continue;
     face.gradient = make_gradient_(face.buffer, face.parameter.shard);
     face.references = Py_REFCNT(face.gradient.ptr());
   }
@@ -228,9 +229,10 @@ double Model::gradient_norm() {
   ExactSum squares;
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      if (!face.parameter.shard.grad().defined() || face.parameter.local.numel() == 0) continue;
-      const at::Tensor local = local_gradient(face).detach().to(at::kFloat).contiguous();
-      add_row_squares(local, local.numel() / local.size(0), squares);
+      const bool counted_elsewhere = face.parameter.local.dim() == 0 && core_->model->store().index() != 0;
+      if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
+      const at::Tensor local = local_gradient(face).detach().contiguous();
+      add_row_squares(local.view(-1), local.dim() == 0 ? 1 : local.numel() / local.size(0), squares);
     }
   }
   const py::gil_scoped_release no_gil;

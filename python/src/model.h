@@ -87,7 +87,7 @@ class Model {
   Ledger& ledger() { return core_->ledger; }
 
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
-  void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
+  void set_divisor(double divisor) { core_->model->store().set_divisor(divisor); }
   /// Bytes held on this rank, by kind.
   std::map<std::string, int64_t> memory() const;
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
@@ -102,8 +102,8 @@ class Model {
   };
   struct Face {
     Parameter parameter;
-    at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32; where it has a place
-    py::object gradient;  // the DTensor over it
+    at::Tensor buffer;    // a view of the store's gradient, where it has a place
+    py::object gradient;  // the DTensor over it, or over a copy of the parameter's type
     Py_ssize_t references = 0;
     int64_t shard_version = 0, local_version = 0;  // when they were published last
   };

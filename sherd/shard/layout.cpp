@@ -44,6 +44,8 @@ GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters,
     ParameterLayout p;
     p.fqn = shape.fqn;
     p.sizes = shape.sizes;
+    p.copies = shape.copies;
+    if (p.copies == Copies::each_rank) p.rows = ranks;
     if (!shape.sizes.empty()) {
       p.rows = shape.sizes[0];
       for (size_t dim = 1; dim < shape.sizes.size(); ++dim) p.row_elements *= shape.sizes[dim];

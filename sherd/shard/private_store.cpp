@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kRingSlots = 2;
 
-// Transports move fp32; a shard is a multiple of 16 elements of two bytes or more.
+// Transports move fp32; a shard is a multiple of 16 elements.
 at::Tensor on_the_way(const at::Tensor& tensor) { return tensor.view(at::kFloat); }
 
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
@@ -86,7 +86,8 @@ void PrivateStore::set_roles(const std::vector<Roles>& roles) {
     if (!plan_.groups[g].set_roles(roles[g])) continue;
     make_gradient(g);
     if (!keeps_back(g)) continue;
-    const BufferPool::Loan old = std::exchange(groups_[g].kept_back, communication_.lend(gradients(g).shard_elements));
+    const BufferPool::Loan old = std::exchange(
+        groups_[g].kept_back, communication_.lend(gradients(g).shard_elements, summed_in(plan_.groups[g].reduce)));
     const at::Tensor now = groups_[g].kept_back.tensor().zero_();
     for (size_t p = 0; p < roles[g].size(); ++p) {
       const int64_t count = std::min(before.elements(p, index()).count, gradients(g).elements(p, index()).count);
@@ -258,13 +259,14 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 
   BufferPool::Loan& sum = groups_[g].kept_back;
   const Round here = keeps_back(g) ? Round::later : Round::first;
-  if (!keeps_back(g)) sum = communication_.lend(piece);
+  const at::ScalarType type = summed_in(plan_.groups[g].reduce);
+  if (!keeps_back(g)) sum = communication_.lend(piece, type);
   canonical_sum(sources, sum.tensor(), here);
   if (reach_ == Reach::shard_axis) return;
 
   const int replicas = transports_.replicas->size();
-  const BufferPool::Loan sums = communication_.lend(piece * replicas);
-  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
+  const BufferPool::Loan sums = communication_.lend(piece * replicas, type);
+  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit)).wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round, divisor_);

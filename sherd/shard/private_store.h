@@ -30,7 +30,7 @@ class PrivateStore : public Store {
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(double divisor) override { divisor_ = divisor; }
   void set_reach(Reach reach) override { reach_ = reach; }
   bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
@@ -71,7 +71,7 @@ class PrivateStore : public Store {
   StoreTransports transports_;
   Transport& transport_;  // transports_.shard
   StorePlan plan_;
-  float divisor_ = 1;
+  double divisor_ = 1;
   Reach reach_ = Reach::all;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;

@@ -87,7 +87,8 @@ void Reducer::deposit(size_t g, size_t p) {
     const Rows rows = layout.rows(p, r);
     const int64_t count = rows.count * parameter.row_elements;
     if (count == 0) continue;
-    const at::Tensor from = gradient.narrow(0, rows.first * parameter.row_elements, count);
+    const int64_t first = parameter.copies == Copies::one ? rows.first * parameter.row_elements : 0;
+    const at::Tensor from = gradient.narrow(0, first, count);
     const at::Tensor to = entry.slot.narrow(0, r * layout.shard_elements + parameter.shard_offset, count);
     if (entry.deposited[p]) {
       to.add_(from);

@@ -47,8 +47,9 @@ struct ShardOptions {
   std::vector<std::string> writing_units = {};  // globs: units that change their parameters in forward
   Access access = Access::read;                 // of all other units
   int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
+  Copies scalars = Copies::one;                 // of parameters without dimensions; one: on the first rank
   Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
-  std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced in fp32
+  std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced as summed
 };
 
 /// What a front end does around a backward.

@@ -31,7 +31,7 @@ class SharedStore : public Store {
   void check_unwritten() override;
   void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(double divisor) override { divisor_ = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -64,7 +64,7 @@ class SharedStore : public Store {
   HostSegment& host_;
   Ledger& ledger_;
   StorePlan plan_;
-  float divisor_ = 1;
+  double divisor_ = 1;
   std::vector<int> owned_;
   std::vector<Group> groups_;
 

@@ -3,7 +3,7 @@
 // each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
 //
 // All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients (by the plan's second
-// layout) on their way of its reduce type (sums are made in fp32), reduced ones of kept_gradient_type(). Collective calls (publish, unshard,
+// layout) on their way of its reduce type (see summed_in()), reduced ones of kept_gradient_type(). Collective calls (publish, unshard,
 // contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks that the parameters
 // are spread over.
 #pragma once
@@ -74,9 +74,14 @@ struct StorePlan {
   std::vector<GroupPlan> groups;
 };
 
-/// Of a reduced gradient: the reduce type where a step has one round, else fp32.
+/// What gradients that travel as `reduce` are summed in: fp32, but for fp64 and complex ones.
+inline at::ScalarType summed_in(at::ScalarType reduce) {
+  return reduce == at::kDouble || c10::isComplexType(reduce) ? reduce : at::kFloat;
+}
+
+/// Of a reduced gradient: the reduce type where a step has one round, else what it is summed in.
 inline at::ScalarType kept_gradient_type(const StorePlan& plan, size_t g) {
-  return plan.summing == Summing::in_place ? plan.groups[g].reduce : at::kFloat;
+  return plan.summing == Summing::in_place ? plan.groups[g].reduce : summed_in(plan.groups[g].reduce);
 }
 
 enum class Round { first, later };         // of a step: overwrite the reduced gradient, or add to it
@@ -130,7 +135,7 @@ class Store {
   /// A new buffer in the place of gradient(g): whoever holds the old one keeps it as it is. Not where it is in_place.
   virtual void renew_gradient(size_t g) = 0;
   /// What the following reductions divide their sums by: 1 at first.
-  virtual void set_divisor(float divisor) = 0;
+  virtual void set_divisor(double divisor) = 0;
   /// Of the following reductions; `all` at first, and always where there are no replicas.
   virtual void set_reach(Reach) {}
   /// Whether sums of group g are kept back: gradient(g) lacks them.
