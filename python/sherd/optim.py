@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError
-from .parameters import over_rows, own_rows
+from .parameters import is_whole, over_rows, own_rows
 from .units import HELD, ShardedModule
 
 log = logging.getLogger("sherd")
@@ -133,7 +133,7 @@ class ShardedOptimizer(Optimizer):
         """Which element of the whole parameter is this rank's first, and a number of the parameter's own."""
         if parameter not in self._places:
             first = 0
-            if isinstance(parameter, DTensor) and parameter.dim() > 0:
+            if isinstance(parameter, DTensor) and not is_whole(parameter):
                 first = own_rows(parameter.shape[0], parameter.device_mesh).start * row_elements(parameter)
             self._places[parameter] = first, _C.parameter_key(self._name_of(parameter))
         return self._places[parameter]

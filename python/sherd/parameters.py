@@ -151,8 +151,8 @@ def own_rows(rows: int, mesh: DeviceMesh) -> slice:
 
 
 def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:
-    """This rank's rows of a whole value: all of one without dimensions."""
-    return whole[own_rows(whole.shape[0], target.device_mesh)] if whole.dim() > 0 else whole
+    """This rank's rows of a whole value."""
+    return whole if is_whole(target) else whole[own_rows(whole.shape[0], target.device_mesh)]
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
@@ -162,7 +162,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 def whole_value(tensor: DTensor) -> torch.Tensor:
     """``tensor.full_tensor()`` of any type."""
-    if tensor.dtype in MOVABLE or tensor.dim() == 0:
+    if tensor.dtype in MOVABLE or is_whole(tensor):
         return tensor.full_tensor()
     rows = tensor._local_tensor.contiguous()
     width = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
@@ -171,8 +171,15 @@ def whole_value(tensor: DTensor) -> torch.Tensor:
 
 
 def placements_of(parameter: torch.Tensor, mesh: DeviceMesh) -> tuple[Placement, ...]:
-    """Rows along the last axis; what has no dimensions is whole everywhere."""
-    return (*[Replicate()] * (mesh.ndim - 1), Shard(0) if parameter.dim() > 0 else Replicate())
+    """Rows along the last axis. Whole on every rank is what has no dimensions, and one row of complex numbers: torch's optimizers
+    look at those as real ones, which gives a DTensor of one row away."""
+    whole = parameter.dim() == 0 or (parameter.is_complex() and parameter.shape[0] == 1)
+    return (*[Replicate()] * (mesh.ndim - 1), Replicate() if whole else Shard(0))
+
+
+def is_whole(tensor: DTensor) -> bool:
+    """Whether each rank has all of it."""
+    return tensor.placements[-1].is_replicate()
 
 
 def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> DTensorSpec:
@@ -188,8 +195,8 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     if parameter.layout != torch.strided or parameter.is_quantized:
         raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype} and layout {parameter.layout}, expected a plain "
                           "type and torch.strided; try ignored_params")
-    whole = parameter.detach()
-    local = (whole[own_rows(parameter.shape[0], mesh)] if parameter.dim() > 0 else whole).contiguous().clone()
+    rows = slice(None) if placements_of(parameter, mesh)[-1].is_replicate() else own_rows(parameter.shape[0], mesh)
+    local = (parameter.detach()[rows] if parameter.dim() > 0 else parameter.detach()).contiguous().clone()
     sharded = sharded_over(local, parameter, mesh, name)
     if parameter.device.type == "cpu":
         sharded._sherd_whole = parameter

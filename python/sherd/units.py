@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor
 from . import _C
 from ._C import ConfigError
 from .distributed import World
-from .parameters import ShardedParameter, as_bytes, check_type, over_rows, whole_of
+from .parameters import ShardedParameter, as_bytes, check_type, is_whole, over_rows, whole_of
 from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
@@ -315,10 +315,11 @@ def build(root: nn.Module) -> Root:
             shard._sherd_name, shard._sherd_unit, shard._sherd_root = fqn, weakref.ref(module), weakref.ref(root)
             precision = precision_of(shard, getattr(module, HELD).options)
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
-            if local.dim() == 0 and world.size > 1:
+            if is_whole(shard) and world.size > 1:
                 dist.broadcast(as_bytes(local), src=0)
             planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local,
-                                         reduce=precision.reduce_type(shard)))
+                                         reduce=precision.reduce_type(shard),
+                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one))
             places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]

@@ -32,6 +32,7 @@ struct Parameter {
   at::Tensor shard;                    // the DTensor that the optimizer sees
   at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
   at::ScalarType reduce = at::kFloat;  // of its gradients on their way
+  Copies copies = Copies::one;         // each_rank: the local tensor is whole
 };
 
 struct UnitPlan {

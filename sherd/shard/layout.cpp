@@ -45,10 +45,13 @@ GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters,
     p.fqn = shape.fqn;
     p.sizes = shape.sizes;
     p.copies = shape.copies;
-    if (p.copies == Copies::each_rank) p.rows = ranks;
     if (!shape.sizes.empty()) {
       p.rows = shape.sizes[0];
       for (size_t dim = 1; dim < shape.sizes.size(); ++dim) p.row_elements *= shape.sizes[dim];
+    }
+    if (p.copies == Copies::each_rank) {
+      p.row_elements = p.elements();
+      p.rows = ranks;
     }
     p.offset = group.whole_elements;
     group.whole_elements += round_up(p.elements(), kWholeAlignment);

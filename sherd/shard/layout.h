@@ -6,8 +6,8 @@
 // rank 0 come first, then those of rank 1, ...: each rank's piece has the same `shard_elements`, each parameter in it
 // starts at a 16-element-aligned `shard_offset`, and what the padding holds is zero for ever.
 //
-// A parameter that lies on every rank (one without dimensions, where each rank updates it for itself) is laid out as
-// one row a rank, all of the same value. The whole parameter is the first.
+// A parameter that is whole on every rank (one without dimensions, where each rank updates it for itself) is laid out
+// as one row a rank, all of the same values. The first is what is computed with.
 #pragma once
 
 #include <cstdint>
@@ -65,7 +65,7 @@ std::string title_of_unit(std::string_view name);
 struct NamedShape {
   std::string fqn;
   std::vector<int64_t> sizes;
-  Copies copies = Copies::one;  // each_rank: of a parameter without dimensions
+  Copies copies = Copies::one;
 };
 
 GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters, int ranks);

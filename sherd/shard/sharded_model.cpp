@@ -11,12 +11,6 @@
 namespace sherd {
 namespace {
 
-std::vector<NamedShape> shapes_of(const std::vector<FoundParameter>& parameters, Copies scalars) {
-  std::vector<NamedShape> shapes;
-  for (const auto& p : parameters)
-    shapes.push_back({p.fqn, p.tensor.sizes().vec(), p.tensor.dim() == 0 ? scalars : Copies::one});
-  return shapes;
-}
 
 AfterForward after_forward(ReshardPolicy option, bool is_root) {
   if (option == ReshardPolicy::all) return AfterForward::reshard;
@@ -50,6 +44,12 @@ struct Members {
 ParameterTypes types_of(const FoundParameter& parameter, const ShardOptions& options) {
   if (options.types) return options.types(parameter);
   return {parameter.tensor.scalar_type(), summed_in(parameter.tensor.scalar_type())};
+}
+
+std::vector<NamedShape> shapes_of(const std::vector<FoundParameter>& parameters, const ShardOptions& options) {
+  std::vector<NamedShape> shapes;
+  for (const auto& p : parameters) shapes.push_back({p.fqn, p.tensor.sizes().vec(), types_of(p, options).copies});
+  return shapes;
 }
 
 // Parameters that communicate together: of the same types, trainable or not. Trainable ones first, types as they
@@ -160,7 +160,7 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
     }
     for (const auto& [types, members] : in_groups(found[u].parameters, options)) {
       GroupPlan group;
-      group.layout = lay_out(found[u].name, shapes_of(members, options.scalars), owners);
+      group.layout = lay_out(found[u].name, shapes_of(members, options), owners);
       group.slot = found[u].children > 0 ? SlotKind::dedicated : SlotKind::ring;
       group.set_roles(Roles(members.size(), members[0].tensor.requires_grad() ? Role::awaited : Role::frozen));
       group.type = types.storage;

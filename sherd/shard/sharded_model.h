@@ -32,9 +32,10 @@ enum class ReshardPolicy {
   all,    // the root too
 };
 
-/// What a parameter is beside the type of its tensor, which is computed with. What differs is grouped apart.
+/// What a parameter is beside the type of its tensor, which is computed with. Types that differ are grouped apart.
 struct ParameterTypes {
   at::ScalarType storage, reduce;
+  Copies copies = Copies::one;
 };
 
 struct ShardOptions {
@@ -47,7 +48,6 @@ struct ShardOptions {
   std::vector<std::string> writing_units = {};  // globs: units that change their parameters in forward
   Access access = Access::read;                 // of all other units
   int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
-  Copies scalars = Copies::one;                 // of parameters without dimensions; one: on the first rank
   Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
   std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced as summed
 };
