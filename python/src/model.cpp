@@ -58,7 +58,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce};
+    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
@@ -78,6 +78,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
       make_face(g, p, by_whole.at(model.groups()[g]->parameters()[p].unsafeGetTensorImpl()));
     make_gradients(g);
   }
+  wanted_hash_ = hash_of(wanted_gradients());
   for (const auto& unit : core_->units) unit->belong_to(this);
   model.publish();
   remember_versions();
@@ -104,7 +105,7 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
-  Face face{std::move(parameter), core_->model->groups()[g]->trainable()};
+  Face face{std::move(parameter)};
   face.shard = py::cast(face.parameter.shard);
   face.rows = py::cast(face.parameter.local);
   faces_[g].push_back(std::move(face));
@@ -112,17 +113,20 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
 
 void Model::make_gradients(size_t g) {
   const ParamGroup& group = *core_->model->groups()[g];
-  if (!group.trainable()) return;
   const at::Tensor all = core_->model->store().gradient(g);
   for (size_t p = 0; p < faces_[g].size(); ++p) {
     Face& face = faces_[g][p];
     const at::Tensor& local = face.parameter.local;
-    face.buffer = all.narrow(0, group.layout().parameters[p].shard_offset, local.numel()).view(local.sizes());
-    if (group.type() != at::kFloat) continue;
+    face.buffer.reset();
+    face.gradient = {};
+    face.references = 0;
+    if (role(g, p) == Role::frozen) continue;
+    face.buffer = all.narrow(0, group.gradient_layout().parameters[p].shard_offset, local.numel()).view(local.sizes());
+    if (all.scalar_type() != local.scalar_type()) continue;
     face.gradient = make_gradient_(face.buffer, face.parameter.shard);
     face.references = Py_REFCNT(face.gradient.ptr());
   }
-  storage_users_[g] = all.storage().use_count();
+  storage_users_[g] = all.defined() ? all.storage().use_count() : 0;
 }
 
 bool Model::rows_have_changed() const {
@@ -159,30 +163,23 @@ void Model::remember_versions() {
   }
 }
 
-void Model::check_requires_grad() const {
-  for (const auto& faces : faces_)
-    for (const auto& face : faces)
-      if (face.trainable != face.parameter.shard.requires_grad())
-        config_error("shard",
-                     "got requires_grad={} for parameter '{}', which was {} when the model was sharded; try to freeze "
-                     "and unfreeze parameters before the first forward",
-                     !face.trainable, face.parameter.fqn, face.trainable ? "trainable" : "frozen");
-}
-
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
-  check_requires_grad();
   recover();
   failure_.clear();
   has_read_ = true;
   const bool reclaimed = reclaim_rows();
   bool changed = updated_ || reclaimed || rows_have_changed();
+  const bool other_gradients = first_with_other_requires_grad() != nullptr;
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
-  if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
-    const double mine = changed || aliased_ ? 1 : 0;
-    const std::vector<double> all = core_->transport->exchange({&mine, 1});
-    changed = std::count(all.begin(), all.end(), 1.0) > 0;
+  if ((has_reduced_ || other_gradients) && core_->transport->size() > 1) changed = agree_on_changes(changed);
+  if (other_gradients) {
+    follow_requires_grad();
+  } else if (has_reduced_ && unsettled_ > 0) {
+    --unsettled_;
+    set_roles();
   }
+  has_reduced_ = false;
   if (!changed) return;
   core_->model->publish();
   updated_ = false;
@@ -191,7 +188,10 @@ void Model::entering_forward() {
 
 // An interrupted step may have ended its backward on some ranks only: all exchange what has changed.
 void Model::recover() {
-  if (core_->model->recover()) has_reduced_ = true;
+  if (!core_->model->recover()) return;
+  has_reduced_ = true;
+  holding_ = false;
+  end_leaving_out();
 }
 
 void Model::failed_in_forward(const std::string& unit, const std::string& cause) {
@@ -218,17 +218,20 @@ void Model::before_update() {
 
 // See [Note: Windows].
 void Model::begin_backward() {
+  leave_out_frozen();
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
-    if (!core_->model->groups()[g]->trainable()) continue;
-    const bool fresh = std::none_of(faces_[g].begin(), faces_[g].end(),
-                                    [](const Face& face) { return face.parameter.shard.grad().defined(); });
+    if (!core_->model->groups()[g]->takes_part()) continue;
+    bool fresh = true;
+    for (size_t p = 0; p < faces_[g].size(); ++p)
+      fresh = fresh && !(takes_part(g, p) && faces_[g][p].parameter.shard.grad().defined());
     if (fresh) {
       core_->model->forget_gradients(g);
       if (held_elsewhere(g)) renew(g);
     } else {
-      for (Face& face : faces_[g]) take_over(face);
+      for (size_t p = 0; p < faces_[g].size(); ++p)
+        if (takes_part(g, p)) take_over(faces_[g][p]);
       core_->model->keep_gradients(g);
     }
   }
@@ -255,9 +258,11 @@ double Model::gradient_norm() {
   ExactSum squares;
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      if (!face.parameter.shard.grad().defined() || face.parameter.local.numel() == 0) continue;
-      const at::Tensor local = local_gradient(face).detach().to(at::kFloat).contiguous();
-      add_row_squares(local, local.numel() / local.size(0), squares);
+      const bool counted_elsewhere =
+          face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
+      if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
+      const at::Tensor local = local_gradient(face).detach().contiguous();
+      add_row_squares(local.view(-1), local.dim() == 0 ? 1 : local.numel() / local.size(0), squares);
     }
   }
   const py::gil_scoped_release no_gil;
@@ -321,20 +326,22 @@ std::vector<bool> Model::seen_by_any_rank() {
 }
 
 void Model::end_backward() {
+  end_leaving_out();
+  holding_ = true;
   if (core_->model->gradients() == Gradients::hold) return;
   const std::vector<bool> seen = seen_by_any_rank();
   has_reduced_ = true;
   has_read_ = false;
   if (core_->model->gradients() == Gradients::reduce_shard_axis && replicate_ > 1) return;
+  holding_ = false;
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;
   size_t i = 0;
-  for (auto& faces : faces_) {
-    for (Face& face : faces) {
-      const at::Tensor& shard = face.parameter.shard;
-      if (face.trainable && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
-      ++i;
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
+      Face& face = faces_[g][p];
+      if (takes_part(g, p) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
     }
   }
 }
@@ -381,8 +388,8 @@ std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
       }
   };
   std::set<size_t> groups;
-  each([&](size_t g, size_t, Face& face, int64_t i) {
-    if (i >= 0) groups.insert(g);
+  each([&](size_t g, size_t p, Face& face, int64_t i) {
+    if (i >= 0 && takes_part(g, p)) groups.insert(g);
     at::Tensor& gradient = face.parameter.whole.mutable_grad();
     held.push_back(std::exchange(gradient, at::Tensor()));
     if (i >= 0 && gradients[static_cast<size_t>(i)]) gradient = *gradients[static_cast<size_t>(i)];
@@ -408,7 +415,7 @@ std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
   std::vector<py::object> reduced(shards.size(), py::none());
   size_t count = 0;
   each([&](size_t, size_t, Face& face, int64_t i) {
-    if (i >= 0 && seen[count])
+    if (i >= 0 && seen[count] && face.buffer.defined())
       reduced[static_cast<size_t>(i)] =
           make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), face.parameter.shard);
     face.parameter.whole.mutable_grad() = held[count++];

@@ -29,8 +29,9 @@ class SharedStore : public Store {
   int index() const override { return host_.rank(); }
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void check_unwritten() override;
+  void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(double divisor) override { divisor_ = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -46,13 +47,15 @@ class SharedStore : public Store {
     uint64_t contributed = 0, reduced = 0, published = 0;
     Buffer gradient_buffer;  // where it is summed apart
     at::Tensor gradient;
-    std::vector<Booking> bookings;
+    Booking rows_booking;
+    std::vector<Booking> slot_bookings;
   };
 
   GroupEpochs& epochs(size_t g, int rank) const;
   void make_parameters(Ledger& ledger);
   void guard_parameters();
-  void make_gradients(Ledger& ledger);
+  void make_slots();
+  void make_gradient(size_t g);
   void wait_until_reduced(size_t g);
   void copy_peers_rows(size_t g);
   at::Tensor segment_rows(size_t g, size_t parameter);
@@ -61,7 +64,7 @@ class SharedStore : public Store {
   HostSegment& host_;
   Ledger& ledger_;
   StorePlan plan_;
-  float divisor_ = 1;
+  double divisor_ = 1;
   std::vector<int> owned_;
   std::vector<Group> groups_;
 

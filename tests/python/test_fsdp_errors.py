@@ -251,27 +251,6 @@ def test_a_submodule_called_outside_of_its_units_forward_is_named():
     run(2, joined, "auto", (outside_of_forward,))
 
 
-def thawed():
-    import sherd
-    pair = Pair(Net)
-    pair.ours.layers[0].up.weight.requires_grad_(False)
-    pair.plain.layers[0].up.weight.requires_grad_(False)
-    pair.step(token_loss)
-    pair.ours.layers[1].up.weight.requires_grad_(False)
-    with pytest.raises(sherd.ConfigError, match=r"layers\.1\.up\.weight"):
-        pair.ours(tokens(0, 0))
-    pair.ours.layers[1].up.weight.requires_grad_(True)
-    pair.ours.layers[0].up.weight.requires_grad_(True)
-    with pytest.raises(sherd.ConfigError, match=r"layers\.0\.up\.weight"):
-        pair.ours(tokens(0, 0))
-    pair.ours.layers[0].up.weight.requires_grad_(False)
-    pair.train(token_loss, 2)
-
-
-def test_requires_grad_may_change_before_the_first_forward_only():
-    run(2, joined, "auto", (thawed,))
-
-
 def left_on_meta():
     import sherd
     with torch.device("meta"):
