@@ -58,13 +58,22 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     convert(module, module, "", handle, set())
     module.__class__ = unit_class(type(module))
     module.__dict__[HELD] = handle
+    module.register_state_dict_pre_hook(before_state)
     module.register_load_state_dict_pre_hook(before_load)
     module.register_load_state_dict_post_hook(after_load)
     return module
 
 
+def before_state(module: nn.Module, *_) -> None:
+    """A state dict is of the shards, also where whole parameters are shown until the next backward."""
+    unit = getattr(module, HELD).unit
+    if unit is not None:
+        unit.show_shards()
+
+
 def before_load(module: nn.Module, *_) -> None:
     """Other ranks may still read the parameters that are about to be overwritten."""
+    before_state(module)
     handle: UnitHandle = getattr(module, HELD)
     if handle.root is not None and handle.root_module is module:
         handle.root.model.before_update()

@@ -91,6 +91,7 @@ Engine::~Engine() = default;
 
 void Engine::backward(const at::Tensor& loss) {
   try {
+    model_->expect_backward({loss});
     (scaler_ ? loss * scaler_->scale() : loss).backward();
     model_->finish_backward();
   } catch (const std::exception& error) {

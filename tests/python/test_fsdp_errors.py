@@ -301,16 +301,16 @@ def test_a_mesh_that_is_not_the_world_is_rejected():
     run(2, joined, "auto", (meshes,))
 
 
-def float64():
-    import sherd
-    model = shard_layers(Net())
-    with pytest.raises(sherd.ConfigError, match="float64"):
+def cast_after_sharding():
+    pair = Pair(Net)
+    for model in (pair.plain, pair.ours):
         model.double()
-        model(tokens(0, 0))
+    pair.train(token_loss, 2)
+    assert all(p.dtype == torch.float64 for p in pair.ours.parameters())
 
 
-def test_a_type_that_sherd_cannot_shard_is_rejected_after_a_cast():
-    run(2, joined, "auto", (float64,))
+def test_a_cast_between_sharding_and_the_first_forward_counts():
+    run(2, joined, "auto", (cast_after_sharding,))
 
 
 def fault_type():

@@ -317,6 +317,7 @@ def heads_weight(shard):
             mine = features_loss(pair.ours, step, pair.rank)
             assert not hasattr(pair.ours.head.weight, "full_tensor")
             pair.ours.zero_grad()
+            assert hasattr(pair.ours.state_dict()["head.weight"], "full_tensor")
             mine.backward()
             assert hasattr(pair.ours.head.weight, "full_tensor")
             pair.compare_gradients()
