@@ -25,6 +25,9 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same object is
     returned, of a subclass of its class (see :class:`ShardedModule`).
 
+    Parameters may be frozen and unfrozen between steps, by all ranks alike. Frozen ones may be of any type. Those without
+    dimensions are whole on every rank (``Replicate``).
+
     mesh: a device mesh of all ranks in order; default: the world. One of two axes, replicate x shard, is hybrid sharding (hsdp):
         rows are spread along the second, and each index of the first has them all. On one host, where ranks share one copy of
         everything, rows are spread over all ranks all the same.

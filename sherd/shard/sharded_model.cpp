@@ -130,6 +130,18 @@ void ShardedModel::watch_gradients() {
   }
 }
 
+void ShardedModel::check_roles() const {
+  for (const auto& group : groups_)
+    for (size_t p = 0; p < group->parameters().size(); ++p) {
+      const bool trains = group->roles()[p] == Role::awaited;
+      if (group->parameters()[p].requires_grad() != trains)
+        config_error("shard",
+                     "got requires_grad={} of parameter '{}', which was {} when the engine took its model, expected no "
+                     "change; try to freeze parameters before, or a new engine",
+                     !trains, group->layout().parameters[p].fqn, trains ? "trainable" : "frozen");
+    }
+}
+
 std::vector<size_t> ShardedModel::set_roles(const std::vector<Roles>& roles) {
   finish_backward();
   store_->set_roles(roles);

@@ -121,6 +121,8 @@ class ShardedModel : public UnitObserver {
   /// Between backwards, the same on all ranks; collective. Returns the groups whose gradients have moved: see
   /// Store::set_roles.
   std::vector<size_t> set_roles(const std::vector<Roles>& roles);
+  /// Throws ConfigError naming a parameter whose requires_grad is not what its role says.
+  void check_roles() const;
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
   Gradients gradients() const { return gradients_; }

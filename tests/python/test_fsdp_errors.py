@@ -313,6 +313,18 @@ def test_a_cast_between_sharding_and_the_first_forward_counts():
     run(2, joined, "auto", (cast_after_sharding,))
 
 
+def float8():
+    import sherd
+    model = shard_layers(Net())
+    with pytest.raises(sherd.ConfigError, match="float8_e5m2.*requires_grad_"):
+        model.to(torch.float8_e5m2)
+        model(tokens(0, 0))
+
+
+def test_a_type_that_cannot_be_trained_is_rejected_after_a_cast():
+    run(2, joined, "auto", (float8,))
+
+
 def fault_type():
     """A fault that another rank causes is a FaultError in backward too, and says where to look for the cause."""
     import sherd

@@ -134,6 +134,18 @@ def in_double(strategy, **options):
         torch.testing.assert_close(whole(q), p, rtol=1e-10, atol=1e-10, msg=lambda m: f"{name}: {m}")
 
 
+def cast_after_sharding():
+    """model.double() of a sharded model, before it has run."""
+    pair = Pair(Net)
+    pair.ours.double()
+    pair.plain.double()
+    for optimizer in pair.optimizers:
+        optimizer.zero_grad()
+    pair.optimizers = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in (pair.plain, pair.ours)]
+    pair.train(token_loss)
+    assert all(p.dtype == torch.float64 for p in pair.ours.parameters())
+
+
 def norms(strategy):
     """Of fp64, complex and scalar gradients beside fp32 ones, torch's and ours."""
     import sherd
@@ -167,6 +179,7 @@ class Scaled(nn.Module):
 
 
 def trainable():
+    cast_after_sharding()
     for strategy in STRATEGIES:
         in_double(strategy)
         norms(strategy)
