@@ -20,9 +20,10 @@ from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
+from .casting import Given
 from .distributed import World
 from .parameters import ShardedParameter, check_type, over_rows, whole_of
-from .precision import MixedPrecisionPolicy, cast
+from .precision import MixedPrecisionPolicy
 
 log = logging.getLogger("sherd")
 HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
@@ -96,16 +97,21 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
     handle = module.__dict__[HELD]
     unit = handle.unit or handle.ready()
     precision = handle.options.precision
-    if precision.input_dtype is not None:
-        args, kwargs = cast((args, kwargs), precision.input_dtype)
+    given = None
     unit.enter(args, kwargs)
     try:
+        if precision.input_dtype is not None or precision.output_dtype is not None:
+            given = Given(precision.input_dtype)
+            args, kwargs = given.cast(args, kwargs)
         result = method(*args, **kwargs)
     except BaseException as error:
         unit.fail(f"{type(error).__name__}: {error}")
         raise
+    finally:
+        if given is not None:
+            given.take_back()
     unit.leave(result)
-    return result if precision.output_dtype is None else cast(result, precision.output_dtype)
+    return result if precision.output_dtype is None else given.cast_result(result, precision.output_dtype)
 
 
 class ShardedModule:
