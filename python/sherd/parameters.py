@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
+from .empty_shards import NoRows, with_a_row
 
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -42,13 +43,14 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
         elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
             tell(args, "before_write", "note_update")
+        args, kwargs = with_a_row(function, args, kwargs or {})
         try:
             with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **(kwargs or {}))
+                return function(*args, **kwargs)
         except RuntimeError as error:
             if "mixed torch.Tensor and DTensor" not in str(error):
                 raise
-            names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *(kwargs or {}).values())
+            names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *kwargs.values())
                               if isinstance(a, ShardedParameter))
             raise FaultError(
                 f"[shard] got parameter {names} in {name or function} with plain tensors, outside "
@@ -194,6 +196,13 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
     """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
     return DTensor(local, spec_of(shard.shape if sizes is None else sizes, local.dtype, shard.device_mesh), requires_grad=False)
+
+
+def gradient_over(local: torch.Tensor, shard: DTensor) -> DTensor:
+    gradient = over_rows(local, shard)
+    if local.shape[0] == 0:
+        gradient.__class__ = NoRows
+    return gradient
 
 
 def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:

@@ -22,7 +22,7 @@ from . import _C
 from ._C import ConfigError
 from .casting import Given
 from .distributed import World
-from .parameters import ShardedParameter, check_type, over_rows, whole_of
+from .parameters import ShardedParameter, check_type, gradient_over, whole_of
 from .precision import MixedPrecisionPolicy
 
 log = logging.getLogger("sherd")
@@ -336,7 +336,7 @@ def build(root: nn.Module) -> Root:
                                  parameters=planned, after_forward=after_forward(reshard)))
     try:
         model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
-                         persistent_below=options.persistent_below, replicate=options.replicate, make_gradient=over_rows)
+                         persistent_below=options.persistent_below, replicate=options.replicate, make_gradient=gradient_over)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None

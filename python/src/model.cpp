@@ -8,7 +8,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/shard/hooks.h"
-#include "sherd/shard/reduction.h"
+#include "sherd/shard/row_norm.h"
 
 namespace sherd::python {
 namespace {
@@ -221,22 +221,19 @@ at::Tensor Model::local_gradient(const Face& face) const {
                                               : object.cast<at::Tensor>();
 }
 
-double Model::gradient_norm() {
-  ExactSum squares;
+double Model::gradient_norm(double order) {
+  RowNorm norm(order);
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
       if (!face.parameter.shard.grad().defined() || face.parameter.local.numel() == 0) continue;
-      const at::Tensor local = local_gradient(face).detach().to(at::kFloat).contiguous();
-      add_row_squares(local, local.numel() / local.size(0), squares);
+      const at::Tensor local = local_gradient(face).detach();
+      norm.add(local, local.numel() / local.size(0));
     }
   }
   const py::gil_scoped_release no_gil;
-  const auto digits = squares.digits();
-  const std::vector<double> all = core_->transport->exchange({digits.begin(), digits.end()});
-  ExactSum sum;  // over one replica: the others have the same
-  const size_t once = all.size() / static_cast<size_t>(replicate_);
-  for (size_t first = 0; first < once; first += digits.size()) sum.add_digits({&all[first], digits.size()});
-  return std::sqrt(sum.value());
+  const std::vector<double> all = core_->transport->exchange(norm.parts());
+  // Over one replica: the others have the same.
+  return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
 }
 
 std::map<std::string, int64_t> Model::memory() const {

@@ -63,8 +63,9 @@ class Model {
   void before_update();
   /// The same, where this rank has read any since it last waited.
   void before_write();
-  /// Global norm of the gradients in .grad, the same bits on all ranks and for any number of them. Collective.
-  double gradient_norm();
+  /// Global norm, of any order but 0, of the gradients in .grad: the same bits on all ranks and for any number of them.
+  /// Collective.
+  double gradient_norm(double order);
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
   std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
   /// This rank's rows have new values: the next forward publishes them.

@@ -104,7 +104,7 @@ void add_model(py::module& module) {
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
       .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
       .def("note_alias", &Model::note_alias)
-      .def("gradient_norm", &Model::gradient_norm)
+      .def("gradient_norm", &Model::gradient_norm, py::arg("order"))
       .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)
       .def("set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
