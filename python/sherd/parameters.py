@@ -52,6 +52,9 @@ class ShardedParameter(DTensor):
                 raise
             names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *kwargs.values())
                               if isinstance(a, ShardedParameter))
+            if name == "copy_":
+                raise FaultError(f"[shard] got a plain tensor to copy into the sharded parameter {names}, expected a DTensor like it; try "
+                                 "load_full_state_dict() for a whole state, or GatheredParameters() to write whole values") from error
             raise FaultError(
                 f"[shard] got parameter {names} in {name or function} with plain tensors, outside "
                 "the forward of its unit, where it is sharded; try to call the unit (the module given to fully_shard), "

@@ -63,9 +63,14 @@ def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: 
     return module
 
 
-def before_load(module: nn.Module, *_) -> None:
-    """Other ranks may still read the parameters that are about to be overwritten."""
+def before_load(module: nn.Module, state: dict[str, Any] | None = None, prefix: str = "", *_) -> None:
+    """Other ranks may still read the parameters that are about to be overwritten, by tensors that are sharded as they are."""
     handle: UnitHandle = getattr(module, HELD)
+    for name, parameter in module.named_parameters() if state else ():
+        given = state.get(prefix + name)
+        if type(parameter) is ShardedParameter and isinstance(given, torch.Tensor) and not isinstance(given, DTensor):
+            raise ConfigError(f"[load_state_dict] got a plain tensor for the sharded parameter '{prefix}{name}', expected a DTensor as in "
+                              "model.state_dict(); try sherd.load_full_state_dict(model, state) for the state of a whole model")
     if handle.root is not None and handle.root_module is module:
         handle.root.model.before_update()
 

@@ -21,6 +21,7 @@ from torch.distributed.tensor import DTensor
 from . import _C
 from ._C import ConfigError
 from .casting import Given
+from .causes import cause_of
 from .distributed import World
 from .parameters import ShardedParameter, check_type, gradient_over, whole_of
 from .precision import MixedPrecisionPolicy
@@ -105,7 +106,7 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
             args, kwargs = given.cast(args, kwargs)
         result = method(*args, **kwargs)
     except BaseException as error:
-        unit.fail(f"{type(error).__name__}: {error}")
+        unit.fail(cause_of(error))
         raise
     finally:
         if given is not None:

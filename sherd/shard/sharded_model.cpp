@@ -11,6 +11,8 @@
 namespace sherd {
 namespace {
 
+constexpr int64_t kWorthATry = 64 << 20;  // bytes at once that smaller units would save some of
+
 std::vector<NamedShape> shapes_of(const std::vector<FoundParameter>& parameters) {
   std::vector<NamedShape> shapes;
   for (const auto& p : parameters) shapes.push_back({p.fqn, p.tensor.sizes().vec()});
@@ -204,7 +206,7 @@ void ShardedModel::warn_of_large_units(const StorePlan& plan) {
     all += plan.groups[g].layout.whole_elements * plan.groups[g].element_bytes();
   }
   const auto largest = std::max_element(bytes.begin(), bytes.end());
-  if (transport_.size() == 1 || 2 * *largest <= all) return;
+  if (transport_.size() == 1 || 2 * *largest <= all || 2 * *largest < kWorthATry) return;
   const std::string& name = units_[static_cast<size_t>(largest - bytes.begin())]->name();
   warnings_.push_back(fmt::format(
       "{} holds {} of the model's {}: whole parameters and gradients of it take up to {} on each rank at once; "
