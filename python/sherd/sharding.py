@@ -120,6 +120,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             inner.outer = weakref.ref(unit)
             handle.ignored |= inner.ignored
         return
+    if isinstance(module, nn.TransformerEncoder):
+        module.register_forward_pre_hook(first_layer_whole)
     for key, parameter in module._parameters.items():
         if parameter is None or id(parameter) in handle.ignored:
             continue
@@ -133,6 +135,12 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
     for key, child in module._modules.items():
         if child is not None:
             convert(unit, child, joined(name, key), handle, seen)
+
+
+def first_layer_whole(encoder: nn.TransformerEncoder, _: tuple) -> None:
+    """torch looks at the first layer's parameters to choose its way of evaluation, which also decides on values at padding."""
+    if not encoder.training and isinstance(encoder.layers[0], ShardedModule):
+        encoder.layers[0].unshard()
 
 
 def sharded_once(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> ShardedParameter:
