@@ -10,7 +10,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, rows_like, shown_as
+from .parameters import WHOLE_COPY, ShardedParameter, rows_like, shown_as
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -83,8 +83,11 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
 
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
     """One of each. Collective."""
-    return {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
-            for shard in {id(shard): shard for shard in shards}.values()}
+    wholes = {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
+              for shard in {id(shard): shard for shard in shards}.values()}
+    for _, whole in wholes.values():
+        setattr(whole, WHOLE_COPY, True)
+    return wholes
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:

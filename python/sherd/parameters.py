@@ -8,15 +8,78 @@ from typing import Iterator
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
 from .empty_shards import NoRows, with_a_row
 
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ShardedValue(DTensor):
+    """What is computed from sharded parameters where they are sharded: weight.t(), weight[:2], a norm of weights. It needs a
+    gradient, and knows by its name where it comes from."""
+    _sherd_name: str
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return derived(function, args, kwargs or {})
+
+    def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
+        """The whole value. Its gradient is the mean of all ranks', as that of a loss is."""
+        if grad_placements is not None or not torch.is_grad_enabled():
+            return super().full_tensor(grad_placements=grad_placements)
+        return whole_and_mean(self)
+
+
+class MeanOverRanks(torch.autograd.Function):
+    """Its value; of its gradient, which is about to be summed over so many ranks, a part."""
+
+    @staticmethod
+    def forward(ctx, value, ranks):
+        ctx.ranks = ranks
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / ctx.ranks, None
+
+
+def whole_and_mean(value: DTensor) -> torch.Tensor:
+    whole = DTensor.full_tensor(value, grad_placements=[Partial()] * value.device_mesh.ndim)
+    return MeanOverRanks.apply(whole, value.device_mesh.size())
+
+
+def derived(function, args: tuple, kwargs: dict):
+    """Calls a function of DTensors; says what to do where they meet plain tensors."""
+    args, kwargs = with_a_row(function, args, kwargs)
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **kwargs)
+    except RuntimeError as error:
+        if "mixed torch.Tensor and DTensor" not in str(error):
+            raise
+        names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
+        if getattr(function, "__name__", "") == "copy_":
+            raise FaultError(f"[shard] got a plain tensor to copy into the sharded parameter {names}, expected a DTensor like it; try "
+                             "load_full_state_dict() for a whole state, or GatheredParameters() to write whole values") from error
+        raise FaultError(
+            f"[shard] got parameter {names} in {getattr(function, '__name__', function)} with plain tensors, outside the forward of "
+            "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
+            "loss: set_reshard_after_forward(False) on the unit, which then is whole from its forward to its backward") from error
+    for one in result if type(result) in (tuple, list) else (result,):
+        if type(one) is DTensor and one.requires_grad:
+            one.__class__ = ShardedValue
+            one._sherd_name = next(names_in((args, kwargs)), "")
+    return result
+
+
+def names_in(values) -> Iterator[str]:
+    """Of the sharded parameters that these come from."""
+    return (t._sherd_name for t in tree_iter(values) if isinstance(t, (ShardedParameter, ShardedValue)))
 
 
 class ShardedParameter(DTensor):
@@ -37,28 +100,29 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
             with torch._C.DisableTorchFunctionSubclass():
                 return alias_of(args[0], function(*args))
+        if name == "__set__" and function == SET_DATA and isinstance(args[0], nn.Parameter):
+            return set_data(*args)
+        if name == "set_":
+            raise ConfigError(f"[shard] got set_() of parameter '{args[0]._sherd_name}', whose memory is sherd's, expected other "
+                              "values in it; try copy_(), or parameter.data = values")
         if is_draw(function, name, args):
             return fill_as_whole(function, args, kwargs or {})
         if name == "detach":
             tell(args, "note_alias")
         elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
             tell(args, "before_write", "note_update")
-        args, kwargs = with_a_row(function, args, kwargs or {})
-        try:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **kwargs)
-        except RuntimeError as error:
-            if "mixed torch.Tensor and DTensor" not in str(error):
-                raise
-            names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *kwargs.values())
-                              if isinstance(a, ShardedParameter))
-            if name == "copy_":
-                raise FaultError(f"[shard] got a plain tensor to copy into the sharded parameter {names}, expected a DTensor like it; try "
-                                 "load_full_state_dict() for a whole state, or GatheredParameters() to write whole values") from error
-            raise FaultError(
-                f"[shard] got parameter {names} in {name or function} with plain tensors, outside "
-                "the forward of its unit, where it is sharded; try to call the unit (the module given to fully_shard), "
-                "register_forward_method(), or unshard() before") from error
+        return derived(function, args, kwargs or {})
+
+    def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
+        """The whole value, a copy. Collective. Its gradient counts as one of the unit's forward does: the mean over ranks."""
+        if grad_placements is not None or not torch.is_grad_enabled() or not self.requires_grad:
+            return super().full_tensor(grad_placements=grad_placements)
+        unit = self._sherd_unit and self._sherd_unit()
+        if unit is None:
+            return whole_and_mean(self)
+        handle = unit.__dict__["_sherd_unit"]
+        handle.ready()
+        return handle.whole_copy(self) if self._sherd_whole.dtype == self.dtype else whole_and_mean(self)
 
     def to_local(self, **options) -> torch.Tensor:
         tell((self,), "note_alias")
@@ -88,7 +152,34 @@ def shown_as(wholes: list[tuple[ShardedParameter, nn.Parameter]]) -> Iterator[No
             parameter.__class__, parameter._local_tensor = ShardedParameter, own
 
 
+def set_data(parameter: ShardedParameter, values: torch.Tensor) -> None:
+    """``parameter.data = values``: a DTensor that is sharded as the parameter, or this rank's rows. They are copied."""
+    rows = parameter._local_tensor
+    same_spread = not isinstance(values, DTensor) or (values.shape == parameter.shape and values.placements == parameter.placements)
+    given = values._local_tensor if isinstance(values, DTensor) else values
+    if not same_spread or given.shape != rows.shape or given.dtype != rows.dtype:
+        raise ConfigError(f"[shard] got {values.dtype} of sizes {list(values.shape)} for the data of parameter "
+                          f"'{parameter._sherd_name}', expected {rows.dtype}: this rank's rows, {list(rows.shape)}, or a DTensor "
+                          f"sharded as it is; try parameter.copy_(), or module.to() before the first forward")
+    tell((parameter,), "before_write")
+    with torch.no_grad():
+        rows.copy_(given)
+    tell((parameter,), "note_update")
+
+
+def whole_guest(given: torch.Tensor, shard: ShardedParameter) -> torch.Tensor:
+    """What a unit computes with where a program has put ``given`` in the place of a parameter (torch.func.functional_call)."""
+    if isinstance(given, DTensor):
+        return given.full_tensor() if isinstance(given, (ShardedParameter, ShardedValue)) else whole_and_mean(given)
+    if getattr(given, WHOLE_COPY, False) and torch.is_grad_enabled() and given.requires_grad:
+        raise ConfigError(f"[full_parameters] got a forward with gradients while '{shard._sherd_name}' stands there whole, as a copy "
+                          "whose gradient would be lost, expected it outside; try torch.no_grad() around it")
+    return given
+
+
+WHOLE_COPY = "_sherd_whole_copy"  # the attribute of what full_parameters shows
 DATA = torch.Tensor.data.__get__
+SET_DATA = torch.Tensor.data.__set__
 NOT_VALUES = {"requires_grad_", "retain_grad_"}
 
 

@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
+from .autograd import MODELS
 from .casting import Given
 from .causes import cause_of
 from .distributed import World
@@ -56,6 +57,17 @@ class UnitHandle:
             handle = getattr(outer, HELD)
         return handle.module()
 
+    def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
+        """A copy of a whole parameter of the unit, in the graph of its uses."""
+        unit = self.ready()
+        if unit.shows_whole:
+            return parameter._sherd_whole.clone()
+        unit.unshard()
+        try:
+            return parameter._sherd_whole.clone()
+        finally:
+            unit.reshard()
+
     @torch._dynamo.disable
     def ready(self) -> _C.Unit:
         if self.unit is None:
@@ -87,6 +99,7 @@ class Root:
 
     def __init__(self, model: _C.Model, world: World, places: list[tuple[nn.Module, str, ShardedParameter]]):
         self.model = model
+        MODELS.add(model)
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
         model.set_divisor(float(world.size))
@@ -130,8 +143,8 @@ class ShardedModule:
         raise ConfigError("[fully_shard] got a sharded module to pickle, expected its state; try model.state_dict()")
 
     def unshard(self, async_op: bool = False) -> "Unsharded | None":
-        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard` or the end of its next
-        forward. Collective where ranks do not share a host's memory. async_op: returns something to wait() for, as in
+        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard`, the end of its next forward or, of a
+        unit that is not resharded then, of the next backward. Collective where ranks do not share a host's memory. async_op: returns something to wait() for, as in
         FSDP2; the parameters are there already."""
         self.__dict__[HELD].ready().unshard()
         return Unsharded() if async_op else None
@@ -150,6 +163,19 @@ class ShardedModule:
         for module in self.modules():
             module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
         return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of the parameters themselves, also where whole ones stand in their place between a forward and its backward."""
+        handle = self.__dict__[HELD]
+        if handle.root is not None:
+            inside = {id(module) for module in self.modules()}
+            for owner, _, shard in handle.root.places:
+                if id(owner) in inside and shard.grad is not None:
+                    if set_to_none:
+                        shard.grad = None
+                    else:
+                        shard.grad.detach().zero_()
+        super().zero_grad(set_to_none)
 
     def reshard(self) -> None:
         """Gives this unit's whole parameters up: this rank's rows are left."""
@@ -216,7 +242,7 @@ class Unsharded:
 
 
 def after_forward(reshard: bool) -> _C.AfterForward:
-    return _C.AfterForward.reshard if reshard else _C.AfterForward.keep
+    return _C.AfterForward.reshard if reshard else _C.AfterForward.show
 
 
 @functools.cache
@@ -330,14 +356,15 @@ def build(root: nn.Module) -> Root:
         if unit_handle.options.mesh != options.mesh:
             raise ConfigError(f"[fully_shard] got unit '{uses.names[index]}' on mesh {unit_handle.options.mesh} in a model on "
                               f"{options.mesh}, expected one mesh; try to give it to every fully_shard")
+        default = _C.AfterForward.reshard if index != 0 else _C.AfterForward.keep
         reshard = unit_handle.options.reshard_after_forward
-        reshard = index != 0 if reshard is None else reshard
         unit_handle.unit = _C.Unit(places)
         plans.append(_C.UnitPlan(unit=unit_handle.unit, name=uses.names[index], parent=uses.parents[index],
-                                 parameters=planned, after_forward=after_forward(reshard)))
+                                 parameters=planned, after_forward=default if reshard is None else after_forward(reshard)))
     try:
         model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
-                         persistent_below=options.persistent_below, replicate=options.replicate, make_gradient=gradient_over)
+                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__,
+                         make_gradient=gradient_over)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None

@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <cmath>
+#include <set>
 #include <unordered_map>
 
 #include "sherd/base/error.h"
@@ -26,6 +27,11 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
   return found;
 }
 
+at::Tensor local_of(const at::Tensor& tensor) {
+  const py::object object = py::cast(tensor);
+  return py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor").cast<at::Tensor>() : tensor;
+}
+
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
   try {
@@ -43,7 +49,7 @@ void with_python_types(const std::function<void()>& step) {
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
              MakeGradient make_gradient)
-    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate) {
+    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate), name_(options.name) {
   ShardOptions shard;
   shard.strategy = find_strategy(options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
@@ -148,6 +154,7 @@ void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
   check_requires_grad();
   recover();
+  failure_.clear();
   has_read_ = true;
   bool changed = updated_ || rows_have_changed();
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
@@ -167,8 +174,9 @@ void Model::recover() {
   if (core_->model->recover()) has_reduced_ = true;
 }
 
-void Model::failed_in_forward(const std::string& cause) {
-  if (open_ == 0) core_->model->interrupt(cause);
+void Model::failed_in_forward(const std::string& unit, const std::string& cause) {
+  if (failure_.empty()) failure_ = fmt::format("{} (in the forward of {} of {})", cause, title_of_unit(unit), name_);
+  if (open_ == 0) core_->model->interrupt(std::exchange(failure_, {}));
 }
 
 void Model::before_write() {
@@ -198,14 +206,17 @@ void Model::begin_backward() {
                                     [](const Face& face) { return face.parameter.shard.grad().defined(); });
     if (fresh) {
       core_->model->forget_gradients(g);
-      if (!held_elsewhere(g)) continue;
-      core_->model->store().renew_gradient(g);
-      make_gradients(g);
+      if (held_elsewhere(g)) renew(g);
     } else {
       for (Face& face : faces_[g]) take_over(face);
       core_->model->keep_gradients(g);
     }
   }
+}
+
+void Model::renew(size_t g) {
+  core_->model->store().renew_gradient(g);
+  make_gradients(g);
 }
 
 bool Model::held_elsewhere(size_t g) const {
@@ -215,11 +226,7 @@ bool Model::held_elsewhere(size_t g) const {
   });
 }
 
-at::Tensor Model::local_gradient(const Face& face) const {
-  const py::object object = py::cast(face.parameter.shard.grad());
-  return py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor").cast<at::Tensor>()
-                                              : object.cast<at::Tensor>();
-}
+at::Tensor Model::local_gradient(const Face& face) const { return local_of(face.parameter.shard.grad()); }
 
 double Model::gradient_norm(double order) {
   RowNorm norm(order);
@@ -245,15 +252,21 @@ std::map<std::string, int64_t> Model::memory() const {
   return bytes;
 }
 
-// What .grad holds becomes what the next reduction adds to.
+// What .grad holds becomes what the next reduction adds to; but a hook is to see the new gradient alone.
 void Model::take_over(Face& face) {
   const at::NoGradGuard no_grad;
-  const at::Tensor& gradient = face.parameter.shard.grad();
-  if (!gradient.defined()) {
+  const at::Tensor& shard = face.parameter.shard;
+  const at::Tensor& gradient = shard.grad();
+  face.had = gradient.defined();
+  const bool hooked = !torch::autograd::impl::hooks(shard).empty();
+  if (face.had && hooked) face.before = local_gradient(face).clone();
+  if (!face.had || hooked) {
     face.buffer.zero_();
-    return;
+  } else if (!face.gradient || !py::cast(gradient).is(face.gradient)) {
+    face.buffer.copy_(local_gradient(face));
   }
-  if (!face.gradient || !py::cast(gradient).is(face.gradient)) face.buffer.copy_(local_gradient(face));
+  // Until this backward is over, what autograd itself adds (the parameter's rows used as they are) comes here.
+  if (core_->model->gradients() == Gradients::reduce || replicate_ == 1) shard.mutable_grad().reset();
 }
 
 // A parameter that no rank has used keeps no gradient, as without sharding: optimizers then leave it alone.
@@ -294,7 +307,7 @@ void Model::end_backward() {
   for (auto& faces : faces_) {
     for (Face& face : faces) {
       const at::Tensor& shard = face.parameter.shard;
-      if (face.trainable && (seen[i] || shard.grad().defined())) show_gradient(face);
+      if (face.trainable && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
       ++i;
     }
   }
@@ -302,9 +315,80 @@ void Model::end_backward() {
 
 void Model::show_gradient(Face& face) {
   const at::Tensor& shard = face.parameter.shard;
-  if (!face.references) face.gradient = make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), shard);
+  const bool rounded = !face.references;
+  const auto make = [&] {
+    if (rounded) face.gradient = make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), shard);
+  };
+  make();
+  if (const auto& hooks = torch::autograd::impl::hooks(shard); !hooks.empty()) {
+    torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
+    for (const auto& hook : hooks) gradients = (*hook)(gradients);
+    face.buffer.copy_(local_of(gradients[0]));
+    if (face.before.defined()) face.buffer.add_(face.before);
+    make();
+  }
+  if (shard.grad().defined()) {
+    face.buffer.add_(local_gradient(face));
+    make();
+  }
+  face.before.reset();
+  face.had = false;
   shard.mutable_grad() = face.gradient.cast<at::Tensor>();
   if (const auto& hook = torch::autograd::impl::post_acc_grad_hooks(shard)) (*hook)(shard);
+}
+
+std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
+                                      const std::vector<std::optional<at::Tensor>>& gradients) {
+  {
+    const py::gil_scoped_release no_gil;
+    recover();
+  }
+  ShardedModel& model = *core_->model;
+  std::unordered_map<const at::TensorImpl*, size_t> wanted;
+  for (size_t i = 0; i < shards.size(); ++i) wanted[shards[i].unsafeGetTensorImpl()] = i;
+  std::vector<at::Tensor> held;  // by a backward that has not reduced
+  const auto each = [&](const auto& call) {
+    for (size_t g = 0; g < faces_.size(); ++g)
+      for (size_t p = 0; p < faces_[g].size(); ++p) {
+        const auto found = wanted.find(faces_[g][p].parameter.shard.unsafeGetTensorImpl());
+        call(g, p, faces_[g][p], found == wanted.end() ? -1 : static_cast<int64_t>(found->second));
+      }
+  };
+  std::set<size_t> groups;
+  each([&](size_t g, size_t, Face& face, int64_t i) {
+    if (i >= 0) groups.insert(g);
+    at::Tensor& gradient = face.parameter.whole.mutable_grad();
+    held.push_back(std::exchange(gradient, at::Tensor()));
+    if (i >= 0 && gradients[static_cast<size_t>(i)]) gradient = *gradients[static_cast<size_t>(i)];
+  });
+  // Buffers of their own: those that there are may be in .grad, and what is returned belongs to the caller.
+  const auto renew_all = [&] {
+    for (const size_t g : groups) renew(g);
+  };
+  renew_all();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    if (groups.contains(g)) {
+      model.forget_gradients(g);
+    } else {
+      model.keep_gradients(g);
+    }
+  }
+  std::vector<bool> seen;
+  {
+    const py::gil_scoped_release no_gil;
+    model.reduce_held();
+    seen = seen_by_any_rank();
+  }
+  std::vector<py::object> reduced(shards.size(), py::none());
+  size_t count = 0;
+  each([&](size_t, size_t, Face& face, int64_t i) {
+    if (i >= 0 && seen[count])
+      reduced[static_cast<size_t>(i)] =
+          make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), face.parameter.shard);
+    face.parameter.whole.mutable_grad() = held[count++];
+  });
+  renew_all();
+  return reduced;
 }
 
 }  // namespace sherd::python

@@ -39,6 +39,7 @@ struct ModelOptions {
   std::string strategy = "zero3";
   int64_t persistent_below = 0;
   int replicate = 1;  // of the mesh (replicate x shard) that the local tensors are spread over
+  std::string name;   // of the root's class
 };
 
 /// (local, shard) -> the DTensor over `local` that is a gradient of `shard`.
@@ -56,8 +57,8 @@ class Model {
   /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
   void entering_forward();
   void count_open(int change) { open_ += change; }
-  /// The outermost forward ended with an exception: all ranks drop the step.
-  void failed_in_forward(const std::string& cause);
+  /// A forward ended with an exception. Where it was the outermost, all ranks drop the step, and learn where it began.
+  void failed_in_forward(const std::string& unit, const std::string& cause);
 
   /// Waits until no rank reads the parameters of the last step any more. Collective.
   void before_update();
@@ -77,6 +78,13 @@ class Model {
   Transport& shard_transport() { return core_->model->shard_transport(); }
   Ledger& ledger() { return core_->ledger; }
 
+  /// Before a backward from these tensors.
+  void expect_backward(const std::vector<at::Tensor>& roots) { core_->model->expect_backward(roots); }
+  /// The reduced gradients of these of its parameters, for whom this rank has whole ones (or None): DTensors that no
+  /// later backward touches, None for what no rank has. What .grad holds stays as it is. Collective.
+  std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
+                                 const std::vector<std::optional<at::Tensor>>& gradients);
+  Gradients gradients() const { return core_->model->gradients(); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
   /// Bytes held on this rank, by kind.
@@ -97,6 +105,8 @@ class Model {
     at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
     py::object gradient;  // the DTensor over it
     Py_ssize_t references = 0;
+    at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
+    bool had = false;   // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
   };
 
@@ -109,6 +119,7 @@ class Model {
   void remember_versions();
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;
+  void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;
   void take_over(Face& face);
   std::vector<bool> seen_by_any_rank();
@@ -119,7 +130,9 @@ class Model {
   std::vector<std::vector<Face>> faces_;  // by group and parameter
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
-  int open_ = 0;  // forwards under way
+  std::string name_;
+  int open_ = 0;         // forwards under way
+  std::string failure_;  // where the exception began that is on its way out of them
   bool updated_ = false, aliased_ = false;
   bool has_read_ = true;      // since this rank last waited for the others
   bool has_reduced_ = false;  // since the last forward

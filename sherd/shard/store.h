@@ -121,6 +121,8 @@ class Store {
   // After a fault: drop() what is under way (this rank alone; does not wait), then, when all ranks have done so and the
   // transport has recovered, restart() (collective). Parameters stay as published.
   virtual void drop() noexcept = 0;
+  /// The same for a begin_unshard(g) alone, which nobody has waited for.
+  virtual void drop_unshard(size_t /*g*/) noexcept {}
   virtual void restart() = 0;
 };
 
