@@ -78,7 +78,11 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
       make_face(g, p, by_whole.at(model.groups()[g]->parameters()[p].unsafeGetTensorImpl()));
     make_gradients(g);
   }
-  for (const auto& unit : core_->units) unit->belong_to(this);
+  for (const auto& unit : core_->units) {
+    unit->belong_to(this);
+    for (const auto* group : unit->groups())
+      for (Face& face : faces_[group->index()]) face.unit = unit.get();
+  }
   model.publish();
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
@@ -258,7 +262,7 @@ void Model::take_over(Face& face) {
   const at::Tensor& shard = face.parameter.shard;
   const at::Tensor& gradient = shard.grad();
   face.had = gradient.defined();
-  const bool hooked = !torch::autograd::impl::hooks(shard).empty();
+  const bool hooked = !torch::autograd::impl::hooks(shard).empty() || !face.unit->reduced_hook().is_none();
   if (face.had && hooked) face.before = local_gradient(face).clone();
   if (!face.had || hooked) {
     face.buffer.zero_();
@@ -303,6 +307,7 @@ void Model::end_backward() {
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;
+  call_reduced_hooks(seen);
   size_t i = 0;
   for (auto& faces : faces_) {
     for (Face& face : faces) {
@@ -310,6 +315,17 @@ void Model::end_backward() {
       if (face.trainable && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
       ++i;
     }
+  }
+}
+
+// Of units that any rank has used.
+void Model::call_reduced_hooks(const std::vector<bool>& seen) {
+  auto first = seen.begin();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    const auto end = first + static_cast<std::ptrdiff_t>(faces_[g].size());
+    const py::object& hook = faces_[g].front().unit->reduced_hook();
+    if (!hook.is_none() && std::count(first, end, true) > 0) hook(core_->model->store().gradient(g));
+    first = end;
   }
 }
 
@@ -324,7 +340,10 @@ void Model::show_gradient(Face& face) {
     torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
     for (const auto& hook : hooks) gradients = (*hook)(gradients);
     face.buffer.copy_(local_of(gradients[0]));
-    if (face.before.defined()) face.buffer.add_(face.before);
+    make();
+  }
+  if (face.before.defined()) {
+    face.buffer.add_(face.before);
     make();
   }
   if (shard.grad().defined()) {

@@ -86,7 +86,7 @@ class Model {
                                  const std::vector<std::optional<at::Tensor>>& gradients);
   Gradients gradients() const { return core_->model->gradients(); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
-  void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
+  void set_divisor(size_t g, float divisor) { core_->model->store().set_divisor(g, divisor); }
   /// Bytes held on this rank, by kind.
   std::map<std::string, int64_t> memory() const;
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
@@ -105,6 +105,7 @@ class Model {
     at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
     py::object gradient;  // the DTensor over it
     Py_ssize_t references = 0;
+    Unit* unit = nullptr;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
     bool had = false;   // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
@@ -122,6 +123,7 @@ class Model {
   void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;
   void take_over(Face& face);
+  void call_reduced_hooks(const std::vector<bool>& seen);
   std::vector<bool> seen_by_any_rank();
   void show_gradient(Face& face);
 

@@ -29,7 +29,7 @@ class PrivateStore : public Store {
   void finish_round() override;
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(size_t g, float divisor) override { groups_[g].divisor = divisor; }
   void set_reach(Reach reach) override { reach_ = reach; }
   bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
@@ -55,6 +55,7 @@ class PrivateStore : public Store {
     Pending exchange, spread;
     bool outstanding = false;  // contributed, not yet reduced
     at::Tensor gradient;
+    float divisor = 1;
   };
 
   bool keeps_whole(size_t g) const { return plan_.groups[g].parameters == Spread::whole || transport_.size() == 1; }
@@ -69,7 +70,6 @@ class PrivateStore : public Store {
   StoreTransports transports_;
   Transport& transport_;  // transports_.shard
   StorePlan plan_;
-  float divisor_ = 1;
   Reach reach_ = Reach::all;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;

@@ -245,13 +245,13 @@ void ShardedModel::entering_forward(UnitState& unit) {
 void ShardedModel::unsharded(UnitState& unit, Pass pass) {
   if (pass == Pass::forward) {
     const auto here = std::find(forward_order_.begin(), forward_order_.end(), unit.index());
-    if (here != forward_order_.end() && here + 1 != forward_order_.end()) units_[*(here + 1)]->begin_unshard();
+    if (here != forward_order_.end() && here + 1 != forward_order_.end()) units_[*(here + 1)]->begin_unshard(pass);
     return;
   }
   const auto here = std::find(forward_order_now_.begin(), forward_order_now_.end(), unit.index());
   if (here == forward_order_now_.end() || here == forward_order_now_.begin()) return;
   UnitState& before = *units_[*(here - 1)];
-  if (!all_gradients_seen(before)) before.begin_unshard();
+  if (!all_gradients_seen(before)) before.begin_unshard(pass);
 }
 
 void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) {

@@ -30,7 +30,7 @@ class SharedStore : public Store {
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void check_unwritten() override;
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(size_t g, float divisor) override { groups_[g].divisor = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -46,6 +46,7 @@ class SharedStore : public Store {
     uint64_t contributed = 0, reduced = 0, published = 0;
     Buffer gradient_buffer;  // where it is summed apart
     at::Tensor gradient;
+    float divisor = 1;
     std::vector<Booking> bookings;
   };
 
@@ -61,7 +62,6 @@ class SharedStore : public Store {
   HostSegment& host_;
   Ledger& ledger_;
   StorePlan plan_;
-  float divisor_ = 1;
   std::vector<int> owned_;
   std::vector<Group> groups_;
 

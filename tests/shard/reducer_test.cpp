@@ -34,7 +34,7 @@ class Recorder : public Store {
   void finish_round() override { inner_->finish_round(); }
   at::Tensor gradient(size_t g) override { return inner_->gradient(g); }
   void renew_gradient(size_t g) override { inner_->renew_gradient(g); }
-  void set_divisor(float divisor) override { inner_->set_divisor(divisor); }
+  void set_divisor(size_t g, float divisor) override { inner_->set_divisor(g, divisor); }
   int index() const override { return inner_->index(); }
   void drop() noexcept override { inner_->drop(); }
   void restart() override { inner_->restart(); }
