@@ -26,9 +26,11 @@ def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: boo
     models = list(MODELS)
     for model in models:
         model.expect_backward([t for t in outputs if isinstance(t, torch.Tensor)])
+    accumulates = kwargs.get("accumulate_grad", False)
     if not any(is_sharded(t) for t in inputs):
-        return plain(outputs, grad_outputs, keep_graph, create_graph, inputs, *args, **kwargs)
-    if kwargs.get("accumulate_grad"):
+        with contextlib.nullcontext() if accumulates else held(models):
+            return plain(outputs, grad_outputs, keep_graph, create_graph, inputs, *args, **kwargs)
+    if accumulates:
         leaves = [leaf for t in inputs for leaf in leaves_of(t)]
         return plain(outputs, grad_outputs, keep_graph, create_graph, tuple(leaves), *args, **kwargs)
     if torch._C._are_functorch_transforms_active():
@@ -78,7 +80,10 @@ def added(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None
 
 @contextlib.contextmanager
 def held(models: Sequence[_C.Model]) -> Iterator[None]:
-    """Backwards inside reduce nothing."""
+    """Backwards inside reduce nothing: they give their gradients to the caller."""
+    if torch._C._current_graph_task_id() != -1:  # inside of another, which goes on afterwards
+        yield
+        return
     before = [model.gradients for model in models]
     for model in models:
         model.set_gradients(_C.Gradients.hold)

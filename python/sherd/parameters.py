@@ -102,15 +102,12 @@ class ShardedParameter(DTensor):
                 return alias_of(args[0], function(*args))
         if name == "__set__" and function == SET_DATA and isinstance(args[0], nn.Parameter):
             return set_data(*args)
-        if name == "set_":
-            raise ConfigError(f"[shard] got set_() of parameter '{args[0]._sherd_name}', whose memory is sherd's, expected other "
-                              "values in it; try copy_(), or parameter.data = values")
         if is_draw(function, name, args):
             return fill_as_whole(function, args, kwargs or {})
         if name == "detach":
             tell(args, "note_alias")
-        elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
-            tell(args, "before_write", "note_update")
+        elif writes(name, kwargs):
+            tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
         return derived(function, args, kwargs or {})
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
@@ -118,15 +115,35 @@ class ShardedParameter(DTensor):
         if grad_placements is not None or not torch.is_grad_enabled() or not self.requires_grad:
             return super().full_tensor(grad_placements=grad_placements)
         unit = self._sherd_unit and self._sherd_unit()
-        if unit is None:
+        handle = None if unit is None else unit.__dict__["_sherd_unit"]
+        if handle is None or handle.unit is None or self._sherd_whole.dtype != self.dtype:
             return whole_and_mean(self)
-        handle = unit.__dict__["_sherd_unit"]
-        handle.ready()
-        return handle.whole_copy(self) if self._sherd_whole.dtype == self.dtype else whole_and_mean(self)
+        return handle.whole_copy(self)
+
+    def set_(self, *_, **__):
+        raise ConfigError(f"[shard] got set_() of parameter '{self._sherd_name}', whose memory is sherd's, expected other values in it; "
+                          "try copy_(), or parameter.data = values")
 
     def to_local(self, **options) -> torch.Tensor:
         tell((self,), "note_alias")
         return super().to_local(**options)
+
+
+class ShardedGradient(DTensor):
+    """The reduced gradient of a parameter: this rank's rows."""
+
+    @property
+    def data(self) -> DTensor:
+        return DATA(self)
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        given = values._local_tensor if isinstance(values, DTensor) else values
+        if given.shape != self._local_tensor.shape or isinstance(values, DTensor) and values.placements != self.placements:
+            raise ConfigError(f"[shard] got sizes {list(values.shape)} for the data of a gradient, expected this rank's rows, "
+                              f"{list(self._local_tensor.shape)}, or a DTensor sharded as it is; try .grad = values")
+        with torch.no_grad():
+            self._local_tensor.copy_(given)
 
 
 class WholeParameter(ShardedParameter):
@@ -167,6 +184,26 @@ def set_data(parameter: ShardedParameter, values: torch.Tensor) -> None:
     tell((parameter,), "note_update")
 
 
+def take_back(parameter: DTensor, given: torch.Tensor, rows: torch.Tensor) -> None:
+    """Between steps somebody has put ``given`` in the place of a parameter's local tensor: its values count, its memory does not."""
+    if type(parameter) is not ShardedParameter:  # whole, for a time
+        return
+    if given.shape != rows.shape or given.dtype != rows.dtype:
+        raise ConfigError(f"[shard] got {given.dtype} of sizes {list(given.shape)} as the local tensor of parameter "
+                          f"'{parameter._sherd_name}', expected {rows.dtype} of {list(rows.shape)}; try to write into the one that is there")
+    with torch.no_grad():
+        rows.copy_(given)
+    parameter._local_tensor = rows
+
+
+def rows_of_gradient(gradient: torch.Tensor, parameter: ShardedParameter) -> torch.Tensor:
+    """This rank's. DTensor gives gradients of parameters that were used as they are in other placements too."""
+    if not isinstance(gradient, DTensor):
+        return gradient
+    with torch.no_grad():
+        return gradient.redistribute(placements=parameter.placements)._local_tensor
+
+
 def whole_guest(given: torch.Tensor, shard: ShardedParameter) -> torch.Tensor:
     """What a unit computes with where a program has put ``given`` in the place of a parameter (torch.func.functional_call)."""
     if isinstance(given, DTensor):
@@ -181,6 +218,15 @@ WHOLE_COPY = "_sherd_whole_copy"  # the attribute of what full_parameters shows
 DATA = torch.Tensor.data.__get__
 SET_DATA = torch.Tensor.data.__set__
 NOT_VALUES = {"requires_grad_", "retain_grad_"}
+IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
+                                                         "lshift", "rshift"))}
+
+
+def writes(name: str, kwargs: dict | None) -> bool:
+    """Whether a function of this name changes tensors that it is given."""
+    if name.startswith("__"):
+        return name in IN_PLACE
+    return name.endswith("_") and name not in NOT_VALUES or bool(kwargs) and kwargs.get("out") is not None
 
 
 # Values that depend on their place, or on a generator: of each row others on each rank.
@@ -285,6 +331,11 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
         sharded._sherd_whole = whole
     whole.requires_grad_(sharded.requires_grad)
     return whole
+
+
+def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
+    """The gradient over this rank's rows of it."""
+    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh), requires_grad=False)
 
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:

@@ -158,6 +158,7 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
         else:
             parameter = module._parameters[key] = sharded_once(parameter, joined(name, key), handle.options.mesh)
         parameter._sherd_unit = weakref.ref(unit)
+        handle.converted[id(module), key] = parameter
     for key, child in module._modules.items():
         if child is not None:
             convert(unit, child, joined(name, key), handle, seen)

@@ -18,8 +18,9 @@ HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
 @dataclasses.dataclass
 class Told:
     """What a program has said of a unit."""
-    sync: bool = True  # its gradients are reduced
+    sync: bool = True  # of a root: gradients are reduced
     all_reduce: bool = True  # of a root: over replicas too
+    holding: dict[int, Any] = dataclasses.field(default_factory=dict)  # of a root: handles of units whose gradients are not
     divisor: float | None = None
     in_backward: _C.InBackward = _C.InBackward.unshard
     after_backward: _C.AfterBackward = _C.AfterBackward.reshard
@@ -41,6 +42,7 @@ def tell(handle: Any) -> None:
     told, unit, root = handle.told, handle.unit, handle.root_module.__dict__[HELD]
     divisor = told.divisor or root.told.divisor or handle.world.size
     unit.set_divisor(float(divisor))
+    unit.set_gradients(_C.Gradients.hold if id(handle) in root.told.holding else _C.Gradients.reduce)
     unit.set_in_backward(told.in_backward)
     unit.set_after_backward(told.after_backward)
     unit.set_reduced_hook(told.reduced_hook)
@@ -87,10 +89,27 @@ class Surface:
         """Changes nothing: gradients are summed, and then divided."""
 
     def set_requires_gradient_sync(self, requires_gradient_sync: bool, *, recurse: bool = True) -> None:
-        """False: following backwards keep their gradients on this rank (``no_sync``), for a later one that reduces the
-        sum. To be set on the root: all units of a model reduce together."""
-        self._root_handle("set_requires_gradient_sync").told.sync = requires_gradient_sync
-        tell_gradients(self.__dict__[HELD])
+        """False: following backwards keep the gradients of this unit, and of those in it, on this rank (``no_sync``), for a later
+        one that reduces the sum."""
+        handle = self.__dict__[HELD]
+        root = handle.root_module.__dict__[HELD]
+        whole_model = handle is root and recurse
+        others = list(units_in(root.module())) if not whole_model and not root.told.sync else []
+        changed = list(root.told.holding.values()) + others
+        if whole_model:
+            root.told.sync = requires_gradient_sync
+            root.told.holding = {}
+        else:
+            root.told.sync = True
+            root.told.holding |= {id(other): other for other in others}
+            for unit in units_in(self, recurse):
+                changed.append(unit)
+                root.told.holding.pop(id(unit), None)
+                if not requires_gradient_sync:
+                    root.told.holding[id(unit)] = unit
+        for each in changed:
+            tell(each)
+        tell_gradients(root)
 
     def set_requires_all_reduce(self, requires_all_reduce: bool, *, recurse: bool = True) -> None:
         """False, on a mesh of two axes: following backwards reduce along the shard axis alone, and keep these sums (fp32, this

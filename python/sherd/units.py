@@ -15,6 +15,7 @@ from typing import Any, Callable
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -42,6 +43,7 @@ class UnitHandle:
         self.world = world
         self.outer: weakref.ref[nn.Module] | None = None  # the unit around it, if any
         self.ignored: set[int] = set()
+        self.converted: dict[tuple[int, str], ShardedParameter] = {}  # by module and name; until the model is built
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.told = Told()
@@ -55,7 +57,7 @@ class UnitHandle:
 
     def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
         """A copy of a whole parameter of the unit, in the graph of its uses."""
-        unit = self.ready()
+        unit = self.unit
         if unit.shows_whole:
             return parameter._sherd_whole.clone()
         unit.unshard()
@@ -67,7 +69,8 @@ class UnitHandle:
     @torch._dynamo.disable
     def ready(self) -> _C.Unit:
         if self.unit is None:
-            build(self.root_module)
+            with temporarily_clear_interpreter_stack():  # of torch.func, which would take building for a part of the function
+                build(self.root_module)
         return self.unit
 
     def whole_model(self) -> "Root":
@@ -244,9 +247,12 @@ class Uses:
                 self._visit(child, joined(name, key), unit)
 
     def _use(self, module: nn.Module, key: str, fqn: str, parameter: nn.Parameter, unit: int) -> None:
+        if not isinstance(parameter, nn.Parameter):  # torch.func.functional_call has put it there for this forward
+            parameter = getattr(self.modules[unit], HELD).converted.get((id(module), key), parameter)
         if not isinstance(parameter, DTensor):
             raise ConfigError(f"[fully_shard] got parameter '{fqn}', which was not there when its unit was sharded, expected "
-                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params")
+                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params; "
+                              "and a forward of the model's own before torch.func.functional_call with nn.Parameters")
         if id(parameter) not in self.parameters:
             self.parameters[id(parameter)] = parameter
             self.fqns[id(parameter)] = fqn
@@ -314,6 +320,7 @@ def build(root: nn.Module) -> Root:
     result = Root(model, world, all_places)
     for module in uses.modules:
         getattr(module, HELD).root = result
+        getattr(module, HELD).converted.clear()
     for module in uses.modules:
         tell(getattr(module, HELD))
     return result

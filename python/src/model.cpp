@@ -27,9 +27,9 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
   return found;
 }
 
-at::Tensor local_of(const at::Tensor& tensor) {
-  const py::object object = py::cast(tensor);
-  return py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor").cast<at::Tensor>() : tensor;
+// This rank's rows of a gradient of `shard`, however it came about. Collective where it is spread otherwise.
+at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard) {
+  return py::module_::import("sherd.parameters").attr("rows_of_gradient")(gradient, shard).cast<at::Tensor>();
 }
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
@@ -108,7 +108,10 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
-  faces_[g].push_back({std::move(parameter), core_->model->groups()[g]->trainable(), {}, {}});
+  Face face{std::move(parameter), core_->model->groups()[g]->trainable()};
+  face.shard = py::cast(face.parameter.shard);
+  face.rows = py::cast(face.parameter.local);
+  faces_[g].push_back(std::move(face));
 }
 
 void Model::make_gradients(size_t g) {
@@ -133,6 +136,22 @@ bool Model::rows_have_changed() const {
           face.local_version != face.parameter.local._version())
         return true;
   return false;
+}
+
+// Whoever gave a parameter another local tensor means its values.
+bool Model::reclaim_rows() {
+  static const py::str kLocal = "_local_tensor";
+  bool found = false;
+  const py::gil_scoped_acquire gil;
+  for (auto& faces : faces_) {
+    for (Face& face : faces) {
+      const py::object now = face.shard.attr(kLocal);
+      if (now.is(face.rows)) continue;
+      py::module_::import("sherd.parameters").attr("take_back")(face.shard, now, face.rows);
+      found = true;
+    }
+  }
+  return found;
 }
 
 void Model::remember_versions() {
@@ -160,7 +179,8 @@ void Model::entering_forward() {
   recover();
   failure_.clear();
   has_read_ = true;
-  bool changed = updated_ || rows_have_changed();
+  const bool reclaimed = reclaim_rows();
+  bool changed = updated_ || reclaimed || rows_have_changed();
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
   if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
     const double mine = changed || aliased_ ? 1 : 0;
@@ -205,7 +225,7 @@ void Model::begin_backward() {
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
-    if (!core_->model->groups()[g]->trainable()) continue;
+    if (!core_->model->groups()[g]->trainable() || core_->model->holds(g)) continue;
     const bool fresh = std::none_of(faces_[g].begin(), faces_[g].end(),
                                     [](const Face& face) { return face.parameter.shard.grad().defined(); });
     if (fresh) {
@@ -230,7 +250,10 @@ bool Model::held_elsewhere(size_t g) const {
   });
 }
 
-at::Tensor Model::local_gradient(const Face& face) const { return local_of(face.parameter.shard.grad()); }
+at::Tensor Model::local_gradient(const Face& face) const {
+  const py::object gradient = py::cast(face.parameter.shard.grad());
+  return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
+}
 
 double Model::gradient_norm(double order) {
   RowNorm norm(order);
@@ -309,10 +332,10 @@ void Model::end_backward() {
   const py::gil_scoped_acquire gil;
   call_reduced_hooks(seen);
   size_t i = 0;
-  for (auto& faces : faces_) {
-    for (Face& face : faces) {
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (Face& face : faces_[g]) {
       const at::Tensor& shard = face.parameter.shard;
-      if (face.trainable && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
+      if (face.trainable && !core_->model->holds(g) && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
       ++i;
     }
   }
@@ -339,7 +362,7 @@ void Model::show_gradient(Face& face) {
   if (const auto& hooks = torch::autograd::impl::hooks(shard); !hooks.empty()) {
     torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
     for (const auto& hook : hooks) gradients = (*hook)(gradients);
-    face.buffer.copy_(local_of(gradients[0]));
+    face.buffer.copy_(rows_of_gradient(py::cast(gradients[0]), shard));
     make();
   }
   if (face.before.defined()) {

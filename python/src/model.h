@@ -85,6 +85,7 @@ class Model {
   std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
                                  const std::vector<std::optional<at::Tensor>>& gradients);
   Gradients gradients() const { return core_->model->gradients(); }
+  void set_gradients(const UnitState& unit, Gradients gradients) { core_->model->set_gradients(unit, gradients); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(size_t g, float divisor) { core_->model->store().set_divisor(g, divisor); }
   /// Bytes held on this rank, by kind.
@@ -102,8 +103,9 @@ class Model {
   struct Face {
     Parameter parameter;
     bool trainable;
-    at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
-    py::object gradient;  // the DTensor over it
+    py::object shard = {}, rows = {};  // the parameter and its local tensor as Python has them
+    at::Tensor buffer = {};    // the local tensor of `gradient`: a view of the store's, fp32
+    py::object gradient = {};  // the DTensor over it
     Py_ssize_t references = 0;
     Unit* unit = nullptr;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
@@ -117,6 +119,7 @@ class Model {
   void end_backward();
   void recover();
   bool rows_have_changed() const;
+  bool reclaim_rows();
   void remember_versions();
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;

@@ -101,6 +101,7 @@ void add_model(py::module& module) {
       .def("show_shards", &Unit::show_shards)
       .def_property_readonly("shows_whole", &Unit::shows_whole)
       .def("set_after_forward", &Unit::set_after_forward)
+      .def("set_gradients", &Unit::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("set_in_backward", &Unit::set_in_backward)
       .def("set_after_backward", &Unit::set_after_backward)
       .def("set_divisor", &Unit::set_divisor, py::arg("divisor"))
@@ -132,7 +133,7 @@ void add_model(py::module& module) {
       .def("expect_backward", &Model::expect_backward, py::arg("roots"), py::call_guard<py::gil_scoped_release>())
       .def("reduce", &Model::reduce, py::arg("shards"), py::arg("gradients"))
       .def_property_readonly("gradients", &Model::gradients)
-      .def("set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
+      .def("set_gradients", py::overload_cast<Gradients>(&Model::set_gradients), py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("memory", &Model::memory)
       .def_property_readonly("warnings", &Model::warnings);
 }

@@ -64,6 +64,8 @@ void Unit::reshard() {
   state_->reshard();
 }
 
+void Unit::set_gradients(Gradients gradients) { model_->set_gradients(*state_, gradients); }
+
 void Unit::set_divisor(float divisor) {
   for (const auto* group : groups()) model_->set_divisor(group->index(), divisor);
 }

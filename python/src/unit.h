@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sherd/shard/reducer.h"
 #include "sherd/shard/unit.h"
 
 namespace sherd::python {
@@ -39,6 +40,8 @@ class Unit : public UnitBase, public UnitFace {
   void unshard();
   void reshard();
   void set_after_forward(AfterForward after_forward) { state_->set_after_forward(after_forward); }
+  /// `hold`: following backwards leave its gradients on this rank, whatever other units' do.
+  void set_gradients(Gradients gradients);
   void set_in_backward(InBackward in_backward) { state_->set_in_backward(in_backward); }
   void set_after_backward(AfterBackward after_backward) { state_->set_after_backward(after_backward); }
   /// What the sums of its gradients are divided by.

@@ -229,6 +229,11 @@ void ShardedModel::set_gradients(Gradients gradients) {
   gradients_ = gradients;
 }
 
+void ShardedModel::set_gradients(const UnitState& unit, Gradients gradients) {
+  finish_backward();
+  for (const auto* group : unit.groups()) reducer_->set_gradients(group->index(), gradients);
+}
+
 void ShardedModel::entering_forward(UnitState& unit) {
   if (inside_backward()) {
     entering_backward();

@@ -1,12 +1,21 @@
 #include "sherd/shard/unit_state.h"
 
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 
 #include "sherd/base/error.h"
 
 namespace sherd {
+namespace {
+
+// torch.func's transforms take whatever runs inside of them for a part of the function; fetching parameters is none.
+using OutsideOfTransforms = c10::impl::ExcludeDispatchKeyGuard;
+constexpr c10::DispatchKeySet kTransforms{c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                          c10::DispatchKey::FuncTorchDynamicLayerBackMode};
+
+}  // namespace
 
 struct UnitState::ForwardRecord {
   int64_t backward = -1;  // the backward in which it is active
@@ -16,10 +25,12 @@ struct UnitState::ForwardRecord {
 
 void UnitState::begin_unshard(Pass pass) {
   if (pass == Pass::backward && in_backward_ == InBackward::leave) return;
+  const OutsideOfTransforms guard(kTransforms);
   for (auto* group : groups_) group->begin_unshard();
 }
 
 void UnitState::unshard() {
+  const OutsideOfTransforms guard(kTransforms);
   for (auto* group : groups_) group->begin_unshard();
   for (auto* group : groups_) group->unshard();
   if (face_ != nullptr) face_->show_whole();
