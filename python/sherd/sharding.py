@@ -84,7 +84,9 @@ def fully_shard_all(modules: list[nn.Module], options: dict[str, Any]) -> list[n
     for module in modules:
         if not isinstance(module, nn.Module):
             raise ConfigError(f"[fully_shard] got a {type(module).__name__} in a list, expected torch.nn.Modules")
-        if not any(module in list(other.modules())[1:] for other in modules):
+    inside = {id(part) for module in modules for part in list(module.modules())[1:]}
+    for module in modules:
+        if id(module) not in inside:
             fully_shard(module, **options)
     return modules
 
