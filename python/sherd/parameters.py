@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
+from .empty_shards import NoRows, with_a_row
 
 TRAINABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
 CASTABLE = TRAINABLE[:4]  # by a policy of mixed precision
@@ -58,6 +59,7 @@ def whole_and_mean(value: DTensor) -> torch.Tensor:
 
 def derived(function, args: tuple, kwargs: dict):
     """Calls a function of DTensors; says what to do where they meet plain tensors."""
+    args, kwargs = with_a_row(function, args, kwargs)
     try:
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
@@ -65,6 +67,9 @@ def derived(function, args: tuple, kwargs: dict):
         if "mixed torch.Tensor and DTensor" not in str(error):
             raise
         names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
+        if getattr(function, "__name__", "") == "copy_":
+            raise FaultError(f"[shard] got a plain tensor to copy into the sharded parameter {names}, expected a DTensor like it; try "
+                             "load_full_state_dict() for a whole state, or GatheredParameters() to write whole values") from error
         raise FaultError(
             f"[shard] got parameter {names} in {getattr(function, '__name__', function)} with plain tensors, outside the forward of "
             "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
@@ -372,6 +377,13 @@ def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = No
     """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
     sizes = shard.shape if sizes is None else sizes
     return DTensor(local, spec_of(sizes, local.dtype, shard.device_mesh, shard.placements), requires_grad=False)
+
+
+def gradient_over(local: torch.Tensor, shard: DTensor) -> DTensor:
+    gradient = over_rows(local, shard)
+    if local.shape[0] == 0:
+        gradient.__class__ = NoRows
+    return gradient
 
 
 def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:

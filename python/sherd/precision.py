@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from . import _C, distributed
 from ._C import ConfigError
+from .casting import Given, cast
 from .parameters import CASTABLE
 
 log = logging.getLogger("sherd")
@@ -30,7 +31,9 @@ class MixedPrecisionPolicy:
     reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without one fp32,
         and fp64 for fp64 parameters.
     output_dtype: what floating-point outputs of the unit's forward are cast to; None: nothing.
-    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype.
+    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype: tensors in tuples, lists, dicts and
+        dataclasses too. These stay the caller's own objects, and what the unit writes is in them. Objects of other classes (a
+        DynamicCache) pass as they are.
     """
     param_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
@@ -67,11 +70,6 @@ def policy_of(given: Any) -> MixedPrecisionPolicy:
     return policy
 
 
-def cast(values: Any, dtype: torch.dtype) -> Any:
-    """All floating-point tensors in a structure as ``dtype``."""
-    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
-
-
 def keep_norms(model: nn.Module) -> set[int]:
     """Makes the norms of a model compute in fp32 and return what they were given: the identities of their parameters, which are to
     stay fp32. A norm is a module whose class is named so."""
@@ -81,6 +79,12 @@ def keep_norms(model: nn.Module) -> set[int]:
             kept |= {id(parameter) for parameter in module.parameters(recurse=False)}
             module.register_forward_hook(as_given)
     return kept
+
+
+def cast_output(dtype: torch.dtype, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> Any:
+    given = Given(None)
+    given.cast(args, kwargs)
+    return given.cast_result(result, dtype)
 
 
 def as_given(module: nn.Module, args: tuple, result: Any) -> Any:
@@ -111,7 +115,7 @@ class Precision:
     def prepare(self, model: nn.Module) -> dict[str, Any]:
         """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""
         if self.output is not None:
-            model.register_forward_hook(lambda module, args, result: cast(result, NAMES[self.output]))
+            model.register_forward_hook(functools.partial(cast_output, NAMES[self.output]), with_kwargs=True)
         if not self.mixed:
             return {}
         kept = keep_norms(model) if self.norms == "fp32" else set()

@@ -9,7 +9,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/shard/hooks.h"
-#include "sherd/shard/reduction.h"
+#include "sherd/shard/row_norm.h"
 
 namespace sherd::python {
 namespace {
@@ -79,7 +79,11 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
     make_gradients(g);
   }
   wanted_hash_ = hash_of(wanted_gradients());
-  for (const auto& unit : core_->units) unit->belong_to(this);
+  for (const auto& unit : core_->units) {
+    unit->belong_to(this);
+    for (const auto* group : unit->groups())
+      for (Face& face : faces_[group->index()]) face.unit = unit.get();
+  }
   model.publish();
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
@@ -222,7 +226,7 @@ void Model::begin_backward() {
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
-    if (!core_->model->groups()[g]->takes_part()) continue;
+    if (!core_->model->groups()[g]->takes_part() || core_->model->holds(g)) continue;
     bool fresh = true;
     for (size_t p = 0; p < faces_[g].size(); ++p)
       fresh = fresh && !(takes_part(g, p) && faces_[g][p].parameter.shard.grad().defined());
@@ -254,24 +258,21 @@ at::Tensor Model::local_gradient(const Face& face) const {
   return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
 }
 
-double Model::gradient_norm() {
-  ExactSum squares;
+double Model::gradient_norm(double order) {
+  RowNorm norm(order);
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
       const bool counted_elsewhere =
           face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
       if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
-      const at::Tensor local = local_gradient(face).detach().contiguous();
-      add_row_squares(local.view(-1), local.dim() == 0 ? 1 : local.numel() / local.size(0), squares);
+      const at::Tensor local = local_gradient(face).detach();
+      norm.add(local, local.dim() == 0 ? 1 : local.numel() / local.size(0));
     }
   }
   const py::gil_scoped_release no_gil;
-  const auto digits = squares.digits();
-  const std::vector<double> all = core_->transport->exchange({digits.begin(), digits.end()});
-  ExactSum sum;  // over one replica: the others have the same
-  const size_t once = all.size() / static_cast<size_t>(replicate_);
-  for (size_t first = 0; first < once; first += digits.size()) sum.add_digits({&all[first], digits.size()});
-  return std::sqrt(sum.value());
+  const std::vector<double> all = core_->transport->exchange(norm.parts());
+  // Over one replica: the others have the same.
+  return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
 }
 
 std::map<std::string, int64_t> Model::memory() const {
@@ -289,7 +290,7 @@ void Model::take_over(Face& face) {
   const at::Tensor& shard = face.parameter.shard;
   const at::Tensor& gradient = shard.grad();
   face.had = gradient.defined();
-  const bool hooked = !torch::autograd::impl::hooks(shard).empty();
+  const bool hooked = !torch::autograd::impl::hooks(shard).empty() || !face.unit->reduced_hook().is_none();
   if (face.had && hooked) face.before = local_gradient(face).clone();
   if (!face.had || hooked) {
     face.buffer.zero_();
@@ -337,12 +338,24 @@ void Model::end_backward() {
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;
+  call_reduced_hooks(seen);
   size_t i = 0;
   for (size_t g = 0; g < faces_.size(); ++g) {
     for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
       Face& face = faces_[g][p];
-      if (takes_part(g, p) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
+      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
     }
+  }
+}
+
+// Of units that any rank has used.
+void Model::call_reduced_hooks(const std::vector<bool>& seen) {
+  auto first = seen.begin();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    const auto end = first + static_cast<std::ptrdiff_t>(faces_[g].size());
+    const py::object& hook = faces_[g].front().unit->reduced_hook();
+    if (!hook.is_none() && std::count(first, end, true) > 0) hook(core_->model->store().gradient(g));
+    first = end;
   }
 }
 
@@ -357,7 +370,10 @@ void Model::show_gradient(Face& face) {
     torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
     for (const auto& hook : hooks) gradients = (*hook)(gradients);
     face.buffer.copy_(rows_of_gradient(py::cast(gradients[0]), shard));
-    if (face.before.defined()) face.buffer.add_(face.before);
+    make();
+  }
+  if (face.before.defined()) {
+    face.buffer.add_(face.before);
     make();
   }
   if (shard.grad().defined()) {

@@ -75,8 +75,9 @@ class Model {
   void before_update();
   /// The same, where this rank has read any since it last waited.
   void before_write();
-  /// Global norm of the gradients in .grad, the same bits on all ranks and for any number of them. Collective.
-  double gradient_norm();
+  /// Global norm, of any order but 0, of the gradients in .grad: the same bits on all ranks and for any number of them.
+  /// Collective.
+  double gradient_norm(double order);
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
   std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
   /// This rank's rows have new values: the next forward publishes them.
@@ -95,8 +96,9 @@ class Model {
   std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
                                  const std::vector<std::optional<at::Tensor>>& gradients);
   Gradients gradients() const { return core_->model->gradients(); }
+  void set_gradients(const UnitState& unit, Gradients gradients) { core_->model->set_gradients(unit, gradients); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
-  void set_divisor(double divisor) { core_->model->store().set_divisor(divisor); }
+  void set_divisor(size_t g, double divisor) { core_->model->store().set_divisor(g, divisor); }
   /// Bytes held on this rank, by kind.
   std::map<std::string, int64_t> memory() const;
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
@@ -115,6 +117,7 @@ class Model {
     at::Tensor buffer = {};            // a view of the store's gradient, where it has a place
     py::object gradient = {};          // the DTensor over it, or over a copy of the parameter's type
     Py_ssize_t references = 0;
+    Unit* unit = nullptr;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
     bool had = false;   // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
@@ -144,6 +147,7 @@ class Model {
   void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;
   void take_over(Face& face);
+  void call_reduced_hooks(const std::vector<bool>& seen);
   std::vector<bool> seen_by_any_rank();
   void show_gradient(Face& face);
 

@@ -41,6 +41,10 @@ class Reducer {
   /// How many rounds a step may have; one more is an error.
   void allow_rounds(int most) { most_rounds_ = most; }
 
+  /// `hold`: following backwards leave this group's gradients in .grad, whatever the others do; `reduce`: no more.
+  void set_gradients(size_t g, Gradients gradients) { entries_[g].gradients = gradients; }
+  bool holds(size_t g) const { return entries_[g].gradients == Gradients::hold; }
+
   /// A backward begins.
   void begin(Gradients gradients);
   /// Parameter p of group g has its gradient of this backward in .grad. True when it was the group's last.
@@ -74,6 +78,7 @@ class Reducer {
     bool complete = false;     // all that are awaited are seen
     bool contributed = false;  // in this backward
     int rounds = 0;            // reduced in this window
+    Gradients gradients = Gradients::reduce;
   };
 
   bool may_open(size_t g) const;

@@ -126,6 +126,10 @@ class ShardedModel : public UnitObserver {
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
   Gradients gradients() const { return gradients_; }
+  /// Of one unit: `hold`, whatever the others do, or as they do.
+  void set_gradients(const UnitState& unit, Gradients gradients);
+  /// Whether group g's are held by that.
+  bool holds(size_t g) const { return reducer_->holds(g); }
   /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by its
   /// forward's results.
   void expect_backward(const std::vector<at::Tensor>& roots);

@@ -134,8 +134,8 @@ class Store {
   virtual at::Tensor gradient(size_t g) = 0;
   /// A new buffer in the place of gradient(g): whoever holds the old one keeps it as it is. Not where it is in_place.
   virtual void renew_gradient(size_t g) = 0;
-  /// What the following reductions divide their sums by: 1 at first.
-  virtual void set_divisor(double divisor) = 0;
+  /// What the following reductions of group g divide their sums by: 1 at first.
+  virtual void set_divisor(size_t g, double divisor) = 0;
   /// Of the following reductions; `all` at first, and always where there are no replicas.
   virtual void set_reach(Reach) {}
   /// Whether sums of group g are kept back: gradient(g) lacks them.

@@ -387,15 +387,17 @@ TEST(Hsdp, ReplicasAreItsOwn) {
 
 TEST(Warnings, AboutAUnitThatHoldsMostOfTheModel) {
   run_ranks(2, Kind::threads, [](std::shared_ptr<Transport> transport) {
-    const auto warnings = [&](int64_t count) {
-      ModelImpl<BlockImpl> plain(6, 500, count);
-      const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(6, 500, count);
+    const auto warnings = [&](int64_t count, int64_t hidden) {
+      ModelImpl<BlockImpl> plain(64, hidden, count);
+      const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(64, hidden, count);
       const Engine engine(model, transport, clipping(), source_of(values_of(plain)));
       return engine.warnings();
     };
-    EXPECT_TRUE(warnings(2).empty());
-    ASSERT_EQ(warnings(1).size(), 1u);
-    EXPECT_NE(warnings(1)[0].find("unit 'block0' holds"), std::string::npos) << warnings(1)[0];
+    EXPECT_TRUE(warnings(2, 70000).empty());
+    EXPECT_TRUE(warnings(1, 500).empty()) << "a toy";
+    const std::vector<std::string> said = warnings(1, 70000);
+    ASSERT_EQ(said.size(), 1u);
+    EXPECT_NE(said[0].find("unit 'block0' holds"), std::string::npos) << said[0];
   });
 }
 
