@@ -11,6 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
@@ -24,8 +25,8 @@ MOVABLE = (*TRAINABLE, torch.uint8, torch.int8, torch.int32, torch.int64, torch.
 
 
 class ShardedValue(DTensor):
-    """What is computed from sharded parameters where they are sharded: weight.t(), weight[:2], a norm of weights. It needs a
-    gradient, and knows by its name where it comes from."""
+    """What is computed from sharded parameters where they are sharded and needs a gradient, and views of them: weight.t(),
+    weight[:2], a norm of weights. It knows by its name where it comes from."""
     _sherd_name: str
 
     @classmethod
@@ -75,10 +76,13 @@ def derived(function, args: tuple, kwargs: dict):
             "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
             "loss: set_reshard_after_forward(False) on the unit, which then is whole from its forward to its backward") from error
     for one in result if type(result) in (tuple, list) else (result,):
-        if type(one) is DTensor and one.requires_grad:
+        if type(one) is DTensor and (one.requires_grad or one._is_view() and getattr(function, "__name__", "") not in ALIASES):
             one.__class__ = ShardedValue
             one._sherd_name = next(names_in((args, kwargs)), "")
     return result
+
+
+ALIASES = {"detach", "__get__", "alias"}  # of all of it: state dicts and .data
 
 
 def names_in(values) -> Iterator[str]:
@@ -152,6 +156,9 @@ class ShardedGradient(DTensor):
                               f"{list(self._local_tensor.shape)}, or a DTensor sharded as it is; try .grad = values")
         with torch.no_grad():
             self._local_tensor.copy_(given)
+
+
+_foreach_utils._foreach_supported_types.append(ShardedGradient)  # as DTensor is: clip_grad_norm_ takes them all at once
 
 
 class WholeParameter(ShardedParameter):
@@ -367,12 +374,6 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
     return whole
 
 
-def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
-    """The gradient over this rank's rows of it."""
-    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh, parameter.placements),
-                           requires_grad=False)
-
-
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
     """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
     sizes = shard.shape if sizes is None else sizes
@@ -380,9 +381,9 @@ def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = No
 
 
 def gradient_over(local: torch.Tensor, shard: DTensor) -> DTensor:
+    """The gradient over this rank's rows of it."""
     gradient = over_rows(local, shard)
-    if local.shape[0] == 0:
-        gradient.__class__ = NoRows
+    gradient.__class__ = NoRows if local.shape[:1] == (0,) else ShardedGradient
     return gradient
 
 
