@@ -56,13 +56,16 @@ class UnitHandle:
         return handle.module()
 
     def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
-        """A copy of a whole parameter of the unit, in the graph of its uses."""
+        """A copy of a whole parameter of the unit, in the graph of its uses. Collective: when it returns, no rank reads rows of
+        another any more."""
         unit = self.unit
         if unit.shows_whole:
             return parameter._sherd_whole.clone()
         unit.unshard()
         try:
-            return parameter._sherd_whole.clone()
+            copy = parameter._sherd_whole.clone()
+            self.world.transport.barrier()
+            return copy
         finally:
             unit.reshard()
 
