@@ -28,14 +28,19 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
-  try {
-    step();
-  } catch (const FaultError& error) {
+  const auto raise = [](const char* type, const std::exception& error) {
     const py::gil_scoped_acquire gil;
-    PyErr_SetString(py::module_::import("sherd._C").attr("FaultError").ptr(), error.what());
+    PyErr_SetString(py::module_::import("sherd._C").attr(type).ptr(), error.what());
     python_error as_python;
     as_python.persist();
     throw as_python;
+  };
+  try {
+    step();
+  } catch (const FaultError& error) {
+    raise("FaultError", error);
+  } catch (const ConfigError& error) {
+    raise("ConfigError", error);
   }
 }
 
@@ -190,7 +195,7 @@ void Model::before_update() {
 
 // See [Note: Windows].
 void Model::begin_backward() {
-  leave_out_frozen();
+  follow_in_backward();
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {

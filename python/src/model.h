@@ -6,7 +6,7 @@
 // are left to him, and the store makes new ones.
 //
 // [Note: Freezing] requires_grad may change between steps, of the DTensors or of the whole parameters where those are
-// shown: the next forward follows it (roles.cpp), and a backward leaves alone what has been frozen since its forward. A
+// shown: the next forward or backward follows it (roles.cpp). Adapters may be switched off and on for another forward. A
 // parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another change,
 // so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What no_sync() holds
 // of a parameter that was frozen since is reduced all the same.
@@ -126,7 +126,7 @@ class Model {
   void compare_wanted(std::span<const double> hashes);
   void follow_requires_grad();
   void set_roles();
-  void leave_out_frozen();
+  void follow_in_backward();
   void end_leaving_out();
   bool held_elsewhere(size_t g) const;
   at::Tensor local_gradient(const Face& face) const;

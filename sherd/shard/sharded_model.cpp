@@ -139,7 +139,6 @@ void ShardedModel::check_roles() const {
 }
 
 std::vector<size_t> ShardedModel::set_roles(const std::vector<Roles>& roles) {
-  finish_backward();
   store_->set_roles(roles);
   std::vector<size_t> moved;
   for (size_t g = 0; g < groups_.size(); ++g)

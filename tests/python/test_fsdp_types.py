@@ -29,7 +29,7 @@ class Codes(nn.Parameter):
 
     def __new__(cls, data, offset):
         parameter = torch.Tensor._make_subclass(cls, data, False)
-        parameter.offset = offset
+        parameter.offset = parameter.quant_state = offset
         return parameter
 
     def __deepcopy__(self, memo):
@@ -50,9 +50,10 @@ class Quantized(Block):
             values = torch.randint(0, 2, (*shape, dtype.itemsize), dtype=torch.uint8, generator=generator).view(dtype).squeeze(-1)
             self.register_parameter("of_" + str(dtype).split(".")[1], nn.Parameter(values, requires_grad=False))
         self.codes = Codes(torch.randint(0, 255, (WIDTH, WIDTH), dtype=torch.uint8, generator=generator), 2.0)
+        self.stored_as_fp32 = Codes(torch.randint(0, 255, (3, 12), dtype=torch.uint8, generator=generator).view(torch.float32), 2.0)
 
     def forward(self, x):
-        assert type(self.codes) is Codes
+        assert type(self.codes) is Codes and self.stored_as_fp32.dtype == torch.float32
         x = super().forward(x) + x @ self.codes.read().to(x.dtype)
         total = sum(bits(p).double().sum() for p in self.parameters(recurse=False))
         return x * (total / 4000).to(x.dtype)
