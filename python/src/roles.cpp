@@ -18,6 +18,11 @@ std::vector<double> packed(const std::vector<bool>& flags) {
   return words;
 }
 
+bool can_be_trained(at::ScalarType type) {
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble ||
+         type == at::kComplexFloat || type == at::kComplexDouble;
+}
+
 const char* in_python(bool value) { return value ? "True" : "False"; }
 
 }  // namespace
@@ -106,6 +111,12 @@ void Model::follow_requires_grad() {
   size_t i = 0;
   for (auto& faces : faces_) {
     for (Face& face : faces) {
+      const at::ScalarType type = face.parameter.local.scalar_type();
+      if (wanted[i] && !can_be_trained(type))
+        config_error("shard",
+                     "got requires_grad=True of parameter '{}' of {}, expected fp32, bf16, fp16, fp64, complex64 or "
+                     "complex128; try to keep it frozen",
+                     face.parameter.fqn, toString(type));
       for (at::Tensor* tensor : {&face.parameter.shard, &face.parameter.whole})
         if (tensor->requires_grad() != wanted[i]) tensor->set_requires_grad(wanted[i]);
       ++i;

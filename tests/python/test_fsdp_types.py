@@ -330,6 +330,15 @@ def refused():
         block = nn.Module()
         block.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn))
         sherd.fully_shard(block)
+    codes = nn.Linear(4, 4)
+    codes.register_parameter("codes", nn.Parameter(torch.ones(4, 4).to(torch.float8_e4m3fn), requires_grad=False))
+    sherd.fully_shard(codes)
+    codes(torch.ones(1, 4)).sum().backward()
+    codes.codes.requires_grad_(True)
+    with pytest.raises(sherd.ConfigError, match="'codes' of Float8_e4m3fn"):
+        codes(torch.ones(1, 4))
+    codes.codes.requires_grad_(False)
+    codes(torch.ones(1, 4)).sum().backward()
     pair = Pair(lambda: Layers(Scaled(), Block()), optimizer=lambda parameters: None)
     for master in ("nearest", "none", "split"):
         half = Layers(Block(), Scalar())
