@@ -57,7 +57,8 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
+    for (const auto& p : plan.parameters)
+      types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
@@ -233,8 +234,7 @@ double Model::gradient_norm() {
   ExactSum squares;
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      const bool counted_elsewhere =
-          face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
+      const bool counted_elsewhere = face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
       if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
       const at::Tensor local = local_gradient(face).detach().contiguous();
       add_row_squares(local.view(-1), local.dim() == 0 ? 1 : local.numel() / local.size(0), squares);

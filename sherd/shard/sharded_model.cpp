@@ -11,7 +11,6 @@
 namespace sherd {
 namespace {
 
-
 AfterForward after_forward(ReshardPolicy option, bool is_root) {
   if (option == ReshardPolicy::all) return AfterForward::reshard;
   return option == ReshardPolicy::units && !is_root ? AfterForward::reshard : AfterForward::keep;
