@@ -50,8 +50,13 @@ class Unit:
     def set_reduced_hook(self, hook: Callable[[torch.Tensor], Any] | None) -> None: ...
     def set_prefetch(self, pass_: Pass, units: Sequence[Unit]) -> None: ...
 
+class Copies:
+    one: Copies
+    each_rank: Copies
+
 class Parameter:
-    def __init__(self, fqn: str, whole: torch.Tensor, shard: torch.Tensor, local: torch.Tensor, reduce: torch.dtype) -> None: ...
+    def __init__(self, fqn: str, whole: torch.Tensor, shard: torch.Tensor, local: torch.Tensor, reduce: torch.dtype,
+                 copies: Copies) -> None: ...
 
 class UnitPlan:
     def __init__(self, unit: Unit, name: str, parent: int, parameters: Sequence[Parameter],

@@ -34,14 +34,19 @@ at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard)
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
-  try {
-    step();
-  } catch (const FaultError& error) {
+  const auto raise = [](const char* type, const std::exception& error) {
     const py::gil_scoped_acquire gil;
-    PyErr_SetString(py::module_::import("sherd._C").attr("FaultError").ptr(), error.what());
+    PyErr_SetString(py::module_::import("sherd._C").attr(type).ptr(), error.what());
     python_error as_python;
     as_python.persist();
     throw as_python;
+  };
+  try {
+    step();
+  } catch (const FaultError& error) {
+    raise("FaultError", error);
+  } catch (const ConfigError& error) {
+    raise("ConfigError", error);
   }
 }
 
@@ -58,7 +63,8 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
+    for (const auto& p : plan.parameters)
+      types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
@@ -222,7 +228,7 @@ void Model::before_update() {
 
 // See [Note: Windows].
 void Model::begin_backward() {
-  leave_out_frozen();
+  follow_in_backward();
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
@@ -262,8 +268,7 @@ double Model::gradient_norm(double order) {
   RowNorm norm(order);
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      const bool counted_elsewhere =
-          face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
+      const bool counted_elsewhere = face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
       if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
       const at::Tensor local = local_gradient(face).detach();
       norm.add(local, local.dim() == 0 ? 1 : local.numel() / local.size(0));

@@ -6,10 +6,10 @@
 // are left to him, and the store makes new ones.
 //
 // [Note: Freezing] requires_grad may change between steps, of the DTensors or of the whole parameters where those are
-// shown: the next forward follows it (roles.cpp), and a backward leaves alone what has been frozen since its forward. A
-// parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another change,
-// so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What no_sync() holds
-// of a parameter that was frozen since is reduced all the same.
+// shown: the next forward or backward follows it (roles.cpp). Adapters may be switched off and on for another forward.
+// A parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another
+// change, so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What
+// no_sync() holds of a parameter that was frozen since is reduced all the same.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -141,7 +141,7 @@ class Model {
   void compare_wanted(std::span<const double> hashes);
   void follow_requires_grad();
   void set_roles();
-  void leave_out_frozen();
+  void follow_in_backward();
   void end_leaving_out();
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
@@ -160,12 +160,12 @@ class Model {
   int open_ = 0;         // forwards under way
   std::string failure_;  // where the exception began that is on its way out of them
   bool updated_ = false, aliased_ = false;
-  bool has_read_ = true;      // since this rank last waited for the others
-  bool has_reduced_ = false;  // since the last forward
-  bool in_end_ = false;       // in end_backward()
-  bool holding_ = false;      // gradients, for a backward that reduces
-  int unsettled_ = 0;         // backwards until places for gradients that are not used are given up
-  double wanted_hash_ = 0;    // of wanted_gradients(), when they were agreed on last
+  bool has_read_ = true;              // since this rank last waited for the others
+  bool has_reduced_ = false;          // since the last forward
+  bool in_end_ = false;               // in end_backward()
+  bool holding_ = false;              // gradients, for a backward that reduces
+  int unsettled_ = 0;                 // backwards until places for gradients that are not used are given up
+  double wanted_hash_ = 0;            // of wanted_gradients(), when they were agreed on last
   std::vector<at::Tensor> left_out_;  // whole parameters that were frozen after the forward of this backward
 };
 

@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kWorthATry = 64 << 20;  // bytes at once that smaller units would save some of
 
-
 AfterForward after_forward(ReshardPolicy option, bool is_root) {
   if (option == ReshardPolicy::all) return AfterForward::reshard;
   return option == ReshardPolicy::units && !is_root ? AfterForward::reshard : AfterForward::keep;
@@ -145,7 +144,6 @@ void ShardedModel::check_roles() const {
 }
 
 std::vector<size_t> ShardedModel::set_roles(const std::vector<Roles>& roles) {
-  finish_backward();
   store_->set_roles(roles);
   std::vector<size_t> moved;
   for (size_t g = 0; g < groups_.size(); ++g)

@@ -118,8 +118,8 @@ class ShardedModel : public UnitObserver {
   void forget_schedule() { schedule_.clear(); }
 
   /// Other roles of parameters, by group; at first those that require gradients are awaited, the others frozen.
-  /// Between backwards, the same on all ranks; collective. Returns the groups whose gradients have moved: see
-  /// Store::set_roles.
+  /// Between backwards or in BackwardEvents::begin, the same on all ranks; collective. Returns the groups whose
+  /// gradients have moved: see Store::set_roles.
   std::vector<size_t> set_roles(const std::vector<Roles>& roles);
   /// Throws ConfigError naming a parameter whose requires_grad is not what its role says.
   void check_roles() const;
