@@ -11,6 +11,7 @@ fp32 parameters as masters; bf16 gradients that are not finite are an error, not
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
@@ -21,22 +22,22 @@ import pathlib
 import runpy
 import sys
 import types
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from . import checkpoint, distributed, engine, gather, zero
+from . import checkpoint, deepspeed_engine, deepspeed_schedules, distributed, engine, gather, zero
 from ._C import ConfigError
-from .deepspeed_settings import STAGES, keep_masters, native
+from .deepspeed_settings import Settings, cast_buffers, groups_of, keep_masters, native, native_of, settings_of  # noqa: F401 native
 
 log = logging.getLogger("sherd")
 VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
 
 
-class DeepSpeedEngine(engine.Engine):
+class DeepSpeedEngine(deepspeed_engine.TrainingEngine):
     """sherd's engine with the names that DeepSpeed's has besides."""
 
     def __getattr__(self, name: str) -> Any:
@@ -44,9 +45,6 @@ class DeepSpeedEngine(engine.Engine):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
-
-    def zero_optimization_stage(self) -> int:
-        return next(stage for stage, name in STAGES.items() if name == self.settings["strategy"])
 
     def zero_gather_16bit_weights_on_model_save(self) -> bool:
         return True
@@ -86,7 +84,8 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
                training_data: Any = None, lr_scheduler: Any = None, distributed_port: int | None = None, mpu: Any = None,
                dist_init_required: bool | None = None, collate_fn: Any = None, config: Any = None,
                config_params: Any = None, **_: Any) -> tuple:
-    """deepspeed.initialize: see :func:`sherd.initialize`."""
+    """deepspeed.initialize: see :func:`sherd.initialize`. A model without trainable parameters, and one for which neither the program
+    nor the configuration has an optimizer, gets an engine that only computes."""
     document = config if config is not None else config_params
     if document is None:
         document = getattr(args, "deepspeed_config", None) or {}
@@ -94,13 +93,39 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
         document = json.loads(pathlib.Path(document).read_text())
     if mpu is not None:
         raise ConfigError("[initialize] got mpu, expected none: sherd shards data-parallel training only")
-    settings = native(document)
-    if "compute" in settings.get("precision", {}):
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
+    settings = settings_of(document)
+    make = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer_on(model, model_parameters, optimizer, settings)
+    if lr_scheduler is None and settings.section("scheduler"):
+        lr_scheduler = functools.partial(deepspeed_schedules.schedule_of, settings.section("scheduler"))
+    if settings.kind != "fp32":
         keep_masters(model)
-    made, *rest = engine.initialize(model=model, config=settings, optimizer=optimizer, lr_scheduler=lr_scheduler,
-                                    training_data=training_data, collate_fn=collate_fn)
+    cast_buffers(model, settings)
+    made, *_ = engine.initialize(model=model, config=native_of(settings), optimizer=make, lr_scheduler=lr_scheduler)
     made.__class__ = DeepSpeedEngine
-    return (made, *rest)
+    made.follow(settings)
+    loader = None if training_data is None else made.loader(training_data, collate_fn)
+    return made, made.optimizer, loader, made.lr_scheduler
+
+
+def optimizer_on(model: nn.Module, model_parameters: Any, make: Any, settings: Settings) -> Callable[[list], torch.optim.Optimizer | None]:
+    """What makes the optimizer, of the program's function (`make`) or of the configuration, once the parameters are sharded."""
+    groups = groups_of(model_parameters, model, settings.stage)
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    if trains and not groups:
+        raise ConfigError("[initialize] got model_parameters without one that is trainable, expected some; try model.parameters()")
+
+    def optimizer_of(_: list) -> torch.optim.Optimizer | None:
+        own = make or settings.optimizer
+        if own is None or not trains:
+            return None
+        sharded = dict(model.named_parameters())
+        there = [{**group, "params": [sharded[name] for name in group["params"]]} for group in groups]
+        plain = make is not None and len(there) == 1 and there[0].keys() == {"params"}
+        return own(there[0]["params"] if plain else there)
+
+    return optimizer_of
 
 
 @contextlib.contextmanager
@@ -147,7 +172,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "deepspeed.zero": {"Init": zero_init, "GatheredParameters": gather.GatheredParameters},
     "deepspeed.utils": {"set_z3_leaf_modules": lambda *_: [], "logger": log},
     "deepspeed.runtime": {"__path__": []},
-    "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": []},
+    "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": list(deepspeed_schedules.SCHEDULES), **deepspeed_schedules.SCHEDULES},
     "deepspeed.checkpoint": {"__path__": []},
     "deepspeed.checkpoint.utils": {"clone_tensors_for_torch_save": whole_tensors},
 }

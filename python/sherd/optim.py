@@ -314,14 +314,14 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     ``clip_grad_norm_(model.parameters(), ...)`` works too, at the cost of DTensor operations per parameter.
     """
     norm = gradient_norm(model)
-    scale_gradients(model, clip_scale(norm, max_norm))
+    scale_gradients(model.parameters(), clip_scale(norm, max_norm))
     return torch.tensor(norm)
 
 
-def scale_gradients(model: nn.Module, scale: float) -> None:
-    """Multiplies all gradients, where that changes them."""
+def scale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> None:
+    """Multiplies their gradients, where that changes them."""
     if scale != 1.0:
-        for parameter in model.parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(scale)
 
