@@ -29,7 +29,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from . import checkpoint, deepspeed_engine, deepspeed_schedules, distributed, engine, gather, zero
+from . import checkpoint, deepspeed_training, deepspeed_schedules, distributed, engine, gather, zero
 from ._C import ConfigError
 from .deepspeed_settings import Settings, cast_buffers, groups_of, keep_masters, native, native_of, settings_of  # noqa: F401 native
 
@@ -37,7 +37,7 @@ log = logging.getLogger("sherd")
 VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
 
 
-class DeepSpeedEngine(deepspeed_engine.TrainingEngine):
+class DeepSpeedEngine(deepspeed_training.TrainingEngine):
     """sherd's engine with the names that DeepSpeed's has besides."""
 
     def __getattr__(self, name: str) -> Any:

@@ -119,8 +119,7 @@ class Engine(nn.Module):
         self._loss = loss.detach()
         if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
             loss = loss / self.gradient_accumulation_steps()
-        late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
-        self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
+        self._choose_reduction()
         (loss if self.scaler is None else loss * self.scaler.scale).backward(retain_graph=retain_graph)
         return loss
 
@@ -150,6 +149,11 @@ class Engine(nn.Module):
             self.lr_scheduler.step()
         self._drop_gradients()
         self.global_steps += 1
+
+    def _choose_reduction(self) -> None:
+        """Whether the next backward reduces."""
+        late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
+        self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
 
     def _check_optimizer(self, call: str) -> None:
         if self.optimizer is None:

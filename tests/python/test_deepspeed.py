@@ -236,6 +236,58 @@ def whose_boundary_it_is():
             engine.set_gradient_accumulation_boundary(True)
 
 
+class TwoOutputs(nn.Module):
+    """A loss of its own, and what it is made of."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x):
+        y = self.net(x)
+        return {"loss": (y - x.sum(1, keepdim=True)).square().mean(), "y": y}
+
+
+def backward_without_the_engine():
+    """loss.backward() in the place of engine.backward(loss) is divided by the accumulation steps once, whatever outputs it comes by."""
+    import sherd
+    for stage in range(4):
+        weights = []
+        for way in ("engine", "loss", "outputs", "in place"):
+            engine, *_ = initialized(TwoOutputs(), {**ADAM, "zero_optimization": {"stage": stage}, "gradient_accumulation_steps": 2,
+                                                    "optimizer": {"type": "SGD", "params": {"lr": 0.1}}, "gradient_clipping": 0})
+            for seed in range(4):
+                x = torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))
+                out = engine(x)
+                loss = out["loss"]
+                if way == "outputs":
+                    loss = (out["y"] - x.sum(1, keepdim=True)).square().mean()
+                if way == "in place":
+                    loss += 1
+                if way == "engine":
+                    engine.backward(loss)
+                else:
+                    loss.backward()
+                engine.step()
+            weights.append([p.full_tensor() if hasattr(p, "full_tensor") else p for p in engine.module.parameters()])
+        for other in weights[1:]:
+            assert all(torch.allclose(p, q, atol=1e-6) for p, q in zip(weights[0], other, strict=True)), stage
+    engine, *_ = initialized(net(), {**ADAM, "fp16": {"enabled": True, "loss_scale": 8}})
+    with pytest.raises(sherd.ConfigError, match="engine.scale"):
+        engine(torch.ones(4, 8).half()).float().mean().backward()
+    engine, *_ = initialized(net(), {**ADAM, "fp16": {"enabled": True, "loss_scale": 8}})
+    norms = []
+    for scaled in (False, True):
+        loss = engine(torch.ones(4, 8).half()).float().mean()
+        if scaled:
+            engine.scale(loss).backward()
+        else:
+            engine.backward(loss)
+        norms.append(sherd.optim.gradient_norm(engine.module))
+        engine.zero_grad()
+    assert norms[0] == norms[1] > 0
+
+
 def sizes_of_batches(folder):
     import sherd
     engine, *_ = initialized(net(), {**ADAM, "gradient_accumulation_steps": 2, "steps_per_print": 1})
@@ -289,7 +341,7 @@ def resumed(folder):
 
 
 def test_counting(tmp_path):
-    run(2, joined, "auto", (whose_boundary_it_is,), (sizes_of_batches, str(tmp_path / "a")), (sums_instead_of_means,), (resumed, str(tmp_path / "b")))
+    run(2, joined, "auto", (whose_boundary_it_is,), (backward_without_the_engine,), (sizes_of_batches, str(tmp_path / "a")), (sums_instead_of_means,), (resumed, str(tmp_path / "b")))
 
 
 @pytest.mark.parametrize("numbers, expected", [

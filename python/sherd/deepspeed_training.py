@@ -7,6 +7,7 @@ import math
 from typing import Any, Callable, Iterator
 
 import torch
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from . import engine, optim
@@ -14,6 +15,7 @@ from ._C import ConfigError
 from .deepspeed_settings import TYPES, Settings
 
 log = logging.getLogger("sherd")
+LARGE = 4096  # elements
 
 
 class TrainingEngine(engine.Engine):
@@ -24,11 +26,53 @@ class TrainingEngine(engine.Engine):
         """By a configuration, from here on."""
         self.deepspeed = document
         self.global_samples = 0
-        self._step_applied = self._in_step = False
+        self._step_applied = self._in_step = self._scaled = False
         self.basic_optimizer = self.optimizer
         if document.document.get("gradient_allreduce_op", "mean") == "sum":
             self.module.set_gradient_divide_factor(1.0)
         self._tell_optimizer(False)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        result = super().forward(*args, **kwargs)
+        divides = self.gradient_accumulation_steps() > 1 or self.scaler is not None
+        if self.optimizer is None or not divides or not torch.is_grad_enabled():
+            return result
+        self._scaled = False
+        self._choose_reduction()
+        return tree_map_only(torch.Tensor, self._watched, result)
+
+    def _watched(self, output: torch.Tensor) -> torch.Tensor:
+        """The output, as what a backward that is not the engine's enters the model by: its gradients are divided as the engine's losses.
+        Another tensor: the model's own losses may go through its other outputs."""
+        if not output.requires_grad:
+            return output
+        # Of a copy, a change in place (loss += ...) keeps the hook; outputs too large to copy are rarely changed.
+        output = output.clone() if output.numel() <= LARGE else output.view_as(output)
+        output.register_hook(self._divided)
+        return output
+
+    def _divided(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        if TrainingEngine._backwards > 0:
+            return None
+        if self.scaler is not None and not self._scaled:
+            raise ConfigError("[backward] got a loss that is not scaled, expected one that is, for fp16; try engine.backward(loss), or "
+                              "engine.scale(loss).backward()")
+        return gradient / self.gradient_accumulation_steps()
+
+    _backwards = 0  # of all engines, under way: a loss may go through the models of several
+
+    def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
+        TrainingEngine._backwards += 1
+        try:
+            return super().backward(loss, retain_graph, scale_wrt_gas)
+        finally:
+            TrainingEngine._backwards -= 1
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """For loss.backward() in the place of engine.backward(loss): multiplied with the loss scale."""
+        self._check_optimizer("scale")
+        self._scaled = True
+        return loss * self.loss_scale
 
     def step(self, lr_kwargs: dict | None = None) -> None:
         """See :meth:`sherd.engine.Engine.step`. Gradients that are not finite skip the update, as in DeepSpeed."""
