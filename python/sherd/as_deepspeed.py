@@ -5,8 +5,8 @@
 The module ``deepspeed`` that the program then imports is this file: ``initialize``, ``DeepSpeedEngine``, ``zero.Init``,
 ``zero.GatheredParameters``, ``comm`` and the few names that Accelerate 1.15 and transformers 4.57 look for. Accelerate is told
 to take its DeepSpeed branch (``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says
-another). Of a DeepSpeed configuration it follows the ZeRO stage, batch sizes, accumulation, clipping, optimizer, fp16 and bf16 (with
-fp32 parameters as masters; bf16 gradients that are not finite are an error, not a skipped step); what sherd does not have is a ConfigError, what only tunes DeepSpeed is logged and left.
+another). A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not followed is
+warned of on rank 0, and what sherd cannot do is a ConfigError.
 """
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import functools
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
-import json
 import logging
 import os
 import pathlib
@@ -31,7 +30,7 @@ from torch.distributed.tensor import DTensor
 
 from . import checkpoint, deepspeed_training, deepspeed_schedules, distributed, engine, gather, zero
 from ._C import ConfigError
-from .deepspeed_settings import Settings, cast_buffers, groups_of, keep_masters, native, native_of, settings_of  # noqa: F401 native
+from .deepspeed_settings import Settings, cast_buffers, groups_of, keep_masters, native, native_of, read, settings_of  # noqa: F401 native
 
 log = logging.getLogger("sherd")
 VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
@@ -87,15 +86,14 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
     """deepspeed.initialize: see :func:`sherd.initialize`. A model without trainable parameters, and one for which neither the program
     nor the configuration has an optimizer, gets an engine that only computes."""
     document = config if config is not None else config_params
-    if document is None:
-        document = getattr(args, "deepspeed_config", None) or {}
-    if isinstance(document, (str, os.PathLike)):
-        document = json.loads(pathlib.Path(document).read_text())
+    named = getattr(args, "deepspeed_config", None)
+    if document is not None and named is not None:
+        raise ConfigError("[initialize] got config and args.deepspeed_config, expected one of them")
     if mpu is not None:
         raise ConfigError("[initialize] got mpu, expected none: sherd shards data-parallel training only")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
-    settings = settings_of(document)
+    settings = settings_of(read(named if document is None else document))
     make = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer_on(model, model_parameters, optimizer, settings)
     if lr_scheduler is None and settings.section("scheduler"):
         lr_scheduler = functools.partial(deepspeed_schedules.schedule_of, settings.section("scheduler"))

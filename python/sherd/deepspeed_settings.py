@@ -4,8 +4,12 @@ A key that is left out means what it means in DeepSpeed 0.19.8: gradients are cl
 """
 from __future__ import annotations
 
+import base64
 import dataclasses
 import inspect
+import json
+import os
+import pathlib
 from typing import Any, Callable, Iterable
 
 import torch
@@ -55,6 +59,29 @@ class Settings:
 
     def section(self, name: str) -> dict:
         return self.document.get(name) or {}
+
+
+def read(document: Any) -> dict:
+    """Of a dict, a JSON file, or JSON in URL-safe base64. Raises ConfigError."""
+    if isinstance(document, dict):
+        return document
+    if document is None:
+        raise ConfigError("[initialize] got no configuration, expected one; try config={'train_batch_size': 8, ...} or a JSON file")
+    text, what = str(document), f"{str(document)[:80]!r}"
+    try:
+        if os.path.exists(text):
+            return json.loads(pathlib.Path(text).read_text(), object_pairs_hook=without_doubles)
+        return json.loads(base64.urlsafe_b64decode(text).decode(), object_pairs_hook=without_doubles)
+    except ValueError as error:
+        raise ConfigError(f"[initialize] got {what} as configuration, which cannot be read ({error}), expected a dict or a JSON file; try one "
+                          "without comments") from error
+
+
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict:
+    keys = [key for key, _ in pairs]
+    if doubles := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"{doubles[0]!r} is there twice")
+    return dict(pairs)
 
 
 def settings_of(document: dict) -> Settings:

@@ -18,6 +18,41 @@ log = logging.getLogger("sherd")
 LARGE = 4096  # elements
 
 
+class LossScale:
+    """DeepSpeed 0.19.8's dynamic loss scale: halved by overflows beyond ``hysteresis``, doubled after ``window`` clean steps and one."""
+
+    def __init__(self, initial: float, window: int, hysteresis: int, minimum: float, consecutive_hysteresis: bool):
+        self.scale, self._window, self._minimum = initial, window, minimum
+        self._hysteresis = self._left = hysteresis
+        self._refills = consecutive_hysteresis
+        self._steps, self._last_overflow = 0, -1
+
+    def update(self, overflowed: bool) -> bool:
+        """A step is over. False: it overflowed, and there is no smaller scale to try."""
+        smaller_is_left = True
+        if overflowed and self._left > 1:
+            self._left -= 1
+        elif overflowed:
+            smaller_is_left = self.scale > self._minimum
+            self.scale = max(self.scale / 2, self._minimum)
+        else:
+            clean = self._steps - self._last_overflow - 1
+            grows = clean > 0 and clean % self._window == 0
+            if grows or self._refills:
+                self._left = self._hysteresis
+            self.scale *= 2 if grows else 1
+        if overflowed:
+            self._last_overflow = self._steps
+        self._steps += 1
+        return smaller_is_left
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale, "hysteresis_left": self._left, "steps": self._steps, "last_overflow": self._last_overflow}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.scale, self._left, self._steps, self._last_overflow = (state[key] for key in ("scale", "hysteresis_left", "steps", "last_overflow"))
+
+
 class TrainingEngine(engine.Engine):
     """What deepspeed.initialize makes, but for names that only some programs look for. The optimizer has DeepSpeed's ``overflow``,
     ``cur_scale`` and ``loss_scale`` besides."""
@@ -28,6 +63,8 @@ class TrainingEngine(engine.Engine):
         self.global_samples = 0
         self._step_applied = self._in_step = self._scaled = False
         self.basic_optimizer = self.optimizer
+        if isinstance(self.settings["loss_scale"], dict):
+            self.scaler = LossScale(**self.settings["loss_scale"])
         if document.document.get("gradient_allreduce_op", "mean") == "sum":
             self.module.set_gradient_divide_factor(1.0)
         self._tell_optimizer(False)

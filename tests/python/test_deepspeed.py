@@ -1,4 +1,5 @@
 """What a DeepSpeed configuration means: the same as in DeepSpeed 0.19.8, whose results are in data/deepspeed.json."""
+import base64
 import importlib
 import json
 import logging
@@ -344,6 +345,36 @@ def test_counting(tmp_path):
     run(2, joined, "auto", (whose_boundary_it_is,), (backward_without_the_engine,), (sizes_of_batches, str(tmp_path / "a")), (sums_instead_of_means,), (resumed, str(tmp_path / "b")))
 
 
+@pytest.mark.parametrize("window, hysteresis, refills, scales", [  # of DeepSpeed 0.19.8's DynamicLossScaler
+    (2, 1, False, "6 6 7 6 6 6 5 5 5 6 5 4 4 4 5 5 6 5 5 4 4 4 5 5 6 6"), (2, 2, False, "6 6 7 7 7 7 6 6 6 7 7 6 6 6 7 7 8 8 8 7 7 7 8 8 9 9"),
+    (3, 2, True, "6 6 6 6 6 6 6 6 6 6 6 5 5 5 5 6 6 6 6 6 6 6 6 7 7 7"),
+    (1, 3, False, "6 7 8 8 8 9 9 9 10 11 11 11 11 12 13 14 15 15 15 15 15 16 17 18 19 20")])
+def test_the_loss_scale_of_each_step(window, hysteresis, refills, scales):
+    from sherd.deepspeed_training import LossScale
+    scale, found = LossScale(64.0, window, hysteresis, 1.0, refills), []
+    for i, step in enumerate("...x..x...xx.....x.x......"):
+        scale.update(step == "x")
+        found.append(scale.scale)
+        if i == 7:
+            other = LossScale(1.0, window, hysteresis, 1.0, refills)
+            other.load_state_dict(scale.state_dict())
+            scale = other
+    assert found == [2.0 ** int(power) for power in scales.split()]
+
+
+def test_where_a_configuration_is_read(tmp_path):
+    from sherd import ConfigError
+    from sherd.deepspeed_settings import read
+    text = '{"train_batch_size": 4, "optimizer": {"type": "Adam"}}'
+    (tmp_path / "ds.json").write_text(text)
+    for given in (json.loads(text), tmp_path / "ds.json", str(tmp_path / "ds.json"), base64.urlsafe_b64encode(text.encode()).decode()):
+        assert read(given) == json.loads(text)
+    (tmp_path / "twice.json").write_text('{"optimizer": {"type": "Adam", "type": "AdamW"}}')
+    for wrong, message in ((None, "no configuration"), (tmp_path / "none.json", "none.json"), (tmp_path / "twice.json", "'type' is there twice")):
+        with pytest.raises(ConfigError, match=message):
+            read(wrong)
+
+
 @pytest.mark.parametrize("numbers, expected", [
     ((12, 3, None), (3, 4)), ((12, None, 4), (3, 4)), ((None, 3, 4), (3, 4)), ((12, None, None), (12, 1)), ((None, 3, None), (3, 1)),
     ((12, "auto", 4), (3, 4)), ((None, None, None), (1, 1))])
@@ -407,3 +438,12 @@ def test_what_is_not_followed_is_said_once(caplog):
         assert key in text, key
     for key in ("contiguous_gradients", "reduce_bucket_size", "tensorboard", "steps_per_print", "untested"):
         assert key not in text, key
+
+
+@pytest.mark.parametrize("chosen", ("0 part", "2 groups", "3 part"))
+def test_what_accelerate_leaves_to_the_configuration(chosen):
+    from test_accelerate import run_program
+    recorded = json.loads((HERE / "data" / "deepspeed_accelerate.json").read_text())[chosen]
+    ours = run_program("dummies.py", *chosen.split(), ranks=2)
+    assert ours["rates"] == recorded["rates"] and ours["skipped"] is False
+    assert ours["losses"] == pytest.approx(recorded["losses"], rel=1e-6)
