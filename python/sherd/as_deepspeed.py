@@ -5,41 +5,38 @@
 The module ``deepspeed`` that the program then imports is this file: ``initialize``, ``DeepSpeedEngine``, ``zero.Init``,
 ``zero.GatheredParameters``, ``comm`` and the few names that Accelerate 1.15 and transformers 4.57 look for. Accelerate is told
 to take its DeepSpeed branch (``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says
-another). Of a DeepSpeed configuration it follows the ZeRO stage, batch sizes, accumulation, clipping, optimizer, fp16 and bf16 (with
-fp32 parameters as masters; bf16 gradients that are not finite are an error, not a skipped step); what sherd does not have is a ConfigError, what only tunes DeepSpeed is logged and left.
+another). A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not followed is
+warned of on rank 0, and what sherd cannot do is a ConfigError.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
-import json
 import logging
 import os
 import pathlib
 import runpy
 import sys
 import types
-from typing import Any
+from typing import Any, Callable
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from . import checkpoint, distributed, engine, gather, zero
+from . import checkpoint, deepspeed_training, deepspeed_schedules, distributed, engine, gather, zero
 from ._C import ConfigError
+from .deepspeed_settings import Settings, cast_buffers, groups_of, keep_masters, native, native_of, read, settings_of  # noqa: F401 native
 
 log = logging.getLogger("sherd")
 VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
-STAGES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
-OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
-FOLLOWED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-            "gradient_clipping", "optimizer", "fp16", "bf16", "communication_data_type", "steps_per_print", "zero_allow_untested_optimizer"}
 
 
-class DeepSpeedEngine(engine.Engine):
+class DeepSpeedEngine(deepspeed_training.TrainingEngine):
     """sherd's engine with the names that DeepSpeed's has besides."""
 
     def __getattr__(self, name: str) -> Any:
@@ -47,9 +44,6 @@ class DeepSpeedEngine(engine.Engine):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
-
-    def zero_optimization_stage(self) -> int:
-        return next(stage for stage, name in STAGES.items() if name == self.settings["strategy"])
 
     def zero_gather_16bit_weights_on_model_save(self) -> bool:
         return True
@@ -89,90 +83,47 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
                training_data: Any = None, lr_scheduler: Any = None, distributed_port: int | None = None, mpu: Any = None,
                dist_init_required: bool | None = None, collate_fn: Any = None, config: Any = None,
                config_params: Any = None, **_: Any) -> tuple:
-    """deepspeed.initialize: see :func:`sherd.initialize`."""
+    """deepspeed.initialize: see :func:`sherd.initialize`. A model without trainable parameters, and one for which neither the program
+    nor the configuration has an optimizer, gets an engine that only computes."""
     document = config if config is not None else config_params
-    if document is None:
-        document = getattr(args, "deepspeed_config", None) or {}
-    if isinstance(document, (str, os.PathLike)):
-        document = json.loads(pathlib.Path(document).read_text())
+    named = getattr(args, "deepspeed_config", None)
+    if document is not None and named is not None:
+        raise ConfigError("[initialize] got config and args.deepspeed_config, expected one of them")
     if mpu is not None:
         raise ConfigError("[initialize] got mpu, expected none: sherd shards data-parallel training only")
-    settings = native(document)
-    if "compute" in settings.get("precision", {}):
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
+    settings = settings_of(read(named if document is None else document))
+    make = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer_on(model, model_parameters, optimizer, settings)
+    if lr_scheduler is None and settings.section("scheduler"):
+        lr_scheduler = functools.partial(deepspeed_schedules.schedule_of, settings.section("scheduler"))
+    if settings.kind != "fp32":
         keep_masters(model)
-    made, *rest = engine.initialize(model=model, config=settings, optimizer=optimizer, lr_scheduler=lr_scheduler,
-                                    training_data=training_data, collate_fn=collate_fn)
+    cast_buffers(model, settings)
+    made, *_ = engine.initialize(model=model, config=native_of(settings), optimizer=make, lr_scheduler=lr_scheduler)
     made.__class__ = DeepSpeedEngine
-    return (made, *rest)
+    made.follow(settings)
+    loader = None if training_data is None else made.loader(training_data, collate_fn)
+    return made, made.optimizer, loader, made.lr_scheduler
 
 
-def native(document: dict) -> dict:
-    """A DeepSpeed configuration in sherd's words. Raises ConfigError for what sherd cannot do."""
-    stages = document.get("zero_optimization", {})
-    for key in ("offload_optimizer", "offload_param"):
-        if (stages.get(key) or {}).get("device", "none") not in ("none", None):
-            raise ConfigError(f"[as_deepspeed] got zero_optimization.{key}, expected none; try without offloading")
-    if "scheduler" in document:
-        raise ConfigError("[as_deepspeed] got scheduler in the configuration, expected the program's own (lr_scheduler); try without")
-    if stages.get("stage", 0) not in STAGES:
-        raise ConfigError(f"[as_deepspeed] got zero_optimization.stage {stages.get('stage')!r}, expected 0 to 3; try 3")
-    left = sorted(document.keys() - FOLLOWED) + [f"zero_optimization.{key}" for key in sorted(stages.keys() - {"stage"})]
-    if left:
-        log.info("as_deepspeed: not used: %s", ", ".join(left))
-    clip = number(document.get("gradient_clipping"), 0.0)
-    micro = int(number(document.get("train_micro_batch_size_per_gpu"), 1))
-    config: dict[str, Any] = {
-        "strategy": STAGES[stages.get("stage", 0)], "clip": clip if clip > 0 else None,
-        "batch": {"rows": micro * distributed.world().size, "micro": micro,
-                  "accumulate": int(number(document.get("gradient_accumulation_steps"), 1))}}
-    if "optimizer" in document:
-        config["optimizer"] = native_optimizer(document["optimizer"])
-    return {**config, **native_precision(document)}
+def optimizer_on(model: nn.Module, model_parameters: Any, make: Any, settings: Settings) -> Callable[[list], torch.optim.Optimizer | None]:
+    """What makes the optimizer, of the program's function (`make`) or of the configuration, once the parameters are sharded."""
+    groups = groups_of(model_parameters, model, settings.stage)
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    if trains and not groups:
+        raise ConfigError("[initialize] got model_parameters without one that is trainable, expected some; try model.parameters()")
 
+    def optimizer_of(_: list) -> torch.optim.Optimizer | None:
+        own = make or settings.optimizer
+        if own is None or not trains:
+            return None
+        sharded = dict(model.named_parameters())
+        there = [{**group, "params": [sharded[name] for name in group["params"]]} for group in groups]
+        plain = make is not None and len(there) == 1 and there[0].keys() == {"params"}
+        return own(there[0]["params"] if plain else there)
 
-def keep_masters(model: nn.Module) -> None:
-    """Trainable parameters as fp32: what 16-bit ones were read as is computed with, not kept."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            if isinstance(parameter, DTensor):
-                raise ConfigError(f"[as_deepspeed] got parameter '{name}' of {parameter.dtype}, sharded while it was read, expected fp32: "
-                                  "masters are; try dtype=torch.float32 in from_pretrained")
-            parameter.data = parameter.data.float()
-
-
-def native_precision(document: dict) -> dict:
-    """The sections fp16 and bf16: 16-bit computation with fp32 masters, which here are the parameters themselves."""
-    wire = document.get("communication_data_type")
-    if wire not in (None, "fp32", "fp16", "bf16"):
-        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; try to leave it out")
-    enabled = [section for section in ("fp16", "bf16") if document.get(section, {}).get("enabled") not in (None, False, "auto")]
-    if not enabled:
-        return {} if wire is None else {"precision": {"reduce": wire}}
-    if len(enabled) > 1:
-        raise ConfigError("[as_deepspeed] got fp16.enabled and bf16.enabled, expected one of them")
-    kind = enabled[0]
-    config: dict[str, Any] = {"precision": {"compute": kind, "storage": "fp32", "reduce": wire or kind, "norms": "compute"}}
-    if kind == "fp16":
-        section = document["fp16"]
-        fixed = number(section.get("loss_scale"), 0.0)
-        config["loss_scale"] = fixed if fixed > 0 else {
-            "initial": 2.0 ** number(section.get("initial_scale_power"), 16), "window": int(number(section.get("loss_scale_window"), 1000)),
-            "hysteresis": int(number(section.get("hysteresis"), 2)), "minimum": float(number(section.get("min_loss_scale"), 1)),
-            "consecutive_hysteresis": section.get("consecutive_hysteresis", False)}
-    return config
-
-
-def native_optimizer(section: dict) -> dict:
-    kind = OPTIMIZERS.get(str(section.get("type", "AdamW")).lower())
-    if kind is None:
-        raise ConfigError(f"[as_deepspeed] got optimizer.type {section.get('type')!r}, expected AdamW, Adam or SGD")
-    params = {key: value for key, value in section.get("params", {}).items() if value != "auto"}
-    known = {"lr", "betas", "eps", "weight_decay", "momentum", "nesterov"}
-    return {"type": kind, "no_decay": [], **{key: value for key, value in params.items() if key in known}}
-
-
-def number(value: Any, default: float) -> float:
-    return default if value in (None, "auto") else value
+    return optimizer_of
 
 
 @contextlib.contextmanager
@@ -219,7 +170,7 @@ MODULES: dict[str, dict[str, Any]] = {
     "deepspeed.zero": {"Init": zero_init, "GatheredParameters": gather.GatheredParameters},
     "deepspeed.utils": {"set_z3_leaf_modules": lambda *_: [], "logger": log},
     "deepspeed.runtime": {"__path__": []},
-    "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": []},
+    "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": list(deepspeed_schedules.SCHEDULES), **deepspeed_schedules.SCHEDULES},
     "deepspeed.checkpoint": {"__path__": []},
     "deepspeed.checkpoint.utils": {"clone_tensors_for_torch_save": whole_tensors},
 }

@@ -89,7 +89,7 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     world.transport.barrier()
-    model, optimizer = get_state_dict(engine.module, engine.optimizer)
+    model, optimizer = get_state_dict(engine.module, optimizers_of(engine))
     dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=unfinished)
     if world.rank == 0:
         facts = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps, "client_state": client_state,
@@ -104,6 +104,10 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
     world.transport.barrier()
 
 
+def optimizers_of(engine: Any) -> tuple:
+    return () if engine.optimizer is None else (engine.optimizer,)
+
+
 def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[str | None, dict]:
     """The reverse of save_training."""
     if tag is None:
@@ -114,10 +118,10 @@ def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[s
     if not (source / FACTS).is_file():
         raise ConfigError(f"[load_checkpoint] got {str(source)!r}, which is no checkpoint of sherd, expected a folder with "
                           f"{FACTS}; try the folder given to save_checkpoint")
-    model, optimizer = get_state_dict(engine.module, engine.optimizer)
+    model, optimizer = get_state_dict(engine.module, optimizers_of(engine))
     state = {"model": model, "optimizer": optimizer}
     dcp.load(state, checkpoint_id=source)
-    set_state_dict(engine.module, engine.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(engine.module, optimizers_of(engine), model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     facts = torch.load(source / "facts.pt", weights_only=True)
     engine.global_steps, engine.micro_steps = facts["global_steps"], facts["micro_steps"]
     engine.skipped_steps = facts.get("skipped_steps", 0)
