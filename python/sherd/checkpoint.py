@@ -104,6 +104,16 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
     world.transport.barrier()
 
 
+def saved_weights(folder: pathlib.Path, tag: str | None) -> dict[str, torch.Tensor]:
+    """Whole weights of what save_training wrote, by one process alone. tag: the latest."""
+    source = folder / (tag or (folder / LATEST).read_text().strip())
+    stored = dcp.FileSystemReader(source).read_metadata().state_dict_metadata
+    state = {name.removeprefix("model."): torch.empty(value.size, dtype=value.properties.dtype)
+             for name, value in stored.items() if name.startswith("model.")}
+    dcp.load({"model": state}, checkpoint_id=source, no_dist=True)
+    return state
+
+
 def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[str | None, dict]:
     """The reverse of save_training."""
     if tag is None:

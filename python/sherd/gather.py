@@ -10,7 +10,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import WHOLE_COPY, ShardedParameter, rows_like, shown_as
+from .parameters import WHOLE_COPY, ShardedParameter, rows_like, shown_as, users_attributes
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -82,11 +82,12 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
 
 
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
-    """One of each. Collective."""
-    wholes = {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
-              for shard in {id(shard): shard for shard in shards}.values()}
-    for _, whole in wholes.values():
-        setattr(whole, WHOLE_COPY, True)
+    """One of each, with what users have hung on it. Collective."""
+    wholes = {}
+    for shard in {id(shard): shard for shard in shards}.values():
+        whole = nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad)
+        whole.__dict__.update(users_attributes(shard), **{WHOLE_COPY: True})
+        wholes[id(shard)] = (shard, whole)
     return wholes
 
 
