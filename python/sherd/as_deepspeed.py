@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor
 from . import deepspeed_names, deepspeed_parameters, distributed, engine, hugging_face
 from ._C import ConfigError
 from .deepspeed_engine import DeepSpeedEngine
+from .units import HELD
 
 log = logging.getLogger("sherd")
 STAGES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
@@ -127,9 +128,13 @@ def take_over(made: engine.Engine, document: dict) -> None:
     """Makes a DeepSpeedEngine of an engine; its optimizer and parameters get the names that programs look for."""
     made.__class__ = DeepSpeedEngine
     made.config = document
-    if made.zero_optimization_partition_weights():
+    getattr(made.module, HELD).whole_model()
+    sharded = made.zero_optimization_partition_weights()
+    if sharded:
         deepspeed_parameters.name_wholes(made.module)
     if made.optimizer is not None:
+        if sharded:
+            made.optimizer.parameter_offload = deepspeed_parameters.ParameterOffload()
         deepspeed_parameters.remember_owner(made.optimizer)
         if made.scaler is not None:
             made.optimizer.overflow = False

@@ -57,6 +57,24 @@ def name_wholes(model: nn.Module) -> None:
                     face.__dict__.update(attributes)
 
 
+class ParameterOffload:
+    """optimizer.parameter_offload of ZeRO-3: the hooks that programs take away before they generate. sherd has none."""
+
+    def __init__(self) -> None:
+        self.module = self
+        self.forward_hooks: list = []
+        self.backward_hooks: list = []
+
+    def named_parameters(self, recurse: bool = True) -> list:
+        return []
+
+    def ds_external_parameters(self) -> list:
+        return []
+
+    def _register_deepspeed_module(self, module: Any) -> None:
+        pass
+
+
 @contextlib.contextmanager
 def Init(module: nn.Module | None = None, *_: Any, enabled: bool = True, **__: Any):
     """deepspeed.zero.Init: see :class:`sherd.zero.Init`."""

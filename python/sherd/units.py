@@ -23,7 +23,7 @@ from . import _C
 from ._C import ConfigError
 from .autograd import MODELS
 from .distributed import World
-from .parameters import ShardedParameter, check_type, gradient_over, whole_of
+from .parameters import ShardedParameter, WholeParameter, check_type, gradient_over, whole_of
 from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
@@ -391,6 +391,10 @@ def own_local(shard: ShardedParameter) -> torch.Tensor:
 
 
 def check(uses: Uses) -> None:
+    whole = next((uses.fqns[key] for key, p in uses.parameters.items() if type(p) is WholeParameter), None)
+    if whole is not None:
+        raise ConfigError(f"[fully_shard] got a first forward inside of GatheredParameters of '{whole}', expected one before it; try "
+                          "model.unshard() and model.reshard() first")
     on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
     if on_meta:
         raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"

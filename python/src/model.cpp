@@ -171,7 +171,7 @@ void Model::check_requires_grad() const {
 
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
-  check_requires_grad();
+  if (at::GradMode::is_enabled()) check_requires_grad();  // adapters are switched off and on around forwards without
   recover();
   failure_.clear();
   has_read_ = true;

@@ -24,7 +24,8 @@ def tokenizer_of(texts: list[str]) -> transformers.PreTrainedTokenizerFast:
     plain.decoder = decoders.ByteLevel()
     special = ["<|end|>", "<|pad|>", "<|user|>", "<|assistant|>", "<|system|>"]
     plain.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=512, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
-    result = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=256)
+    result = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<|end|>", pad_token="<|pad|>", model_max_length=256,
+                                                   model_input_names=["input_ids", "attention_mask"])
     result.chat_template = TEMPLATE
     return result
 
