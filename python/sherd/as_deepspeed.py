@@ -128,8 +128,10 @@ def take_over(made: engine.Engine, document: dict) -> None:
     """Makes a DeepSpeedEngine of an engine; its optimizer and parameters get the names that programs look for."""
     made.__class__ = DeepSpeedEngine
     made.config = document
-    getattr(made.module, HELD).whole_model()
     sharded = made.zero_optimization_partition_weights()
+    handle = getattr(made.module, HELD)
+    handle.sees_whole, handle.gathers_uses = not sharded, sharded
+    handle.whole_model()
     if sharded:
         deepspeed_parameters.name_wholes(made.module)
     if made.optimizer is not None:

@@ -23,7 +23,7 @@ from ._C import ConfigError
 from .parameters import over_rows, rows_like
 from .progress import bar
 from .sharding import before_load
-from .units import ShardedModule
+from .units import HELD, Root, ShardedModule
 
 LATEST = "latest"
 FACTS = "sherd.json"
@@ -35,10 +35,16 @@ def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, t
     Collective. Parameters are gathered one at a time: other ranks hold no more than one of them.
     """
     keep = all_ranks or distributed.world().rank == 0
-    result = {}
-    for name, value in bar(model.state_dict().items(), "gathering parameters"):
+    result: dict[str, torch.Tensor] = {}
+    seen: dict[int, str] = {}  # tied parameters, by what they are; they are one tensor in the result too
+    for name, value in bar(model.state_dict(keep_vars=True).items(), "gathering parameters"):
+        first = seen.setdefault(id(value), name)
+        if first != name:
+            if keep:
+                result[name] = result[first]
+            continue
         if isinstance(value, DTensor):
-            value = value.full_tensor()
+            value = value.detach().full_tensor()
         if keep:
             result[name] = value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
         del value
@@ -81,6 +87,10 @@ def fit(targets: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str
     return ""
 
 
+def root_of(model: nn.Module) -> Root:
+    return getattr(model, HELD).whole_model()
+
+
 def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dict) -> None:
     """An engine's state into folder/tag, which takes its name when it is whole."""
     world = engine.world
@@ -89,7 +99,8 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     world.transport.barrier()
-    model, optimizer = get_state_dict(engine.module, engine.optimizer)
+    with root_of(engine.module).shards_shown():
+        model, optimizer = get_state_dict(engine.module, engine.optimizer)
     dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=unfinished)
     if world.rank == 0:
         facts = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps, "client_state": client_state,
@@ -124,10 +135,13 @@ def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[s
     if not (source / FACTS).is_file():
         raise ConfigError(f"[load_checkpoint] got {str(source)!r}, which is no checkpoint of sherd, expected a folder with "
                           f"{FACTS}; try the folder given to save_checkpoint")
-    model, optimizer = get_state_dict(engine.module, engine.optimizer)
-    state = {"model": model, "optimizer": optimizer}
-    dcp.load(state, checkpoint_id=source)
-    set_state_dict(engine.module, engine.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    root = root_of(engine.module)
+    with root.shards_shown():
+        model, optimizer = get_state_dict(engine.module, engine.optimizer)
+        state = {"model": model, "optimizer": optimizer}
+        dcp.load(state, checkpoint_id=source)
+        set_state_dict(engine.module, engine.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    root.model.settle()
     facts = torch.load(source / "facts.pt", weights_only=True)
     engine.global_steps, engine.micro_steps = facts["global_steps"], facts["micro_steps"]
     engine.skipped_steps = facts.get("skipped_steps", 0)

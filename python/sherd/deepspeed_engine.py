@@ -8,6 +8,7 @@ import torch
 
 from . import checkpoint, engine
 from ._C import ConfigError
+from .units import HELD
 
 STRATEGIES = {"ddp": 0, "zero1": 1, "zero2": 2, "zero3": 3}  # and their stages
 # What DeepSpeed's engine has of its own: these names are never looked for in the model.
@@ -96,6 +97,8 @@ class DeepSpeedEngine(engine.Engine):
         self._applied = boundary and self.skipped_steps == skipped
         if self.scaler is not None and boundary:
             self.optimizer.overflow = not self._applied
+        if self._applied:
+            getattr(self.module, HELD).whole_model().model.settle()
 
     def compile(self, backend: Any = "inductor", compile_kwargs: dict | None = None, schedule: Any = None, passes: Any = None) -> None:
         """Compiles the model's forward in place (``torch.nn.Module.compile``)."""

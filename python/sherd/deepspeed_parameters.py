@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import gather, hugging_face, zero
-from .parameters import ShardedParameter, WholeParameter, over_rows, rows_like
+from .parameters import ShardedParameter, WholeParameter, over_rows, rows_like, sharded_of
 
 OWNER = "_sherd_optimizer"  # the attribute of a parameter that holds its optimizer
 
@@ -84,17 +84,23 @@ def Init(module: nn.Module | None = None, *_: Any, enabled: bool = True, **__: A
         yield
 
 
-def sharded_of(parameter: torch.Tensor) -> torch.Tensor:
-    """What the optimizer has of a parameter: itself, or the sharded one that a whole one stands for."""
-    return getattr(parameter, "_sherd_sharded", parameter)
-
-
+@contextlib.contextmanager
 def GatheredParameters(params: Any, modifier_rank: int | None = None, fwd_module: nn.Module | None = None, enabled: bool = True):
     """deepspeed.zero.GatheredParameters: see :class:`sherd.GatheredParameters`."""
     if isinstance(params, nn.Module):
         params = params.parameters()
     params = [params] if isinstance(params, torch.Tensor) else list(params)
-    return gather.GatheredParameters([sharded_of(p) for p in params], modifier_rank, enabled=enabled)
+    if modifier_rank is None:  # what is whole already can be read
+        params = [p for p in params if isinstance(p, ShardedParameter)]
+    with gather.GatheredParameters(params, modifier_rank, enabled=enabled):
+        yield
+    settle(params)
+
+
+def settle(params: list) -> None:
+    """Programs see the new values of these parameters. Collective."""
+    for root in {id(root): root for p in params if (root := gather.root_of_parameter(sharded_of(p))) is not None}.values():
+        root.model.settle()
 
 
 def whole_tensors(state: dict, *_: Any) -> dict:
@@ -127,6 +133,7 @@ def safe_get_full_optimizer_state(param: torch.Tensor, optim_state_key: str) -> 
 def safe_set_full_fp32_param(param: torch.Tensor, value: torch.Tensor) -> None:
     """Each rank takes its rows of a whole value. Collective."""
     set_rows(sharded_of(param), value)
+    settle([param])
 
 
 def safe_set_full_grad(param: torch.Tensor, value: torch.Tensor) -> None:

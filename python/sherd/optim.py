@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError
-from .parameters import over_rows, own_rows
+from .parameters import over_rows, own_rows, sharded_of
 from .units import HELD, ShardedModule
 
 log = logging.getLogger("sherd")
@@ -321,7 +321,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
 def scale_gradients(model: nn.Module, scale: float) -> None:
     """Multiplies all gradients, where that changes them."""
     if scale != 1.0:
-        for parameter in model.parameters():
+        for parameter in map(sharded_of, model.parameters()):
             if parameter.grad is not None:
                 local(parameter.grad).mul_(scale)
 

@@ -5,12 +5,13 @@ module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import weakref
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -23,7 +24,7 @@ from . import _C
 from ._C import ConfigError
 from .autograd import MODELS
 from .distributed import World
-from .parameters import ShardedParameter, WholeParameter, check_type, gradient_over, whole_of
+from .parameters import ShardedParameter, WholeParameter, check_type, gradient_over, outside_of, seen, whole_of
 from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
@@ -44,6 +45,8 @@ class UnitHandle:
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.sync = self.all_reduce = True  # of a root: what its backwards do
+        self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
+        self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
 
     def tell_gradients(self) -> None:
         """What the root's following backwards do with their gradients."""
@@ -104,6 +107,17 @@ class Root:
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
         model.set_divisor(float(world.size))
+
+    @contextlib.contextmanager
+    def shards_shown(self) -> Iterator[None]:
+        """Inside, programs see every parameter sharded."""
+        for owner, name, shard in self.places:
+            owner._parameters[name] = shard
+        try:
+            yield
+        finally:
+            for owner, name, shard in self.places:
+                owner._parameters[name] = seen(shard)
 
 
 @functools.partial(torch._dynamo.disable, recursive=False)
@@ -347,8 +361,9 @@ def build(root: nn.Module) -> Root:
             shard._sherd_name, shard._sherd_unit, shard._sherd_root = fqn, weakref.ref(module), weakref.ref(root)
             precision = precision_of(shard, getattr(module, HELD).options)
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
-            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type()))
-            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
+            outside = outside_of(shard, whole) if handle.sees_whole else None
+            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type(), outside=outside))
+            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard if outside is None else outside)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
@@ -371,6 +386,8 @@ def build(root: nn.Module) -> Root:
         if world.rank == 0:
             log.warning("%s", warning)
     result = Root(model, world, all_places)
+    for owner, name, shard in all_places:
+        owner._parameters[name] = seen(shard)
     for module in uses.modules:
         getattr(module, HELD).root = result
         getattr(module, HELD).converted.clear()

@@ -80,6 +80,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   }
   for (const auto& unit : core_->units) unit->belong_to(this);
   model.publish();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
                           [this] { core_->model->interrupt("an exception ended its backward"); }, with_python_types});
@@ -104,10 +105,92 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
+  sees_whole_ = sees_whole_ || parameter.outside.defined();
   Face face{std::move(parameter), core_->model->groups()[g]->trainable()};
   face.shard = py::cast(face.parameter.shard);
   face.rows = py::cast(face.parameter.local);
   faces_[g].push_back(std::move(face));
+}
+
+// Where `outside` is the module's own parameter, its group points it to the store's memory.
+void Model::show_outside(size_t g) {
+  ParamGroup& group = *core_->model->groups()[g];
+  Store& store = core_->model->store();
+  if (group.type() == group.compute_type()) {
+    group.unshard();
+    group.reshard();
+  }
+  const at::Tensor whole = store.unshard(g);
+  auto* base = static_cast<std::byte*>(const_cast<void*>(whole.const_data_ptr()));
+  for (size_t p = 0; p < faces_[g].size(); ++p) {
+    Face& face = faces_[g][p];
+    const at::Tensor& outside = face.parameter.outside;
+    face.outside_memory = outside.storage();
+    if (outside.is_same(face.parameter.whole)) continue;
+    auto* storage = outside.storage().unsafeGetStorageImpl();
+    storage->clear_data_ptr_access_error_msg_();
+    auto* owner = new std::shared_ptr<Core>(core_);
+    storage->set_data_ptr_noswap(at::DataPtr(
+        base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
+        [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
+  }
+}
+
+bool Model::is_written(const Face& face) const {
+  const at::Tensor& outside = face.parameter.outside;
+  return outside.defined() &&
+         (outside._version() != face.outside_version || !outside.storage().is_alias_of(face.outside_memory));
+}
+
+bool Model::written_outside() const {
+  if (!sees_whole_) return false;
+  if (core_->model->store().was_written()) return true;
+  for (const auto& faces : faces_)
+    for (const auto& face : faces)
+      if (is_written(face)) return true;
+  return false;
+}
+
+// While no rank reads.
+void Model::take_written() {
+  const at::NoGradGuard no_grad;
+  Store& store = core_->model->store();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p) {
+      Face& face = faces_[g][p];
+      const at::Tensor &outside = face.parameter.outside, &local = face.parameter.local;
+      const bool moved = !outside.storage().is_alias_of(face.outside_memory);
+      if (moved && (outside.scalar_type() != local.scalar_type() || outside.sizes() != face.parameter.shard.sizes()))
+        config_error("shard", "got data of {} of sizes {} for parameter '{}', expected {} of sizes {}",
+                     c10::toString(outside.scalar_type()), c10::str(outside.sizes()), face.parameter.fqn,
+                     c10::toString(local.scalar_type()), c10::str(face.parameter.shard.sizes()));
+      const Rows own = core_->model->groups()[g]->layout().rows(p, store.index());
+      if (own.count > 0 && (moved || is_written(face) || store.was_written())) {
+        const at::Tensor values = outside.detach().narrow(0, own.first, own.count);
+        if (values.const_data_ptr() != local.const_data_ptr()) local.copy_(values);
+      }
+      if (!moved) continue;
+      outside.unsafeGetTensorImpl()->set_storage_keep_dtype(face.outside_memory);
+      outside.unsafeGetTensorImpl()->set_sizes_contiguous(face.parameter.shard.sizes());
+      outside.unsafeGetTensorImpl()->set_storage_offset(0);
+    }
+  }
+  store.take_back();
+  updated_ = true;
+}
+
+// Programs freeze and unfreeze what they see.
+void Model::follow_requires_grad() {
+  for (auto& faces : faces_)
+    for (auto& face : faces)
+      if (face.parameter.outside.defined() && face.parameter.shard.requires_grad() != face.parameter.outside.requires_grad())
+        face.parameter.shard.set_requires_grad(face.parameter.outside.requires_grad());
+}
+
+void Model::settle() {
+  entering_forward();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
+  remember_versions();
 }
 
 void Model::make_gradients(size_t g) {
@@ -155,6 +238,7 @@ void Model::remember_versions() {
     for (auto& face : faces) {
       face.shard_version = face.parameter.shard._version();
       face.local_version = face.parameter.local._version();
+      if (face.parameter.outside.defined()) face.outside_version = face.parameter.outside._version();
     }
   }
 }
@@ -171,9 +255,11 @@ void Model::check_requires_grad() const {
 
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
+  if (sees_whole_) follow_requires_grad();
   if (at::GradMode::is_enabled()) check_requires_grad();  // adapters are switched off and on around forwards without
   recover();
   failure_.clear();
+  sees_whole_ = sees_whole_ || parameter.outside.defined();
   has_read_ = true;
   const bool reclaimed = reclaim_rows();
   bool changed = updated_ || reclaimed || rows_have_changed();
@@ -182,8 +268,12 @@ void Model::entering_forward() {
     const double mine = changed || aliased_ ? 1 : 0;
     const std::vector<double> all = core_->transport->exchange({&mine, 1});
     changed = std::count(all.begin(), all.end(), 1.0) > 0;
+  } else if (written && has_read_) {
+    barrier(*core_->transport);
   }
+  has_read_ = true;
   if (!changed) return;
+  if (written) take_written();
   core_->model->publish();
   updated_ = false;
   remember_versions();
@@ -210,6 +300,10 @@ void Model::before_update() {
     recover();
     core_->model->finish_backward();
     barrier(*core_->transport);
+    if (written_outside()) {
+      take_written();
+      remember_versions();
+    }
   } catch (const std::exception& error) {
     core_->model->interrupt(error.what());
     throw;

@@ -4,6 +4,11 @@
 // Whether the next one adds to them or starts anew is read from .grad itself, as autograd does it: None starts anew,
 // what is there (also if the user put it there) is added to. Gradients that somebody still holds when they start anew
 // are left to him, and the store makes new ones.
+//
+// [Note: Whole outside] Where the strategy keeps parameters whole, a program may see whole, plain parameters outside
+// of forwards as well: `whole` itself, or another over the store's memory where `whole` is a cast. They are up to date
+// after settle(). What a program writes to them counts from the next forward or update on: each rank takes the rows
+// that it owns from its own.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -25,6 +30,7 @@ struct Parameter {
   at::Tensor shard;                    // the DTensor that the optimizer sees
   at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
   at::ScalarType reduce = at::kFloat;  // of its gradients on their way
+  at::Tensor outside = {};             // see [Note: Whole outside]
 };
 
 struct UnitPlan {
@@ -68,6 +74,8 @@ class Model {
   double gradient_norm();
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
   std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
+  /// Parameters that are seen whole outside are up to date. Collective.
+  void settle();
   /// This rank's rows have new values: the next forward publishes them.
   void note_update() { updated_ = true; }
   /// This rank's rows can be changed from here on by ways that nothing here sees.
@@ -108,6 +116,8 @@ class Model {
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
     bool had = false;   // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
+    int64_t outside_version = 0;
+    c10::Storage outside_memory = {};
   };
 
   void make_face(size_t g, size_t p, Parameter parameter);
@@ -118,6 +128,11 @@ class Model {
   bool rows_have_changed() const;
   bool reclaim_rows();
   void remember_versions();
+  void show_outside(size_t g);
+  bool is_written(const Face& face) const;
+  bool written_outside() const;
+  void take_written();
+  void follow_requires_grad();
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
@@ -134,6 +149,7 @@ class Model {
   std::string name_;
   int open_ = 0;         // forwards under way
   std::string failure_;  // where the exception began that is on its way out of them
+  bool sees_whole_ = false;  // parameters are seen whole outside
   bool updated_ = false, aliased_ = false;
   bool has_read_ = true;      // since this rank last waited for the others
   bool has_reduced_ = false;  // since the last forward
