@@ -259,10 +259,8 @@ void Model::entering_forward() {
   if (at::GradMode::is_enabled()) check_requires_grad();  // adapters are switched off and on around forwards without
   recover();
   failure_.clear();
-  sees_whole_ = sees_whole_ || parameter.outside.defined();
-  has_read_ = true;
-  const bool reclaimed = reclaim_rows();
-  bool changed = updated_ || reclaimed || rows_have_changed();
+  const bool reclaimed = reclaim_rows(), written = written_outside();
+  bool changed = updated_ || reclaimed || written || rows_have_changed();
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
   if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
     const double mine = changed || aliased_ ? 1 : 0;
