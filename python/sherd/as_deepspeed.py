@@ -132,6 +132,7 @@ def take_over(made: engine.Engine, document: dict) -> None:
     handle = getattr(made.module, HELD)
     handle.sees_whole, handle.gathers_uses = not sharded, sharded
     handle.whole_model()
+    hugging_face.save_whole()
     if sharded:
         deepspeed_parameters.name_wholes(made.module)
     if made.optimizer is not None:

@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, Collection
 
 import torch
 import torch.distributed as dist
@@ -29,8 +29,8 @@ LATEST = "latest"
 FACTS = "sherd.json"
 
 
-def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, torch.Tensor]:
-    """Whole values of all parameters and buffers by name, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
+def full_state_dict(model: nn.Module, *, all_ranks: bool = False, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Whole values of all parameters and buffers by name, but for those named, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
 
     Collective. Parameters are gathered one at a time: other ranks hold no more than one of them.
     """
@@ -38,6 +38,8 @@ def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, t
     result: dict[str, torch.Tensor] = {}
     seen: dict[int, str] = {}  # tied parameters, by what they are; they are one tensor in the result too
     for name, value in bar(model.state_dict(keep_vars=True).items(), "gathering parameters"):
+        if name in without:
+            continue
         first = seen.setdefault(id(value), name)
         if first != name:
             if keep:

@@ -119,11 +119,8 @@ class DeepSpeedEngine(engine.Engine):
 
     def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
         """Whole weights on rank 0; {} elsewhere. Collective."""
-        state = checkpoint.full_state_dict(self.module)
-        if exclude_frozen_parameters:
-            frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
-            state = {name: value for name, value in state.items() if name not in frozen}
-        return state
+        frozen = {name for name, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return checkpoint.full_state_dict(self.module, without=frozen if exclude_frozen_parameters else ())
 
     _consolidated_16bit_state_dict = _zero3_consolidated_16bit_state_dict
 

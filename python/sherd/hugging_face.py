@@ -4,11 +4,13 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import sys
 from typing import Any, Callable
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 
-from . import gather
+from . import checkpoint, distributed, gather
 
 
 def initialize_gathered() -> None:
@@ -26,6 +28,33 @@ def initialize_gathered() -> None:
             plain(self, module, *args, **kwargs)
 
     PreTrainedModel._initialize_weights = _initialize_weights
+
+
+def save_whole() -> None:
+    """save_pretrained of transformers and PEFT writes whole weights of what is sharded, by rank 0. Collective."""
+    for module, name in (("transformers", "PreTrainedModel"), ("peft", "PeftModel")):
+        cls = getattr(sys.modules.get(module), name, None)
+        if cls is not None and cls.save_pretrained.__module__ != __name__:
+            cls.save_pretrained = of_whole_weights(cls.save_pretrained)
+
+
+def of_whole_weights(plain: Callable) -> Callable:
+    signature = inspect.signature(plain)
+
+    @functools.wraps(plain)
+    def save_pretrained(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(self, *args, **kwargs)
+        given = bound.arguments.get("state_dict") or bound.arguments.get("kwargs", {}).get("state_dict")
+        if given is not None or not any(isinstance(p, DTensor) for p in self.parameters()):
+            return plain(self, *args, **kwargs)
+        world = distributed.world()
+        state = checkpoint.full_state_dict(self)
+        result = plain(self, *args, **kwargs, state_dict=state) if world.rank == 0 else None
+        world.transport.barrier()
+        return result
+
+    save_pretrained.__module__ = __name__
+    return save_pretrained
 
 
 def use_sherd() -> None:
