@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError
-from .parameters import over_rows, own_rows
+from .parameters import over_rows, own_rows, sharded_of
 from .units import HELD, ShardedModule
 
 log = logging.getLogger("sherd")
@@ -314,7 +314,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
     ``clip_grad_norm_(model.parameters(), ...)`` works too, at the cost of DTensor operations per parameter.
     """
     norm = gradient_norm(model)
-    scale_gradients(model.parameters(), clip_scale(norm, max_norm))
+    scale_gradients(map(sharded_of, model.parameters()), clip_scale(norm, max_norm))
     return torch.tensor(norm)
 
 

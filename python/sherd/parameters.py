@@ -8,14 +8,96 @@ from typing import Iterator
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
 
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class ShardedValue(DTensor):
+    """What is computed from sharded parameters where they are sharded: weight.t(), weight[:2], a norm of weights. It needs a
+    gradient, and knows by its name where it comes from."""
+    _sherd_name: str
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        return derived(function, args, kwargs or {})
+
+    def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
+        """The whole value. Its gradient is the mean of all ranks', as that of a loss is."""
+        if grad_placements is not None or not torch.is_grad_enabled():
+            return super().full_tensor(grad_placements=grad_placements)
+        return whole_and_mean(self)
+
+
+class MeanOverRanks(torch.autograd.Function):
+    """Its value; of its gradient, which is about to be summed over so many ranks, a part."""
+
+    @staticmethod
+    def forward(ctx, value, ranks):
+        ctx.ranks = ranks
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient / ctx.ranks, None
+
+
+def whole_and_mean(value: DTensor) -> torch.Tensor:
+    whole = DTensor.full_tensor(value, grad_placements=[Partial()] * value.device_mesh.ndim)
+    return MeanOverRanks.apply(whole, value.device_mesh.size())
+
+
+def derived(function, args: tuple, kwargs: dict):
+    """Calls a function of DTensors; says what to do where they meet plain tensors."""
+    try:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **kwargs)
+    except (RuntimeError, AssertionError) as error:  # the latter where a plain tensor is written to
+        if "mixed torch.Tensor and DTensor" not in str(error) and not (isinstance(error, AssertionError) and has_plain((args, kwargs))):
+            raise
+        names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
+        raise FaultError(
+            f"[shard] got parameter {names} in {getattr(function, '__name__', function)} with plain tensors, outside the forward of "
+            "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
+            "loss: set_reshard_after_forward(False) on the unit, which then is whole from its forward to its backward") from error
+    for one in result if type(result) in (tuple, list) else (result,):
+        if type(one) is DTensor and one.requires_grad:
+            one.__class__ = ShardedValue
+            one._sherd_name = next(names_in((args, kwargs)), "")
+    return result
+
+
+def has_plain(values) -> bool:
+    return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() > 0 for t in tree_iter(values))
+
+
+def gathers_uses(values) -> bool:
+    """Whether the model of these parameters is one whose program may use them anywhere."""
+    root = next((t.__dict__.get("_sherd_root") for t in tree_iter(values) if isinstance(t, ShardedParameter)), None)
+    return root is not None and root() is not None and root().__dict__["_sherd_unit"].gathers_uses
+
+
+def of_wholes(function, args: tuple, kwargs: dict):
+    """Calls a function with whole parameters; of one that it changes, each rank takes its rows. Collective."""
+    changed = args[0] if args and isinstance(args[0], ShardedParameter) and writes(getattr(function, "__name__", ""), None) else None
+    args, kwargs = tree_map_only((ShardedParameter, ShardedValue), lambda p: p.full_tensor(), (args, kwargs))
+    result = function(*args, **kwargs)
+    if changed is None:
+        return result
+    with torch.no_grad():
+        changed._local_tensor.copy_(rows_like(args[0], changed))
+    tell((changed,), "note_update")
+    return changed
+
+
+def names_in(values) -> Iterator[str]:
+    """Of the sharded parameters that these come from."""
+    return (t._sherd_name for t in tree_iter(values) if isinstance(t, (ShardedParameter, ShardedValue)))
 
 
 class ShardedParameter(DTensor):
@@ -36,28 +118,52 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
             with torch._C.DisableTorchFunctionSubclass():
                 return alias_of(args[0], function(*args))
+        if name == "__set__" and function == SET_DATA and isinstance(args[0], nn.Parameter):
+            return set_data(*args)
         if is_draw(function, name, args):
             return fill_as_whole(function, args, kwargs or {})
         if name == "detach":
             tell(args, "note_alias")
-        elif name.endswith("_") and not name.startswith("__") and name not in NOT_VALUES:
-            tell(args, "before_write", "note_update")
-        try:
-            with torch._C.DisableTorchFunctionSubclass():
-                return function(*args, **(kwargs or {}))
-        except RuntimeError as error:
-            if "mixed torch.Tensor and DTensor" not in str(error):
-                raise
-            names = ", ".join(f"'{a._sherd_name}'" for a in (*args, *(kwargs or {}).values())
-                              if isinstance(a, ShardedParameter))
-            raise FaultError(
-                f"[shard] got parameter {names} in {name or function} with plain tensors, outside "
-                "the forward of its unit, where it is sharded; try to call the unit (the module given to fully_shard), "
-                "register_forward_method(), or unshard() before") from error
+        elif writes(name, kwargs):
+            tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
+        if has_plain((args, kwargs)) and gathers_uses((args, kwargs)):
+            return of_wholes(function, args, kwargs or {})
+        return derived(function, args, kwargs or {})
+
+    def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
+        """The whole value, a copy. Collective. Its gradient counts as one of the unit's forward does: the mean over ranks."""
+        if grad_placements is not None or not torch.is_grad_enabled() or not self.requires_grad:
+            return super().full_tensor(grad_placements=grad_placements)
+        unit = self._sherd_unit and self._sherd_unit()
+        handle = None if unit is None else unit.__dict__["_sherd_unit"]
+        if handle is None or handle.unit is None or self._sherd_whole.dtype != self.dtype:
+            return whole_and_mean(self)
+        return handle.whole_copy(self)
+
+    def set_(self, *_, **__):
+        raise ConfigError(f"[shard] got set_() of parameter '{self._sherd_name}', whose memory is sherd's, expected other values in it; "
+                          "try copy_(), or parameter.data = values")
 
     def to_local(self, **options) -> torch.Tensor:
         tell((self,), "note_alias")
         return super().to_local(**options)
+
+
+class ShardedGradient(DTensor):
+    """The reduced gradient of a parameter: this rank's rows."""
+
+    @property
+    def data(self) -> DTensor:
+        return DATA(self)
+
+    @data.setter
+    def data(self, values: torch.Tensor) -> None:
+        given = values._local_tensor if isinstance(values, DTensor) else values
+        if given.shape != self._local_tensor.shape or isinstance(values, DTensor) and values.placements != self.placements:
+            raise ConfigError(f"[shard] got sizes {list(values.shape)} for the data of a gradient, expected this rank's rows, "
+                              f"{list(self._local_tensor.shape)}, or a DTensor sharded as it is; try .grad = values")
+        with torch.no_grad():
+            self._local_tensor.copy_(given)
 
 
 class WholeParameter(ShardedParameter):
@@ -83,8 +189,64 @@ def shown_as(wholes: list[tuple[ShardedParameter, nn.Parameter]]) -> Iterator[No
             parameter.__class__, parameter._local_tensor = ShardedParameter, own
 
 
+def set_data(parameter: ShardedParameter, values: torch.Tensor) -> None:
+    """``parameter.data = values``: a DTensor that is sharded as the parameter, or this rank's rows. They are copied."""
+    rows = parameter._local_tensor
+    same_spread = not isinstance(values, DTensor) or (values.shape == parameter.shape and values.placements == parameter.placements)
+    given = values._local_tensor if isinstance(values, DTensor) else values
+    if not same_spread or given.shape != rows.shape or given.dtype != rows.dtype:
+        raise ConfigError(f"[shard] got {values.dtype} of sizes {list(values.shape)} for the data of parameter "
+                          f"'{parameter._sherd_name}', expected {rows.dtype}: this rank's rows, {list(rows.shape)}, or a DTensor "
+                          f"sharded as it is; try parameter.copy_(), or module.to() before the first forward")
+    tell((parameter,), "before_write")
+    with torch.no_grad():
+        rows.copy_(given)
+    tell((parameter,), "note_update")
+
+
+def take_back(parameter: DTensor, given: torch.Tensor, rows: torch.Tensor) -> None:
+    """Between steps somebody has put ``given`` in the place of a parameter's local tensor: its values count, its memory does not."""
+    if type(parameter) is not ShardedParameter:  # whole, for a time
+        return
+    if given.shape != rows.shape or given.dtype != rows.dtype:
+        raise ConfigError(f"[shard] got {given.dtype} of sizes {list(given.shape)} as the local tensor of parameter "
+                          f"'{parameter._sherd_name}', expected {rows.dtype} of {list(rows.shape)}; try to write into the one that is there")
+    with torch.no_grad():
+        rows.copy_(given)
+    parameter._local_tensor = rows
+
+
+def rows_of_gradient(gradient: torch.Tensor, parameter: ShardedParameter) -> torch.Tensor:
+    """This rank's. DTensor gives gradients of parameters that were used as they are in other placements too."""
+    if not isinstance(gradient, DTensor):
+        return gradient
+    with torch.no_grad():
+        return gradient.redistribute(placements=parameter.placements)._local_tensor
+
+
+def whole_guest(given: torch.Tensor, shard: ShardedParameter) -> torch.Tensor:
+    """What a unit computes with where a program has put ``given`` in the place of a parameter (torch.func.functional_call)."""
+    if isinstance(given, DTensor):
+        return given.full_tensor() if isinstance(given, (ShardedParameter, ShardedValue)) else whole_and_mean(given)
+    if getattr(given, WHOLE_COPY, False) and torch.is_grad_enabled() and given.requires_grad:
+        raise ConfigError(f"[full_parameters] got a forward with gradients while '{shard._sherd_name}' stands there whole, as a copy "
+                          "whose gradient would be lost, expected it outside; try torch.no_grad() around it")
+    return given
+
+
+WHOLE_COPY = "_sherd_whole_copy"  # the attribute of what full_parameters shows
 DATA = torch.Tensor.data.__get__
+SET_DATA = torch.Tensor.data.__set__
 NOT_VALUES = {"requires_grad_", "retain_grad_"}
+IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor",
+                                                         "lshift", "rshift"))}
+
+
+def writes(name: str, kwargs: dict | None) -> bool:
+    """Whether a function of this name changes tensors that it is given."""
+    if name.startswith("__"):
+        return name in IN_PLACE
+    return name.endswith("_") and name not in NOT_VALUES or bool(kwargs) and kwargs.get("out") is not None
 
 
 # Values that depend on their place, or on a generator: of each row others on each rank.
@@ -189,6 +351,43 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
         sharded._sherd_whole = whole
     whole.requires_grad_(sharded.requires_grad)
     return whole
+
+
+def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
+    """The gradient over this rank's rows of it."""
+    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh), requires_grad=False)
+
+
+SEEN = "_sherd_seen"  # the attribute of a sharded parameter that holds what is seen of it outside of forwards, where that is another
+
+
+def outside_of(sharded: ShardedParameter, whole: nn.Parameter) -> nn.Parameter:
+    """What is seen of a parameter that the strategy keeps whole: what its unit computes with, or where that is a cast, another one
+    over the store's memory."""
+    outside = whole
+    if whole.dtype != sharded.dtype:
+        outside = nn.Parameter(_C.unbacked(list(sharded.shape), torch.empty(0, dtype=sharded.dtype)), sharded.requires_grad)
+        outside.__dict__.update(users_attributes(sharded))
+        if sharded.requires_grad:
+            outside.register_hook(lambda _: refuse_gradient(sharded))
+    outside._sherd_sharded, outside._sherd_name = sharded, sharded._sherd_name
+    setattr(sharded, SEEN, outside)
+    return outside
+
+
+def refuse_gradient(sharded: ShardedParameter) -> None:
+    raise FaultError(f"[shard] got a gradient of parameter '{sharded._sherd_name}' by a use outside of its unit's forward, which computes "
+                     "with a cast of it, expected none; try to call the model, or torch.no_grad()")
+
+
+def seen(parameter: torch.Tensor) -> torch.Tensor:
+    """What a program sees of a sharded parameter outside of forwards."""
+    return getattr(parameter, SEEN, parameter)
+
+
+def sharded_of(parameter: torch.Tensor) -> torch.Tensor:
+    """What the optimizer has of a parameter that a program sees."""
+    return getattr(parameter, "_sherd_sharded", parameter)
 
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:

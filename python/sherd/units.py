@@ -5,23 +5,26 @@ module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import weakref
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
+from .autograd import MODELS
 from .distributed import World
-from .parameters import ShardedParameter, check_type, over_rows, whole_of
+from .parameters import ShardedParameter, WholeParameter, check_type, gradient_over, outside_of, seen, whole_of
 from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
@@ -38,9 +41,12 @@ class UnitHandle:
         self.world = world
         self.outer: weakref.ref[nn.Module] | None = None  # the unit around it, if any
         self.ignored: set[int] = set()
+        self.converted: dict[tuple[int, str], ShardedParameter] = {}  # by module and name; until the model is built
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.sync = self.all_reduce = True  # of a root: what its backwards do
+        self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
+        self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
 
     def tell_gradients(self) -> None:
         """What the root's following backwards do with their gradients."""
@@ -54,10 +60,22 @@ class UnitHandle:
             handle = getattr(outer, HELD)
         return handle.module()
 
+    def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
+        """A copy of a whole parameter of the unit, in the graph of its uses."""
+        unit = self.unit
+        if unit.shows_whole:
+            return parameter._sherd_whole.clone()
+        unit.unshard()
+        try:
+            return parameter._sherd_whole.clone()
+        finally:
+            unit.reshard()
+
     @torch._dynamo.disable
     def ready(self) -> _C.Unit:
         if self.unit is None:
-            build(self.root_module)
+            with temporarily_clear_interpreter_stack():  # of torch.func, which would take building for a part of the function
+                build(self.root_module)
         return self.unit
 
     def whole_model(self) -> "Root":
@@ -85,9 +103,21 @@ class Root:
 
     def __init__(self, model: _C.Model, world: World, places: list[tuple[nn.Module, str, ShardedParameter]]):
         self.model = model
+        MODELS.add(model)
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
         model.set_divisor(float(world.size))
+
+    @contextlib.contextmanager
+    def shards_shown(self) -> Iterator[None]:
+        """Inside, programs see every parameter sharded."""
+        for owner, name, shard in self.places:
+            owner._parameters[name] = shard
+        try:
+            yield
+        finally:
+            for owner, name, shard in self.places:
+                owner._parameters[name] = seen(shard)
 
 
 @functools.partial(torch._dynamo.disable, recursive=False)
@@ -123,8 +153,8 @@ class ShardedModule:
         raise ConfigError("[fully_shard] got a sharded module to pickle, expected its state; try model.state_dict()")
 
     def unshard(self, async_op: bool = False) -> "Unsharded | None":
-        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard` or the end of its next
-        forward. Collective where ranks do not share a host's memory. async_op: returns something to wait() for, as in
+        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard`, the end of its next forward or, of a
+        unit that is not resharded then, of the next backward. Collective where ranks do not share a host's memory. async_op: returns something to wait() for, as in
         FSDP2; the parameters are there already."""
         self.__dict__[HELD].ready().unshard()
         return Unsharded() if async_op else None
@@ -143,6 +173,19 @@ class ShardedModule:
         for module in self.modules():
             module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
         return self
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Of the parameters themselves, also where whole ones stand in their place between a forward and its backward."""
+        handle = self.__dict__[HELD]
+        if handle.root is not None:
+            inside = {id(module) for module in self.modules()}
+            for owner, _, shard in handle.root.places:
+                if id(owner) in inside and shard.grad is not None:
+                    if set_to_none:
+                        shard.grad = None
+                    else:
+                        shard.grad.detach().zero_()
+        super().zero_grad(set_to_none)
 
     def reshard(self) -> None:
         """Gives this unit's whole parameters up: this rank's rows are left."""
@@ -209,7 +252,7 @@ class Unsharded:
 
 
 def after_forward(reshard: bool) -> _C.AfterForward:
-    return _C.AfterForward.reshard if reshard else _C.AfterForward.keep
+    return _C.AfterForward.reshard if reshard else _C.AfterForward.show
 
 
 @functools.cache
@@ -272,9 +315,12 @@ class Uses:
                 self._visit(child, joined(name, key), unit)
 
     def _use(self, module: nn.Module, key: str, fqn: str, parameter: nn.Parameter, unit: int) -> None:
+        if not isinstance(parameter, nn.Parameter):  # torch.func.functional_call has put it there for this forward
+            parameter = getattr(self.modules[unit], HELD).converted.get((id(module), key), parameter)
         if not isinstance(parameter, DTensor):
             raise ConfigError(f"[fully_shard] got parameter '{fqn}', which was not there when its unit was sharded, expected "
-                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params")
+                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params; "
+                              "and a forward of the model's own before torch.func.functional_call with nn.Parameters")
         if id(parameter) not in self.parameters:
             self.parameters[id(parameter)] = parameter
             self.fqns[id(parameter)] = fqn
@@ -315,22 +361,23 @@ def build(root: nn.Module) -> Root:
             shard._sherd_name, shard._sherd_unit, shard._sherd_root = fqn, weakref.ref(module), weakref.ref(root)
             precision = precision_of(shard, getattr(module, HELD).options)
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
-            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type()))
-            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
+            outside = outside_of(shard, whole) if handle.sees_whole else None
+            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type(), outside=outside))
+            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard if outside is None else outside)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
         if unit_handle.options.mesh != options.mesh:
             raise ConfigError(f"[fully_shard] got unit '{uses.names[index]}' on mesh {unit_handle.options.mesh} in a model on "
                               f"{options.mesh}, expected one mesh; try to give it to every fully_shard")
+        default = _C.AfterForward.reshard if index != 0 else _C.AfterForward.keep
         reshard = unit_handle.options.reshard_after_forward
-        reshard = index != 0 if reshard is None else reshard
         unit_handle.unit = _C.Unit(places)
         plans.append(_C.UnitPlan(unit=unit_handle.unit, name=uses.names[index], parent=uses.parents[index],
-                                 parameters=planned, after_forward=after_forward(reshard)))
+                                 parameters=planned, after_forward=default if reshard is None else after_forward(reshard)))
     try:
         model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
-                         persistent_below=options.persistent_below, replicate=options.replicate, make_gradient=over_rows)
+                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__, make_gradient=gradient_over)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None
@@ -339,8 +386,11 @@ def build(root: nn.Module) -> Root:
         if world.rank == 0:
             log.warning("%s", warning)
     result = Root(model, world, all_places)
+    for owner, name, shard in all_places:
+        owner._parameters[name] = seen(shard)
     for module in uses.modules:
         getattr(module, HELD).root = result
+        getattr(module, HELD).converted.clear()
     return result
 
 
@@ -358,6 +408,10 @@ def own_local(shard: ShardedParameter) -> torch.Tensor:
 
 
 def check(uses: Uses) -> None:
+    whole = next((uses.fqns[key] for key, p in uses.parameters.items() if type(p) is WholeParameter), None)
+    if whole is not None:
+        raise ConfigError(f"[fully_shard] got a first forward inside of GatheredParameters of '{whole}', expected one before it; try "
+                          "model.unshard() and model.reshard() first")
     on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
     if on_meta:
         raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"

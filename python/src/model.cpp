@@ -4,6 +4,7 @@
 #include <torch/csrc/autograd/variable.h>
 
 #include <cmath>
+#include <set>
 #include <unordered_map>
 
 #include "sherd/base/error.h"
@@ -26,6 +27,11 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
   return found;
 }
 
+// This rank's rows of a gradient of `shard`, however it came about. Collective where it is spread otherwise.
+at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard) {
+  return py::module_::import("sherd.parameters").attr("rows_of_gradient")(gradient, shard).cast<at::Tensor>();
+}
+
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
   try {
@@ -43,7 +49,7 @@ void with_python_types(const std::function<void()>& step) {
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
              MakeGradient make_gradient)
-    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate) {
+    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate), name_(options.name) {
   ShardOptions shard;
   shard.strategy = find_strategy(options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
@@ -74,6 +80,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   }
   for (const auto& unit : core_->units) unit->belong_to(this);
   model.publish();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
                           [this] { core_->model->interrupt("an exception ended its backward"); }, with_python_types});
@@ -98,7 +105,92 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
-  faces_[g].push_back({std::move(parameter), core_->model->groups()[g]->trainable(), {}, {}});
+  sees_whole_ = sees_whole_ || parameter.outside.defined();
+  Face face{std::move(parameter), core_->model->groups()[g]->trainable()};
+  face.shard = py::cast(face.parameter.shard);
+  face.rows = py::cast(face.parameter.local);
+  faces_[g].push_back(std::move(face));
+}
+
+// Where `outside` is the module's own parameter, its group points it to the store's memory.
+void Model::show_outside(size_t g) {
+  ParamGroup& group = *core_->model->groups()[g];
+  Store& store = core_->model->store();
+  if (group.type() == group.compute_type()) {
+    group.unshard();
+    group.reshard();
+  }
+  const at::Tensor whole = store.unshard(g);
+  auto* base = static_cast<std::byte*>(const_cast<void*>(whole.const_data_ptr()));
+  for (size_t p = 0; p < faces_[g].size(); ++p) {
+    Face& face = faces_[g][p];
+    const at::Tensor& outside = face.parameter.outside;
+    face.outside_memory = outside.storage();
+    if (outside.is_same(face.parameter.whole)) continue;
+    auto* storage = outside.storage().unsafeGetStorageImpl();
+    storage->clear_data_ptr_access_error_msg_();
+    auto* owner = new std::shared_ptr<Core>(core_);
+    storage->set_data_ptr_noswap(at::DataPtr(
+        base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
+        [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
+  }
+}
+
+bool Model::is_written(const Face& face) const {
+  const at::Tensor& outside = face.parameter.outside;
+  return outside.defined() &&
+         (outside._version() != face.outside_version || !outside.storage().is_alias_of(face.outside_memory));
+}
+
+bool Model::written_outside() const {
+  if (!sees_whole_) return false;
+  if (core_->model->store().was_written()) return true;
+  for (const auto& faces : faces_)
+    for (const auto& face : faces)
+      if (is_written(face)) return true;
+  return false;
+}
+
+// While no rank reads.
+void Model::take_written() {
+  const at::NoGradGuard no_grad;
+  Store& store = core_->model->store();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p) {
+      Face& face = faces_[g][p];
+      const at::Tensor &outside = face.parameter.outside, &local = face.parameter.local;
+      const bool moved = !outside.storage().is_alias_of(face.outside_memory);
+      if (moved && (outside.scalar_type() != local.scalar_type() || outside.sizes() != face.parameter.shard.sizes()))
+        config_error("shard", "got data of {} of sizes {} for parameter '{}', expected {} of sizes {}",
+                     c10::toString(outside.scalar_type()), c10::str(outside.sizes()), face.parameter.fqn,
+                     c10::toString(local.scalar_type()), c10::str(face.parameter.shard.sizes()));
+      const Rows own = core_->model->groups()[g]->layout().rows(p, store.index());
+      if (own.count > 0 && (moved || is_written(face) || store.was_written())) {
+        const at::Tensor values = outside.detach().narrow(0, own.first, own.count);
+        if (values.const_data_ptr() != local.const_data_ptr()) local.copy_(values);
+      }
+      if (!moved) continue;
+      outside.unsafeGetTensorImpl()->set_storage_keep_dtype(face.outside_memory);
+      outside.unsafeGetTensorImpl()->set_sizes_contiguous(face.parameter.shard.sizes());
+      outside.unsafeGetTensorImpl()->set_storage_offset(0);
+    }
+  }
+  store.take_back();
+  updated_ = true;
+}
+
+// Programs freeze and unfreeze what they see.
+void Model::follow_requires_grad() {
+  for (auto& faces : faces_)
+    for (auto& face : faces)
+      if (face.parameter.outside.defined() && face.parameter.shard.requires_grad() != face.parameter.outside.requires_grad())
+        face.parameter.shard.set_requires_grad(face.parameter.outside.requires_grad());
+}
+
+void Model::settle() {
+  entering_forward();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
+  remember_versions();
 }
 
 void Model::make_gradients(size_t g) {
@@ -125,11 +217,28 @@ bool Model::rows_have_changed() const {
   return false;
 }
 
+// Whoever gave a parameter another local tensor means its values.
+bool Model::reclaim_rows() {
+  static const py::str kLocal = "_local_tensor";
+  bool found = false;
+  const py::gil_scoped_acquire gil;
+  for (auto& faces : faces_) {
+    for (Face& face : faces) {
+      const py::object now = face.shard.attr(kLocal);
+      if (now.is(face.rows)) continue;
+      py::module_::import("sherd.parameters").attr("take_back")(face.shard, now, face.rows);
+      found = true;
+    }
+  }
+  return found;
+}
+
 void Model::remember_versions() {
   for (auto& faces : faces_) {
     for (auto& face : faces) {
       face.shard_version = face.parameter.shard._version();
       face.local_version = face.parameter.local._version();
+      if (face.parameter.outside.defined()) face.outside_version = face.parameter.outside._version();
     }
   }
 }
@@ -146,17 +255,23 @@ void Model::check_requires_grad() const {
 
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
-  check_requires_grad();
+  if (sees_whole_) follow_requires_grad();
+  if (at::GradMode::is_enabled()) check_requires_grad();  // adapters are switched off and on around forwards without
   recover();
-  has_read_ = true;
-  bool changed = updated_ || rows_have_changed();
+  failure_.clear();
+  const bool reclaimed = reclaim_rows(), written = written_outside();
+  bool changed = updated_ || reclaimed || written || rows_have_changed();
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
   if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
     const double mine = changed || aliased_ ? 1 : 0;
     const std::vector<double> all = core_->transport->exchange({&mine, 1});
     changed = std::count(all.begin(), all.end(), 1.0) > 0;
+  } else if (written && has_read_) {
+    barrier(*core_->transport);
   }
+  has_read_ = true;
   if (!changed) return;
+  if (written) take_written();
   core_->model->publish();
   updated_ = false;
   remember_versions();
@@ -167,8 +282,9 @@ void Model::recover() {
   if (core_->model->recover()) has_reduced_ = true;
 }
 
-void Model::failed_in_forward(const std::string& cause) {
-  if (open_ == 0) core_->model->interrupt(cause);
+void Model::failed_in_forward(const std::string& unit, const std::string& cause) {
+  if (failure_.empty()) failure_ = fmt::format("{} (in the forward of {} of {})", cause, title_of_unit(unit), name_);
+  if (open_ == 0) core_->model->interrupt(std::exchange(failure_, {}));
 }
 
 void Model::before_write() {
@@ -182,6 +298,10 @@ void Model::before_update() {
     recover();
     core_->model->finish_backward();
     barrier(*core_->transport);
+    if (written_outside()) {
+      take_written();
+      remember_versions();
+    }
   } catch (const std::exception& error) {
     core_->model->interrupt(error.what());
     throw;
@@ -198,14 +318,17 @@ void Model::begin_backward() {
                                     [](const Face& face) { return face.parameter.shard.grad().defined(); });
     if (fresh) {
       core_->model->forget_gradients(g);
-      if (!held_elsewhere(g)) continue;
-      core_->model->store().renew_gradient(g);
-      make_gradients(g);
+      if (held_elsewhere(g)) renew(g);
     } else {
       for (Face& face : faces_[g]) take_over(face);
       core_->model->keep_gradients(g);
     }
   }
+}
+
+void Model::renew(size_t g) {
+  core_->model->store().renew_gradient(g);
+  make_gradients(g);
 }
 
 bool Model::held_elsewhere(size_t g) const {
@@ -216,9 +339,8 @@ bool Model::held_elsewhere(size_t g) const {
 }
 
 at::Tensor Model::local_gradient(const Face& face) const {
-  const py::object object = py::cast(face.parameter.shard.grad());
-  return py::hasattr(object, "_local_tensor") ? object.attr("_local_tensor").cast<at::Tensor>()
-                                              : object.cast<at::Tensor>();
+  const py::object gradient = py::cast(face.parameter.shard.grad());
+  return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
 }
 
 double Model::gradient_norm() {
@@ -248,15 +370,21 @@ std::map<std::string, int64_t> Model::memory() const {
   return bytes;
 }
 
-// What .grad holds becomes what the next reduction adds to.
+// What .grad holds becomes what the next reduction adds to; but a hook is to see the new gradient alone.
 void Model::take_over(Face& face) {
   const at::NoGradGuard no_grad;
-  const at::Tensor& gradient = face.parameter.shard.grad();
-  if (!gradient.defined()) {
+  const at::Tensor& shard = face.parameter.shard;
+  const at::Tensor& gradient = shard.grad();
+  face.had = gradient.defined();
+  const bool hooked = !torch::autograd::impl::hooks(shard).empty();
+  if (face.had && hooked) face.before = local_gradient(face).clone();
+  if (!face.had || hooked) {
     face.buffer.zero_();
-    return;
+  } else if (!face.gradient || !py::cast(gradient).is(face.gradient)) {
+    face.buffer.copy_(local_gradient(face));
   }
-  if (!face.gradient || !py::cast(gradient).is(face.gradient)) face.buffer.copy_(local_gradient(face));
+  // Until this backward is over, what autograd itself adds (the parameter's rows used as they are) comes here.
+  if (core_->model->gradients() == Gradients::reduce || replicate_ == 1) shard.mutable_grad().reset();
 }
 
 // A parameter that no rank has used keeps no gradient, as without sharding: optimizers then leave it alone.
@@ -297,7 +425,7 @@ void Model::end_backward() {
   for (auto& faces : faces_) {
     for (Face& face : faces) {
       const at::Tensor& shard = face.parameter.shard;
-      if (face.trainable && (seen[i] || shard.grad().defined())) show_gradient(face);
+      if (face.trainable && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
       ++i;
     }
   }
@@ -305,9 +433,80 @@ void Model::end_backward() {
 
 void Model::show_gradient(Face& face) {
   const at::Tensor& shard = face.parameter.shard;
-  if (!face.references) face.gradient = make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), shard);
+  const bool rounded = !face.references;
+  const auto make = [&] {
+    if (rounded) face.gradient = make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), shard);
+  };
+  make();
+  if (const auto& hooks = torch::autograd::impl::hooks(shard); !hooks.empty()) {
+    torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
+    for (const auto& hook : hooks) gradients = (*hook)(gradients);
+    face.buffer.copy_(rows_of_gradient(py::cast(gradients[0]), shard));
+    if (face.before.defined()) face.buffer.add_(face.before);
+    make();
+  }
+  if (shard.grad().defined()) {
+    face.buffer.add_(local_gradient(face));
+    make();
+  }
+  face.before.reset();
+  face.had = false;
   shard.mutable_grad() = face.gradient.cast<at::Tensor>();
   if (const auto& hook = torch::autograd::impl::post_acc_grad_hooks(shard)) (*hook)(shard);
+}
+
+std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
+                                      const std::vector<std::optional<at::Tensor>>& gradients) {
+  {
+    const py::gil_scoped_release no_gil;
+    recover();
+  }
+  ShardedModel& model = *core_->model;
+  std::unordered_map<const at::TensorImpl*, size_t> wanted;
+  for (size_t i = 0; i < shards.size(); ++i) wanted[shards[i].unsafeGetTensorImpl()] = i;
+  std::vector<at::Tensor> held;  // by a backward that has not reduced
+  const auto each = [&](const auto& call) {
+    for (size_t g = 0; g < faces_.size(); ++g)
+      for (size_t p = 0; p < faces_[g].size(); ++p) {
+        const auto found = wanted.find(faces_[g][p].parameter.shard.unsafeGetTensorImpl());
+        call(g, p, faces_[g][p], found == wanted.end() ? -1 : static_cast<int64_t>(found->second));
+      }
+  };
+  std::set<size_t> groups;
+  each([&](size_t g, size_t, Face& face, int64_t i) {
+    if (i >= 0) groups.insert(g);
+    at::Tensor& gradient = face.parameter.whole.mutable_grad();
+    held.push_back(std::exchange(gradient, at::Tensor()));
+    if (i >= 0 && gradients[static_cast<size_t>(i)]) gradient = *gradients[static_cast<size_t>(i)];
+  });
+  // Buffers of their own: those that there are may be in .grad, and what is returned belongs to the caller.
+  const auto renew_all = [&] {
+    for (const size_t g : groups) renew(g);
+  };
+  renew_all();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    if (groups.contains(g)) {
+      model.forget_gradients(g);
+    } else {
+      model.keep_gradients(g);
+    }
+  }
+  std::vector<bool> seen;
+  {
+    const py::gil_scoped_release no_gil;
+    model.reduce_held();
+    seen = seen_by_any_rank();
+  }
+  std::vector<py::object> reduced(shards.size(), py::none());
+  size_t count = 0;
+  each([&](size_t, size_t, Face& face, int64_t i) {
+    if (i >= 0 && seen[count])
+      reduced[static_cast<size_t>(i)] =
+          make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), face.parameter.shard);
+    face.parameter.whole.mutable_grad() = held[count++];
+  });
+  renew_all();
+  return reduced;
 }
 
 }  // namespace sherd::python

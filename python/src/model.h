@@ -4,6 +4,11 @@
 // Whether the next one adds to them or starts anew is read from .grad itself, as autograd does it: None starts anew,
 // what is there (also if the user put it there) is added to. Gradients that somebody still holds when they start anew
 // are left to him, and the store makes new ones.
+//
+// [Note: Whole outside] Where the strategy keeps parameters whole, a program may see whole, plain parameters outside
+// of forwards as well: `whole` itself, or another over the store's memory where `whole` is a cast. They are up to date
+// after settle(). What a program writes to them counts from the next forward or update on: each rank takes the rows
+// that it owns from its own.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -25,6 +30,7 @@ struct Parameter {
   at::Tensor shard;                    // the DTensor that the optimizer sees
   at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
   at::ScalarType reduce = at::kFloat;  // of its gradients on their way
+  at::Tensor outside = {};             // see [Note: Whole outside]
 };
 
 struct UnitPlan {
@@ -39,6 +45,7 @@ struct ModelOptions {
   std::string strategy = "zero3";
   int64_t persistent_below = 0;
   int replicate = 1;  // of the mesh (replicate x shard) that the local tensors are spread over
+  std::string name;   // of the root's class
 };
 
 /// (local, shard) -> the DTensor over `local` that is a gradient of `shard`.
@@ -56,8 +63,8 @@ class Model {
   /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
   void entering_forward();
   void count_open(int change) { open_ += change; }
-  /// The outermost forward ended with an exception: all ranks drop the step.
-  void failed_in_forward(const std::string& cause);
+  /// A forward ended with an exception. Where it was the outermost, all ranks drop the step, and learn where it began.
+  void failed_in_forward(const std::string& unit, const std::string& cause);
 
   /// Waits until no rank reads the parameters of the last step any more. Collective.
   void before_update();
@@ -67,6 +74,8 @@ class Model {
   double gradient_norm();
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
   std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
+  /// Parameters that are seen whole outside are up to date. Collective.
+  void settle();
   /// This rank's rows have new values: the next forward publishes them.
   void note_update() { updated_ = true; }
   /// This rank's rows can be changed from here on by ways that nothing here sees.
@@ -76,6 +85,13 @@ class Model {
   Transport& shard_transport() { return core_->model->shard_transport(); }
   Ledger& ledger() { return core_->ledger; }
 
+  /// Before a backward from these tensors.
+  void expect_backward(const std::vector<at::Tensor>& roots) { core_->model->expect_backward(roots); }
+  /// The reduced gradients of these of its parameters, for whom this rank has whole ones (or None): DTensors that no
+  /// later backward touches, None for what no rank has. What .grad holds stays as it is. Collective.
+  std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
+                                 const std::vector<std::optional<at::Tensor>>& gradients);
+  Gradients gradients() const { return core_->model->gradients(); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
   void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
   /// Bytes held on this rank, by kind.
@@ -93,10 +109,15 @@ class Model {
   struct Face {
     Parameter parameter;
     bool trainable;
-    at::Tensor buffer;    // the local tensor of `gradient`: a view of the store's, fp32
-    py::object gradient;  // the DTensor over it
+    py::object shard = {}, rows = {};  // the parameter and its local tensor as Python has them
+    at::Tensor buffer = {};    // the local tensor of `gradient`: a view of the store's, fp32
+    py::object gradient = {};  // the DTensor over it
     Py_ssize_t references = 0;
+    at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
+    bool had = false;   // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
+    int64_t outside_version = 0;
+    c10::Storage outside_memory = {};
   };
 
   void make_face(size_t g, size_t p, Parameter parameter);
@@ -105,9 +126,16 @@ class Model {
   void end_backward();
   void recover();
   bool rows_have_changed() const;
+  bool reclaim_rows();
   void remember_versions();
+  void show_outside(size_t g);
+  bool is_written(const Face& face) const;
+  bool written_outside() const;
+  void take_written();
+  void follow_requires_grad();
   void check_requires_grad() const;
   bool held_elsewhere(size_t g) const;
+  void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;
   void take_over(Face& face);
   std::vector<bool> seen_by_any_rank();
@@ -118,7 +146,10 @@ class Model {
   std::vector<std::vector<Face>> faces_;  // by group and parameter
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
-  int open_ = 0;  // forwards under way
+  std::string name_;
+  int open_ = 0;         // forwards under way
+  std::string failure_;  // where the exception began that is on its way out of them
+  bool sees_whole_ = false;  // parameters are seen whole outside
   bool updated_ = false, aliased_ = false;
   bool has_read_ = true;      // since this rank last waited for the others
   bool has_reduced_ = false;  // since the last forward

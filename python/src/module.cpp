@@ -39,9 +39,18 @@ void add_transport(py::module& module) {
       .def_property_readonly("size", &Transport::size)
       .def_property_readonly("name", [](const Transport& t) { return std::string(t.name()); })
       .def(
-          "barrier", [](Transport& t) { barrier(t); }, py::call_guard<py::gil_scoped_release>())
+          "barrier",
+          [](Transport& t) {
+            t.resume();
+            barrier(t);
+          },
+          py::call_guard<py::gil_scoped_release>())
       .def(
-          "exchange", [](Transport& t, const std::vector<double>& values) { return t.exchange(values); },
+          "exchange",
+          [](Transport& t, const std::vector<double>& values) {
+            t.resume();
+            return t.exchange(values);
+          },
           py::arg("values"), py::call_guard<py::gil_scoped_release>())
       .def(
           "abort", [](Transport& t, const std::string& cause) { t.abort(cause); }, py::arg("cause"))
@@ -66,7 +75,8 @@ void add_transport(py::module& module) {
 void add_model(py::module& module) {
   py::enum_<AfterForward>(module, "AfterForward")
       .value("reshard", AfterForward::reshard)
-      .value("keep", AfterForward::keep);
+      .value("keep", AfterForward::keep)
+      .value("show", AfterForward::show);
   py::enum_<Pass>(module, "Pass").value("forward", Pass::forward).value("backward", Pass::backward);
   py::enum_<Gradients>(module, "Gradients")
       .value("reduce", Gradients::reduce)
@@ -82,31 +92,40 @@ void add_model(py::module& module) {
       .def("fail", &Unit::fail)
       .def("unshard", &Unit::unshard)
       .def("reshard", &Unit::reshard)
+      .def("show_shards", &Unit::show_shards)
+      .def_property_readonly("shows_whole", &Unit::shows_whole)
       .def("set_after_forward", &Unit::set_after_forward)
       .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
   py::class_<Parameter>(module, "Parameter")
-      .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce) {
-             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local), reduce};
+      .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce,
+                       const std::optional<at::Tensor>& outside) {
+             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local), reduce,
+                              outside.value_or(at::Tensor())};
            }),
-           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"));
+           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"),
+           py::arg("outside") = py::none());
   py::class_<UnitPlan>(module, "UnitPlan")
       .def(py::init<std::shared_ptr<Unit>, std::string, size_t, std::vector<Parameter>, AfterForward>(),
            py::arg("unit"), py::arg("name"), py::arg("parent"), py::arg("parameters"), py::arg("after_forward"));
   py::class_<Model, std::shared_ptr<Model>>(module, "Model")
       .def(py::init([](std::vector<UnitPlan> units, std::shared_ptr<Transport> transport, const std::string& strategy,
-                       int64_t persistent_below, int replicate, MakeGradient make_gradient) {
+                       int64_t persistent_below, int replicate, std::string name, MakeGradient make_gradient) {
              return std::make_shared<Model>(std::move(units), std::move(transport),
-                                            ModelOptions{strategy, persistent_below, replicate},
+                                            ModelOptions{strategy, persistent_below, replicate, std::move(name)},
                                             std::move(make_gradient));
            }),
            py::arg("units"), py::arg("transport"), py::arg("strategy"), py::arg("persistent_below"),
-           py::arg("replicate"), py::arg("make_gradient"))
+           py::arg("replicate"), py::arg("name"), py::arg("make_gradient"))
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
       .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
       .def("note_alias", &Model::note_alias)
       .def("gradient_norm", &Model::gradient_norm)
       .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)
+      .def("settle", &Model::settle, py::call_guard<py::gil_scoped_release>())
+      .def("expect_backward", &Model::expect_backward, py::arg("roots"), py::call_guard<py::gil_scoped_release>())
+      .def("reduce", &Model::reduce, py::arg("shards"), py::arg("gradients"))
+      .def_property_readonly("gradients", &Model::gradients)
       .def("set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
       .def("memory", &Model::memory)

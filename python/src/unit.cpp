@@ -24,7 +24,7 @@ void Unit::enter(const py::tuple& args, const py::dict& kwargs) {
     model_->entering_forward();
     scopes_.push_back(std::make_unique<ForwardScope>(state_.get(), tensors));
   } catch (const std::exception& error) {
-    model_->failed_in_forward(error.what());
+    model_->failed_in_forward(state_->name(), error.what());
     throw;
   }
   model_->count_open(1);
@@ -40,7 +40,7 @@ void Unit::leave(const py::object& result) {
   try {
     scope->finish(tensors);
   } catch (const std::exception& error) {
-    model_->failed_in_forward(error.what());
+    model_->failed_in_forward(state_->name(), error.what());
     throw;
   }
 }
@@ -50,13 +50,13 @@ void Unit::fail(const std::string& cause) {
   scopes_.pop_back();
   model_->count_open(-1);
   // torch's checkpointing ends a recomputed forward by an exception when it has what it wants.
-  if (!inside_backward()) model_->failed_in_forward(cause);
+  if (!inside_backward()) model_->failed_in_forward(state_->name(), cause);
 }
 
 void Unit::unshard() {
   const py::gil_scoped_release no_gil;
   model_->entering_forward();
-  state_->unshard();
+  state_->unshard_by_hand();
 }
 
 void Unit::reshard() {
@@ -72,16 +72,46 @@ void Unit::set_prefetch(Pass pass, const std::vector<std::shared_ptr<Unit>>& uni
   state_->set_prefetch(pass, std::move(states));
 }
 
-void Unit::show_whole() { show(true); }
-
-void Unit::show_shards() noexcept { show(false); }
-
-void Unit::show(bool whole) {
-  if (whole_shown_ == whole) return;
+void Unit::show_whole() {
+  if (whole_shown_) return;
   const py::gil_scoped_acquire gil;
+  for (size_t i = 0; i < places_.size(); ++i) {
+    const Place& place = places_[i];
+    PyObject* now = PyDict_GetItem(place.parameters.ptr(), place.name.ptr());
+    if (now == place.shard.ptr()) {
+      PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), place.whole.ptr());
+    } else if (now != nullptr && now != place.whole.ptr()) {
+      receive(i, py::reinterpret_borrow<py::object>(now));
+    }
+  }
+  whole_shown_ = true;
+}
+
+void Unit::show_shards() noexcept {
+  if (!whole_shown_) return;
+  const py::gil_scoped_acquire gil;
+  send_home();
   for (const Place& place : places_)
-    PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), (whole ? place.whole : place.shard).ptr());
-  whole_shown_ = whole;
+    if (PyDict_GetItem(place.parameters.ptr(), place.name.ptr()) == place.whole.ptr())
+      PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), place.shard.ptr());
+  whole_shown_ = false;
+}
+
+void Unit::receive(size_t i, const py::object& given) {
+  const Place& place = places_[i];
+  const py::object whole = py::module_::import("sherd.parameters").attr("whole_guest")(given, place.shard);
+  if (whole.is(given)) return;
+  PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), whole.ptr());
+  guests_.push_back({i, given, whole});
+}
+
+void Unit::send_home() noexcept {
+  for (const Guest& guest : guests_) {
+    const Place& place = places_[guest.place];
+    if (PyDict_GetItem(place.parameters.ptr(), place.name.ptr()) == guest.whole.ptr())
+      PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), guest.given.ptr());
+  }
+  guests_.clear();
 }
 
 }  // namespace sherd::python

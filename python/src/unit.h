@@ -14,7 +14,8 @@ namespace sherd::python {
 class Model;
 
 /// A place in a module where a parameter of the unit is seen: module._parameters[name] is `whole` inside the unit's
-/// forward and backward, and `shard` (a DTensor) elsewhere. A tied parameter has several.
+/// forward and backward, and `shard` (a DTensor) elsewhere. A tied parameter has several. What somebody else has put
+/// there (torch.func.functional_call) stays, and is computed with.
 struct Place {
   py::dict parameters;
   py::str name;
@@ -41,14 +42,22 @@ class Unit : public UnitBase, public UnitFace {
   /// Which units to unshard while this one runs. Empty: the one that came next the last time.
   void set_prefetch(Pass pass, const std::vector<std::shared_ptr<Unit>>& units);
 
+  bool shows_whole() const { return whole_shown_; }
   void show_whole() override;
   void show_shards() noexcept override;
 
  private:
-  void show(bool whole);
+  /// What stood in a place instead of the parameter, and the whole value that stands there meanwhile.
+  struct Guest {
+    size_t place;
+    py::object given, whole;
+  };
+  void receive(size_t place, const py::object& given);
+  void send_home() noexcept;
 
   Model* model_ = nullptr;
   std::vector<Place> places_;
+  std::vector<Guest> guests_;
   bool whole_shown_ = false;
   std::vector<std::unique_ptr<ForwardScope>> scopes_;  // forwards under way, the innermost last
 };

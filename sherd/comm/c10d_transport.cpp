@@ -103,6 +103,7 @@ void C10dTransport::look_for_trouble(std::string_view what) {
     cause = fmt::format("[{}] {}", name(), text);
   }
   if (!cause) return;
+  heard_abort();
   break_off();
   throw FaultError(*cause);
 }
@@ -237,10 +238,12 @@ std::shared_ptr<Transport> C10dTransport::subgroup(const std::vector<int>& ranks
   world.size = static_cast<int>(ranks.size());
   if (world.size == 1) return solo_transport();
   world = with_fresh_store(world, fmt::format("group/{}", fmt::join(ranks, ",")));
-  return std::shared_ptr<Transport>(new C10dTransport(family_, world));
+  const std::shared_ptr<Transport> group(new C10dTransport(family_, world));
+  adopt(*group);
+  return group;
 }
 
-void C10dTransport::abort(std::string_view cause) noexcept {
+void C10dTransport::tell_abort(std::string_view cause) noexcept {
   try {
     const std::string text = fmt::format("[{}] rank {} gave up: {}", name(), family_->world.rank, cause);
     family_->world.store->compareSet(abort_key(), std::string(), text);  // The first cause stays.
@@ -282,7 +285,7 @@ std::string C10dTransport::meet_for_recovery() {
   }
 }
 
-void C10dTransport::recover() {
+void C10dTransport::run_recovery() {
   std::string verdict;
   try {
     verdict = meet_for_recovery();

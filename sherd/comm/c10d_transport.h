@@ -32,10 +32,10 @@ class C10dTransport : public Transport {
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override;
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override;
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
-  void abort(std::string_view cause) noexcept override;
-  void recover() override;
 
  private:
+  void tell_abort(std::string_view cause) noexcept override;
+  void run_recovery() override;
   /// What a transport shares with its subgroups. The world is that of all ranks.
   struct Family {
     World world;

@@ -128,7 +128,10 @@ void HostSegment::give_up(const std::string& cause) {
 
 void HostSegment::check_peers(std::optional<int> dead, std::string_view what, Heed heed) {
   const Control& control = shared_control();
-  if (heed == Heed::aborts && control.aborted.load(std::memory_order_acquire) == 2) throw FaultError(control.cause);
+  if (heed == Heed::aborts && control.aborted.load(std::memory_order_acquire) == 2) {
+    heard_abort();
+    throw FaultError(control.cause);
+  }
   if (heed == Heed::only_dead && control.recovery.load() % 2 == 1) fault(kWhere, "{}", kRecoveryFailed);
   if (dead) give_up(fmt::format("rank {} died; rank {} was waiting for {}", *dead, first().rank(), what));
 }
@@ -164,8 +167,8 @@ void HostSegment::wait(int peer, const std::function<bool()>& ready, std::string
   }
 }
 
-void HostSegment::abort(std::string_view cause) noexcept {
-  if (first_) return first_->abort(cause);
+void HostSegment::tell_abort(std::string_view cause) noexcept {
+  if (first_) return first_->tell_abort(cause);
   uint32_t none = 0;
   if (!control_->aborted.compare_exchange_strong(none, 1)) return;  // The first cause stays.
   std::string text;
@@ -194,8 +197,8 @@ void HostSegment::finish_stage(uint64_t stage, int first_rank, int last_rank) {
   }
 }
 
-void HostSegment::recover() {
-  if (first_) return first_->recover();
+void HostSegment::run_recovery() {
+  if (first_) return first_->run_recovery();
   const uint64_t before = 2 * recoveries_, settled = before + 2, stage = 3 * recoveries_;
   try {
     finish_stage(stage + 1, 0, size() - 1);
@@ -245,6 +248,7 @@ std::shared_ptr<Transport> HostSegment::subgroup(const std::vector<int>& ranks) 
   auto group = connect(world);
   if (!group) fault(kWhere, "ranks {} of one host cannot reach each other any more", fmt::join(ranks, ","));
   group->first_ = first().shared_from_this();
+  adopt(*group);
   group->watch_ = PeerWatch();  // the first's watches them all
   first().subgroups_.push_back(group.get());
   return group;

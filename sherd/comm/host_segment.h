@@ -50,8 +50,6 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   void drop_staging() override;
   HostSegment* host_segment() override { return this; }
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
-  void abort(std::string_view cause) noexcept override;
-  void recover() override;
 
   /// A segment that `creator` makes and all ranks hold. Collective: same order and size everywhere.
   SharedMemory share(int64_t bytes, int creator);
@@ -63,6 +61,8 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
 
  private:
   struct Control;
+  void tell_abort(std::string_view cause) noexcept override;
+  void run_recovery() override;
   enum class Heed { aborts, only_dead };  // what ends a wait beside its time-out
   HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control);
   HostSegment& first() { return first_ ? *first_ : *this; }

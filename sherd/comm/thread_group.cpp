@@ -145,17 +145,19 @@ class ThreadGroup::ThreadTransport : public Transport {
     // The first rank says how often these ranks have been asked for: the others ask as often.
     const std::string list = fmt::format("{}", fmt::join(ranks, ","));
     const std::string name = fmt::format("{} {} {}", static_cast<const void*>(circle_.get()), list, ++subgroups_[list]);
-    return std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_);
+    const auto group =
+        std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_);
+    adopt(*group);
+    return group;
   }
 
-  void abort(std::string_view cause) noexcept override {
+ private:
+  void tell_abort(std::string_view cause) noexcept override {
     const Shared::Lock lock(shared_->mutex);
     shared_->abort(fmt::format("[threads] rank {} gave up: {}", rank_of_all_, cause));
   }
+  void run_recovery() override { shared_->recover(rank_of_all_); }
 
-  void recover() override { shared_->recover(rank_of_all_); }
-
- private:
   using Take = std::function<void(int, const void*)>;
 
   Pending exchange_tensor(const at::Tensor& mine, const char* what, const Descriptor& descriptor,
@@ -177,7 +179,10 @@ class ThreadGroup::ThreadTransport : public Transport {
   // Offers now; the returned function takes every rank's offer of the same number and waits until all took ours.
   std::function<void()> collect(const Shared::Offer& offer, const char* what, Take take) {
     const Shared::Lock lock(shared_->mutex);
-    if (shared_->aborted) throw FaultError(*shared_->aborted);
+    if (shared_->aborted) {
+      heard_abort();
+      throw FaultError(*shared_->aborted);
+    }
     if (generation_ != shared_->generation) next_ = 0;
     generation_ = shared_->generation;
     const Turn turn{generation_, next_++, what};
@@ -205,6 +210,7 @@ class ThreadGroup::ThreadTransport : public Transport {
       if (!shared_->wait(lock, turn.generation, turn.what, all_took))
         fault("threads", "rank {} waited {} s until all had taken its part: {}", rank(), shared_->seconds(), turn.what);
     } catch (...) {
+      if (shared_->aborted) heard_abort();
       // What we offered lives no longer than this call.
       if (!kept && turn.generation == shared_->generation) {
         shared_->changed.wait(lock, [&] { return mine()[turn.number].copying == 0; });

@@ -20,6 +20,21 @@ void Pending::wait() {
   if (const auto wait = std::exchange(wait_, nullptr)) wait();
 }
 
+void Transport::abort(std::string_view cause) noexcept {
+  standing_->interrupted = true;
+  tell_abort(cause);
+}
+
+void Transport::recover() {
+  run_recovery();
+  standing_->interrupted = false;
+  ++standing_->recoveries;
+}
+
+void Transport::resume() {
+  if (standing_->interrupted) recover();
+}
+
 int Transport::place_among(const std::vector<int>& ranks) const {
   SHERD_CHECK(!ranks.empty() && ranks.front() >= 0 && ranks.back() < size_);
   SHERD_CHECK(std::adjacent_find(ranks.begin(), ranks.end(), std::greater_equal<>()) == ranks.end());
@@ -49,8 +64,10 @@ class Solo : public Transport {
     place_among(ranks);
     return solo_transport();
   }
-  void abort(std::string_view) noexcept override {}
-  void recover() override {}
+
+ private:
+  void tell_abort(std::string_view) noexcept override {}
+  void run_recovery() override {}
 };
 
 }  // namespace

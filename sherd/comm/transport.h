@@ -72,12 +72,18 @@ class Transport {
 
   /// Tells the peers that this rank gives up, and why. Their waits throw with that cause, at the latest in 100 ms.
   /// Where several ranks give up, all hear of the first.
-  virtual void abort(std::string_view cause) noexcept = 0;
+  void abort(std::string_view cause) noexcept;
 
   /// Makes the family work again after an abort, with nothing under way: what was started before throws in wait().
   /// Collective over the ranks of the whole family, whether or not they have met the abort yet; with nothing aborted it
   /// is a barrier. Throws FaultError on all ranks when one is dead or does not come; then the family is of no more use.
-  virtual void recover() = 0;
+  void recover();
+
+  /// For whatever begins to use the ranks: recover() where this rank has given up or heard that another has, else
+  /// nothing.
+  void resume();
+  /// How often the family has recovered: what was under way before is gone.
+  uint64_t recoveries() const { return standing_->recoveries; }
 
   /// Bytes that this rank has sent to peers through sockets or copies.
   int64_t bytes_sent() const { return bytes_sent_; }
@@ -85,10 +91,23 @@ class Transport {
  protected:
   /// This rank's place among `ranks`, which must be as subgroup() wants them.
   int place_among(const std::vector<int>& ranks) const;
+  /// Makes `member` one of this transport's family.
+  void adopt(Transport& member) const { member.standing_ = standing_; }
+  /// A peer has given up.
+  void heard_abort() { standing_->interrupted = true; }
 
   int64_t bytes_sent_ = 0;
 
  private:
+  /// What a family shares on one rank.
+  struct Standing {
+    bool interrupted = false;  // this rank has given up or heard of it, since the last recovery
+    uint64_t recoveries = 0;
+  };
+  virtual void tell_abort(std::string_view cause) noexcept = 0;
+  virtual void run_recovery() = 0;
+
+  std::shared_ptr<Standing> standing_ = std::make_shared<Standing>();
   int rank_;
   int size_;
 };

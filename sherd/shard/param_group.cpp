@@ -43,6 +43,12 @@ void ParamGroup::reshard() {
   state_ = GroupState::sharded;
 }
 
+void ParamGroup::abandon_unshard() noexcept {
+  if (state_ != GroupState::unsharding) return;
+  store_.drop_unshard(index_);
+  state_ = GroupState::sharded;
+}
+
 void ParamGroup::interrupt() noexcept {
   if (lets_go()) arm();
   cast_.give_back();

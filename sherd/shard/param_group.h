@@ -36,6 +36,8 @@ class ParamGroup {
   void unshard();
   /// Makes the tensors unusable where the strategy spreads parameters; otherwise leaves them.
   void reshard();
+  /// Forgets a gather that was begun and not waited for.
+  void abandon_unshard() noexcept;
   /// As sharded, after the store has dropped what was under way.
   void interrupt() noexcept;
   /// After this rank has written its rows: peers may read them, and a backward that saved the old values throws.
@@ -52,11 +54,12 @@ class ParamGroup {
   at::ScalarType type() const { return plan_.type; }
   at::ScalarType compute_type() const { return plan_.compute; }
   bool trainable() const { return plan_.trainable; }
+  /// Whether reshard() takes the whole parameters away.
+  bool lets_go() const { return casts() || plan_.parameters == Spread::sharded; }
   const std::vector<at::Tensor>& parameters() const { return parameters_; }
 
  private:
   bool casts() const { return plan_.compute != plan_.type; }
-  bool lets_go() const { return casts() || plan_.parameters == Spread::sharded; }
   void arm();
   void point_to(const at::Tensor& whole);
 

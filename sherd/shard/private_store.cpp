@@ -252,6 +252,14 @@ void PrivateStore::renew_gradient(size_t g) {
   groups_[g].gradient = buffer.tensor;
 }
 
+void PrivateStore::drop_unshard(size_t g) noexcept {
+  Group& group = groups_[g];
+  if (group.whole != Whole::in_flight) return;
+  group.gather = Pending();
+  for (auto* loan : {&group.loan, &group.send, &group.received}) loan->give_back();
+  group.whole = Whole::stale;
+}
+
 void PrivateStore::drop() noexcept {
   for (Group& group : groups_) {
     group.gather = Pending();

@@ -33,6 +33,7 @@ class PrivateStore : public Store {
   void set_reach(Reach reach) override { reach_ = reach; }
   bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
+  void drop_unshard(size_t g) noexcept override;
   void restart() override { barrier(transport_); }
 
  private:

@@ -1,6 +1,7 @@
 #include "sherd/shard/sharded_model.h"
 
 #include <algorithm>
+#include <array>
 
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
@@ -88,6 +89,8 @@ ShardedModel::ShardedModel(std::shared_ptr<torch::nn::Module> root, Transport& t
 
 ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, Ledger& ledger, ShardOptions options)
     : transport_(transport), casts_(ledger, MemoryKind::unsharded, options.device) {
+  transport_.resume();
+  recoveries_ = transport_.recoveries();
   StorePlan plan{options.strategy, options.summing, options.device, {}};
   std::vector<std::vector<at::Tensor>> tensors;
   make_units(units, options, plan, tensors);
@@ -105,6 +108,7 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
     groups_.push_back(std::make_unique<ParamGroup>(*store_, casts_, g, plan.groups[g], std::move(tensors[g])));
     pointers.push_back(groups_.back().get());
     units_[unit_of_group_[g]]->groups().push_back(pointers.back());
+    lets_go_ = lets_go_ || pointers.back()->lets_go();
   }
   reducer_ = std::make_unique<Reducer>(*store_, pointers, order, options.strategy.gradients);
   reducer_->allow_rounds(options.summing == Summing::in_place ? 1 : kAnyRounds);
@@ -266,6 +270,9 @@ void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::
 
 void ShardedModel::entering_backward() {
   if (in_backward_) return;
+  recover();
+  makes_graph_ = at::GradMode::is_enabled();
+  first_of_backward_ = next_node();
   in_backward_ = true;
   ++backward_number_;
   events_.begin();
@@ -290,8 +297,43 @@ void ShardedModel::accumulated(size_t g, size_t p) {
   if (reducer_->accumulated(g, p)) units_[unit_of_group_[g]]->maybe_reshard();
 }
 
+// Of a unit whose parameters stay where they are, nodes need not call for it.
+void ShardedModel::made_nodes(NodeMark first, std::function<void()> reached, const std::vector<AutogradNode>& hooked) {
+  if (lets_go_) node_ranges_.add(first, std::move(reached), hooked);
+}
+
+// Nothing says which of the second graph's nodes need which unit: any of them may need all that this backward has met.
+void ShardedModel::keep_second_graph() {
+  std::vector<std::weak_ptr<UnitState>> met;
+  for (const auto& unit : units_)
+    if (unit->met_in() == backward_number_) met.push_back(unit);
+  const auto reached = [this, alive = std::weak_ptr(alive_), met = std::move(met)] {
+    if (!alive.lock()) return;
+    run_in_backward([&] {
+      entering_backward();
+      for (const auto& weak : met)
+        if (const auto unit = weak.lock()) unit->unshard_until_end();
+    });
+  };
+  made_nodes(first_of_backward_, reached, {});
+}
+
+void ShardedModel::expect_backward(const std::vector<at::Tensor>& roots) {
+  if (!node_ranges_.empty()) node_ranges_.hook_entries(output_nodes(roots));
+}
+
+void ShardedModel::reduce_held() {
+  finish_backward();
+  reducer_->begin(Gradients::reduce);
+  for (size_t g = 0; g < groups_.size(); ++g)
+    for (size_t p = 0; p < groups_[g]->parameters().size(); ++p)
+      if (groups_[g]->parameters()[p].grad().defined()) reducer_->accumulated(g, p);
+  reducer_->finish();
+}
+
 void ShardedModel::finish_backward() {
   if (!in_backward_) return;
+  if (makes_graph_) keep_second_graph();
   reducer_->finish();
   for (const auto& unit : units_) unit->end_backward();
   events_.end();
@@ -300,14 +342,16 @@ void ShardedModel::finish_backward() {
 
 void ShardedModel::interrupt(std::string_view cause) noexcept {
   transport_.abort(cause);
+  drop_step();
+}
+
+void ShardedModel::drop_step() noexcept {
   interrupted_ = true;
   in_backward_ = false;
   reducer_->abandon();
   schedule_.clear();
   forget_forwards();
-  // Ranks were interrupted at different places: prefetching by what each has seen would part their collectives.
-  forward_order_.clear();
-  forward_order_now_.clear();
+  forget_order();
   store_->drop();
   for (const auto& unit : units_) unit->interrupt();
 }
@@ -317,9 +361,28 @@ void ShardedModel::forget_forwards() noexcept {
   non_finite_.reset();
 }
 
+// Ranks were interrupted at different places: prefetching by what each has seen would part their collectives.
+void ShardedModel::forget_order() noexcept {
+  forward_order_.clear();
+  forward_order_now_.clear();
+}
+
+// The family may have recovered in a call of another model, whose exception this one need not have met: the ranks tell
+// each other whether they were in the same place of this model's step, and only if not is it dropped.
 bool ShardedModel::recover() {
-  if (!interrupted_) return false;
-  transport_.recover();
+  transport_.resume();
+  if (recoveries_ == transport_.recoveries()) return false;
+  recoveries_ = transport_.recoveries();
+  const std::array mine{interrupted_ ? 1.0 : 0.0, schedule_.hash()};
+  const std::vector<double> all = transport_.exchange(mine);
+  bool in_step = true;
+  for (size_t r = 0; r < all.size(); r += mine.size()) in_step = in_step && all[r] == 0 && all[r + 1] == mine[1];
+  if (in_step) {
+    forget_order();
+    for (const auto& group : groups_) group->abandon_unshard();
+    return false;
+  }
+  if (!interrupted_) drop_step();
   store_->restart();
   interrupted_ = false;
   return true;
@@ -329,6 +392,7 @@ void ShardedModel::publish() {
   reducer_->start_window();
   schedule_.clear();
   forget_forwards();
+  node_ranges_.clear();
   for (const auto& group : groups_) group->publish();
 }
 

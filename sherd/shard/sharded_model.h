@@ -103,6 +103,8 @@ class ShardedModel : public UnitObserver {
   void forget_gradients(size_t g) { reducer_->start_window(g); }
   /// The opposite: the next reduction adds to what store().gradient(g) holds.
   void keep_gradients(size_t g) { reducer_->keep_window(g); }
+  /// Outside of a backward: reduces what the whole parameters' .grad hold, as the end of one would. Collective.
+  void reduce_held();
   /// Whether any gradient of parameter p of group g is in what was reduced last.
   bool has_seen(size_t g, size_t p) const { return reducer_->given(g, p); }
   /// The unit whose output was the first of this step that was not finite, and how many forwards came before it.
@@ -117,14 +119,17 @@ class ShardedModel : public UnitObserver {
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
   Gradients gradients() const { return gradients_; }
+  /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by its
+  /// forward's results.
+  void expect_backward(const std::vector<at::Tensor>& roots);
   /// Ends the backward under way, if it has not ended by itself. Idempotent.
   void finish_backward();
   /// After an exception in forward, backward or the exchange before an update: drops all gradients of this step and
-  /// tells the other ranks, whose next wait throws with the cause. Their next forward, and this rank's, starts with
-  /// recover().
+  /// tells the other ranks, whose next wait throws with the cause. What they and this rank use next, of this model or
+  /// another, starts with recover().
   void interrupt(std::string_view cause) noexcept;
-  /// Waits for all ranks, and makes everything ready for a new step from the parameters of the last one. Collective;
-  /// nothing, and false, where nothing was interrupted.
+  /// After an abort: waits for all ranks. Where one of them was interrupted in this model, makes everything ready for a
+  /// new step from the parameters of the last one, and returns true. Collective; else nothing.
   bool recover();
   /// After the update: publishes every group and starts a new window of rounds.
   void publish();
@@ -137,8 +142,12 @@ class ShardedModel : public UnitObserver {
   void entering_backward() override;
   int64_t backward_number() const override { return backward_number_; }
   bool all_gradients_seen(const UnitState& unit) const override;
+  void made_nodes(NodeMark first, std::function<void()> reached, const std::vector<AutogradNode>& hooked) override;
+  void keep_second_graph();
   void accumulated(size_t g, size_t p);
   void forget_forwards() noexcept;
+  void forget_order() noexcept;
+  void drop_step() noexcept;
   void make_units(const std::vector<FoundUnit>& found, const ShardOptions& options, StorePlan& plan,
                   std::vector<std::vector<at::Tensor>>& tensors);
   void warn_of_large_units(const StorePlan& plan);
@@ -156,12 +165,18 @@ class ShardedModel : public UnitObserver {
   std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
 
+  bool lets_go_ = false;  // any group, of its whole parameters
+  NodeRanges node_ranges_;
+  bool makes_graph_ = false;  // the backward under way (create_graph)
+  NodeMark first_of_backward_ = {};
+
   Schedule schedule_;
   std::vector<std::string> warnings_;
   Gradients gradients_ = Gradients::reduce;
   BackwardEvents events_;
   bool in_backward_ = false;
   bool interrupted_ = false;
+  uint64_t recoveries_ = 0;  // of the transport, that this model has followed
   int64_t backward_number_ = 0;
   int64_t forwards_ = 0;  // of units, with gradients, in this step
   std::optional<NonFinite> non_finite_;

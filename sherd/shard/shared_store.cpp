@@ -252,6 +252,11 @@ void SharedStore::check_unwritten() {
         fmt::join(names, ", "));
 }
 
+void SharedStore::take_back() {
+  if (guard_->take_written().empty()) return;
+  parameters_.restore(view_);
+}
+
 void SharedStore::renew_gradient(size_t g) {
   Group& group = groups_[g];
   SHERD_CHECK(group.gradient_buffer.tensor.defined());

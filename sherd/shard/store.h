@@ -92,6 +92,10 @@ class Store {
   virtual void publish(size_t g) = 0;
   /// Throws FaultError if this rank wrote to parameters that it shares with others past torch; the change is dropped.
   virtual void check_unwritten() {}
+  /// Whether this rank wrote to parameters that it shares with others since the last check or take_back(): to copies.
+  virtual bool was_written() const { return false; }
+  /// Drops these copies.
+  virtual void take_back() {}
   /// This rank's index among the owners of rows.
   virtual int index() const = 0;
 
@@ -121,6 +125,8 @@ class Store {
   // After a fault: drop() what is under way (this rank alone; does not wait), then, when all ranks have done so and the
   // transport has recovered, restart() (collective). Parameters stay as published.
   virtual void drop() noexcept = 0;
+  /// The same for a begin_unshard(g) alone, which nobody has waited for.
+  virtual void drop_unshard(size_t /*g*/) noexcept {}
   virtual void restart() = 0;
 };
 

@@ -1,12 +1,21 @@
 #include "sherd/shard/unit_state.h"
 
 #include <ATen/core/grad_mode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 
 #include "sherd/base/error.h"
 
 namespace sherd {
+namespace {
+
+// torch.func's transforms take whatever runs inside of them for a part of the function; fetching parameters is none.
+using OutsideOfTransforms = c10::impl::ExcludeDispatchKeyGuard;
+constexpr c10::DispatchKeySet kTransforms{c10::DispatchKey::FuncTorchDynamicLayerFrontMode,
+                                          c10::DispatchKey::FuncTorchDynamicLayerBackMode};
+
+}  // namespace
 
 struct UnitState::ForwardRecord {
   int64_t backward = -1;  // the backward in which it is active
@@ -15,10 +24,12 @@ struct UnitState::ForwardRecord {
 };
 
 void UnitState::begin_unshard() {
+  const OutsideOfTransforms guard(kTransforms);
   for (auto* group : groups_) group->begin_unshard();
 }
 
 void UnitState::unshard() {
+  const OutsideOfTransforms guard(kTransforms);
   for (auto* group : groups_) group->begin_unshard();
   for (auto* group : groups_) group->unshard();
   if (face_ != nullptr) face_->show_whole();
@@ -38,29 +49,45 @@ void UnitState::show_shards() noexcept {
   if (face_ != nullptr) face_->show_shards();
 }
 
+void UnitState::unshard_by_hand() {
+  by_hand_ = true;
+  unshard();
+}
+
 void UnitState::reshard() {
+  by_hand_ = false;
   show_shards();
   for (auto* group : groups_) group->reshard();
 }
 
+void UnitState::unshard_until_end() {
+  met_in_ = observer_.backward_number();
+  until_end_ = true;
+  unshard();
+}
+
 void UnitState::maybe_reshard() {
+  if (until_end_) return;
   const bool passed = active_ == 0 && passed_ == observer_.backward_number();
   if (passed && observer_.all_gradients_seen(*this)) reshard();
 }
 
 void UnitState::end_backward() {
   active_ = 0;
+  until_end_ = false;
   reshard();
 }
 
 void UnitState::interrupt() noexcept {
   active_ = 0;
+  until_end_ = by_hand_ = false;
   show_shards();
   for (auto* group : groups_) group->interrupt();
 }
 
 void UnitState::output_reached(ForwardRecord& record) {
   observer_.entering_backward();
+  met_in_ = observer_.backward_number();
   unshard();
   begin_next(Pass::backward);
   if (record.producers == 0 || record.backward == observer_.backward_number()) return;
@@ -94,6 +121,7 @@ ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& input
   if (unit_ == nullptr) return;
   unit_->observer_.entering_forward(*unit_);
   if (at::GradMode::is_enabled()) {
+    first_node_ = next_node();
     producers_ = producer_nodes(inputs);
     for (const at::Tensor& input : inputs)
       if (input.defined()) inputs_.push_back({decltype(Input::tensor)(input.getIntrusivePtr()), input.grad_fn()});
@@ -111,23 +139,24 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   const bool with_gradients = at::GradMode::is_enabled();
   std::vector<AutogradNode> nodes = with_gradients ? output_nodes(outputs) : std::vector<AutogradNode>();
   if (with_gradients) add_changed_inputs(nodes);
-  if (!nodes.empty()) {
+  if (with_gradients) {
     auto record = std::make_shared<UnitState::ForwardRecord>();
     record->producers = producers_.size();
     // The graph may outlive the unit.
     const std::weak_ptr<UnitState> weak = unit.weak_from_this();
-    for (const auto& node : nodes)
-      before_node(*node, [weak, record] {
-        if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->output_reached(*record); });
-      });
+    const std::function<void()> reached = [weak, record] {
+      if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->output_reached(*record); });
+    };
+    for (const auto& node : nodes) before_node(*node, reached);
+    unit.observer_.made_nodes(first_node_, reached, nodes);
     for (const auto& node : producers_)
       before_node(*node, [weak, record] {
         if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->producer_reached(*record); });
       });
   }
   if (inside_backward() || nested) return;
-  unit.show_shards();
-  if (unit.after_forward_ == AfterForward::reshard || nodes.empty()) unit.reshard();
+  if (unit.after_forward_ == AfterForward::reshard || nodes.empty()) return unit.reshard();
+  if (unit.after_forward_ == AfterForward::keep && !unit.by_hand_) unit.show_shards();
 }
 
 void ForwardScope::add_changed_inputs(std::vector<AutogradNode>& nodes) const {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "sherd/shard/hooks.h"
+#include "sherd/shard/node_ranges.h"
 #include "sherd/shard/param_group.h"
 
 namespace sherd {
@@ -37,6 +38,8 @@ class UnitObserver {
   /// A number that is different in each backward.
   virtual int64_t backward_number() const = 0;
   virtual bool all_gradients_seen(const UnitState& unit) const = 0;
+  /// Nodes made since `first` belong to a forward of the unit; `hooked` of them call `reached` already.
+  virtual void made_nodes(NodeMark first, std::function<void()> reached, const std::vector<AutogradNode>& hooked) = 0;
 };
 
 /// What shows a unit's parameters to its module, where that has two faces of them: whole ones inside the unit's forward
@@ -48,7 +51,11 @@ class UnitFace {
   virtual void show_shards() noexcept = 0;
 };
 
-enum class AfterForward { reshard, keep };
+enum class AfterForward {
+  reshard,
+  keep,  // whole, but not shown: the module has shards again
+  show,  // whole and shown
+};
 enum class Activations { keep, recompute };
 
 class UnitState : public std::enable_shared_from_this<UnitState> {
@@ -63,6 +70,7 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   const std::string& name() const { return name_; }
   size_t index() const { return index_; }
   Activations activations() const { return activations_; }
+  int64_t met_in() const { return met_in_; }
   std::vector<ParamGroup*>& groups() { return groups_; }
   const std::vector<ParamGroup*>& groups() const { return groups_; }
 
@@ -74,9 +82,13 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
 
   void begin_unshard();
   void unshard();
+  /// At a user's word: stays shown too until the next backward has ended, where the memory stays.
+  void unshard_by_hand();
   void reshard();
   /// Reshards if [Note: Reshard in backward] allows it.
   void maybe_reshard();
+  /// Unshards until the end of the backward under way, whatever else comes to an end in it.
+  void unshard_until_end();
   /// Everything that backward has left open is closed.
   void end_backward();
   /// The same after a fault, with a store that has dropped what was under way.
@@ -103,6 +115,8 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   std::vector<std::weak_ptr<UnitState>> prefetch_in_forward_, prefetch_in_backward_;
   int open_ = 0;         // forwards that have begun and not ended
   int active_ = 0;       // forwards whose backward has begun and whose producers have not all started
+  int64_t met_in_ = -1;  // the last backward that called for it
+  bool until_end_ = false, by_hand_ = false;
   int64_t passed_ = -1;  // the backward in which the producers of some forward have all started
 };
 
@@ -130,6 +144,7 @@ class ForwardScope {
 
   std::vector<Input> inputs_;
   std::vector<AutogradNode> producers_;
+  NodeMark first_node_ = {};
 };
 
 }  // namespace sherd
