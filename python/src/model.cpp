@@ -259,7 +259,8 @@ void Model::entering_forward() {
   failure_.clear();
   const bool reclaimed = reclaim_rows(), written = written_outside();
   bool changed = updated_ || reclaimed || written || rows_have_changed();
-  const bool other_gradients = first_with_other_requires_grad() != nullptr;
+  // Adapters are switched off and on around forwards without gradients, while a backward is still to come.
+  const bool other_gradients = at::GradMode::is_enabled() && first_with_other_requires_grad() != nullptr;
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
   if ((has_reduced_ || other_gradients) && core_->transport->size() > 1) {
     changed = agree_on_changes(changed);
