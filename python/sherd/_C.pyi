@@ -45,9 +45,13 @@ class Unit:
     def set_after_forward(self, after_forward: AfterForward) -> None: ...
     def set_prefetch(self, pass_: Pass, units: Sequence[Unit]) -> None: ...
 
+class Copies:
+    one: Copies
+    each_rank: Copies
+
 class Parameter:
     def __init__(self, fqn: str, whole: torch.Tensor, shard: torch.Tensor, local: torch.Tensor, reduce: torch.dtype,
-                 outside: torch.Tensor | None = None) -> None: ...
+                 copies: Copies, outside: torch.Tensor | None = None) -> None: ...
 
 class UnitPlan:
     def __init__(self, unit: Unit, name: str, parent: int, parameters: Sequence[Parameter],

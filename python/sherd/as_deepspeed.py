@@ -96,10 +96,10 @@ def take_over(made: engine.Engine, settings: Settings) -> None:
 
 def activate() -> None:
     """From here on, ``import deepspeed`` gets sherd's stand-in, and Accelerate takes its DeepSpeed branch."""
-    if not any(isinstance(finder, deepspeed_names.Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, deepspeed_names.Finder())
+    deepspeed_names.install()
     deepspeed_names.MODULES["deepspeed"]["initialize"] = initialize
     deepspeed_parameters.name_attributes()
+    hugging_face.follow_fsdp()
     os.environ.setdefault("ACCELERATE_USE_DEEPSPEED", "true")
     os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     os.environ.setdefault("LOCAL_RANK", "0")

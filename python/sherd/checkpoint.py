@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import over_rows, rows_like
+from .parameters import as_bytes, over_rows, rows_like, whole_value
 from .progress import bar
 from .sharding import before_load
 from .units import HELD, Root, ShardedModule
@@ -46,7 +46,7 @@ def full_state_dict(model: nn.Module, *, all_ranks: bool = False, without: Colle
                 result[name] = result[first]
             continue
         if isinstance(value, DTensor):
-            value = value.detach().full_tensor()
+            value = whole_value(value.detach())
         if keep:
             result[name] = value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
         del value
@@ -73,7 +73,7 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
                 continue
             whole = state[name].to(target.dtype).contiguous() if world.rank == 0 else torch.empty(target.shape, dtype=target.dtype)
             if world.size > 1:
-                dist.broadcast(whole, src=0)
+                dist.broadcast(as_bytes(whole), src=0)
             target.copy_(over_rows(rows_like(whole, target), target) if isinstance(target, DTensor) else whole)
 
 

@@ -308,6 +308,12 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return [Facts()] if context.name in (None, "deepspeed") else []
 
 
+def install() -> None:
+    """From here on, ``import deepspeed`` finds the stand-in."""
+    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, Finder())
+
+
 class Facts(importlib.metadata.Distribution):
     """DeepSpeed's metadata."""
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import WHOLE_COPY, ShardedParameter, rows_like, seen, sharded_of, shown_as, users_attributes
+from .parameters import WHOLE_COPY, ShardedParameter, as_bytes, rows_like, seen, sharded_of, shown_as, users_attributes, whole_value
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -61,6 +61,7 @@ def made_whole(parameters: Iterable[ShardedParameter], rank: int | None) -> Iter
     wholes = whole_copies(parameters)
     with shown_as(list(wholes.values())):
         yield
+    follow_flags(wholes)
     if rank is not None:
         take_rows(wholes, rank)
 
@@ -78,6 +79,7 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
             take_rows(wholes, rank)
             root.model.note_update()
     finally:
+        follow_flags(wholes)
         for owner, name, shard in places:
             owner._parameters[name] = seen(shard)
 
@@ -86,10 +88,17 @@ def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
     """One of each, with what users have hung on it. Collective."""
     wholes = {}
     for shard in {id(shard): shard for shard in shards}.values():
-        whole = nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad)
+        whole = nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad)
         whole.__dict__.update(users_attributes(shard), **{WHOLE_COPY: True})
         wholes[id(shard)] = (shard, whole)
     return wholes
+
+
+def follow_flags(wholes: Wholes) -> None:
+    """What was frozen or unfrozen while it was whole, is."""
+    for shard, whole in wholes.values():
+        if whole.requires_grad != shard.requires_grad:
+            shard.requires_grad_(whole.requires_grad)
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:
@@ -102,7 +111,7 @@ def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:
     """The values that `rank` has, if one is named."""
     values = whole.detach().contiguous()
     if rank is not None and distributed.world().size > 1:
-        dist.broadcast(values, src=rank)
+        dist.broadcast(as_bytes(values), src=rank)
     return values
 
 

@@ -2,20 +2,24 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from typing import Iterator
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
 
-SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
+TRAINABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
+CASTABLE = TRAINABLE[:4]  # by a policy of mixed precision
+# What every backend of torch.distributed moves; anything else goes as bytes.
+MOVABLE = (*TRAINABLE, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool)
 
 
 class ShardedValue(DTensor):
@@ -101,7 +105,8 @@ def names_in(values) -> Iterator[str]:
 
 
 class ShardedParameter(DTensor):
-    """A parameter of a sharded model between its uses: ``Shard(0)``, by ``torch.chunk``'s rule, over rows that sherd owns.
+    """A parameter of a sharded model between its uses: ``Shard(0)``, by ``torch.chunk``'s rule, over rows that sherd owns. One
+    without dimensions is whole on every rank, which all update alike.
 
     Everything that DTensors can do works on it; what mixes it with plain tensors raises an error that names it.
     """
@@ -132,6 +137,8 @@ class ShardedParameter(DTensor):
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
         """The whole value, a copy. Collective. Its gradient counts as one of the unit's forward does: the mean over ranks."""
+        if self.dtype not in MOVABLE:
+            return whole_value(self)
         if grad_placements is not None or not torch.is_grad_enabled() or not self.requires_grad:
             return super().full_tensor(grad_placements=grad_placements)
         unit = self._sherd_unit and self._sherd_unit()
@@ -147,6 +154,7 @@ class ShardedParameter(DTensor):
     def to_local(self, **options) -> torch.Tensor:
         tell((self,), "note_alias")
         return super().to_local(**options)
+
 
 
 class ShardedGradient(DTensor):
@@ -306,11 +314,37 @@ def own_rows(rows: int, mesh: DeviceMesh) -> slice:
 
 def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:
     """This rank's rows of a whole value."""
-    return whole[own_rows(whole.shape[0], target.device_mesh)]
+    return whole if is_whole(target) else whole[own_rows(whole.shape[0], target.device_mesh)]
 
 
-def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh) -> DTensorSpec:
-    placements = (*[Replicate()] * (mesh.ndim - 1), Shard(0))
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory, [bytes]. Of contiguous ones."""
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def whole_value(tensor: DTensor) -> torch.Tensor:
+    """``tensor.full_tensor()`` of any type."""
+    if tensor.dtype in MOVABLE or is_whole(tensor):
+        return DTensor.full_tensor(tensor)
+    rows = tensor._local_tensor.contiguous()
+    width = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+    moved = over_rows(as_bytes(rows).view(rows.shape[0], width), tensor, torch.Size((tensor.shape[0], width)))
+    return moved.full_tensor().view(-1).view(tensor.dtype).view(tensor.shape)
+
+
+def placements_of(parameter: torch.Tensor, mesh: DeviceMesh) -> tuple[Placement, ...]:
+    """Rows along the last axis. Whole on every rank is what has no dimensions, and one row of complex numbers: torch's optimizers
+    look at those as real ones, which gives a DTensor of one row away."""
+    whole = parameter.dim() == 0 or (parameter.is_complex() and parameter.shape[0] == 1)
+    return (*[Replicate()] * (mesh.ndim - 1), Replicate() if whole else Shard(0))
+
+
+def is_whole(tensor: DTensor) -> bool:
+    """Whether each rank has all of it."""
+    return tensor.placements[-1].is_replicate()
+
+
+def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> DTensorSpec:
     return DTensorSpec(mesh, placements, TensorMeta(sizes, torch.empty(sizes, device="meta").stride(), dtype))
 
 
@@ -320,12 +354,11 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     Raises ConfigError for parameters that sherd cannot shard.
     """
     check_type(parameter, name)
-    if parameter.dim() == 0:
-        raise ConfigError(f"[shard] got parameter '{name}' without dimensions, expected at least one; try a parameter of "
-                          "shape [1], or ignored_params")
-    if parameter.layout != torch.strided:
-        raise ConfigError(f"[shard] got parameter '{name}' of layout {parameter.layout}, expected torch.strided")
-    local = parameter.detach()[own_rows(parameter.shape[0], mesh)].contiguous().clone()
+    if parameter.layout != torch.strided or parameter.is_quantized:
+        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype} and layout {parameter.layout}, expected a plain "
+                          "type and torch.strided; try ignored_params")
+    rows = slice(None) if placements_of(parameter, mesh)[-1].is_replicate() else own_rows(parameter.shape[0], mesh)
+    local = (parameter.detach()[rows] if parameter.dim() > 0 else parameter.detach()).contiguous().clone()
     sharded = sharded_over(local, parameter, mesh, name)
     if parameter.device.type == "cpu":
         sharded._sherd_whole = parameter
@@ -336,9 +369,10 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
 
 
 def check_type(parameter: torch.Tensor, name: str) -> None:
-    if parameter.dtype not in SUPPORTED:
-        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype}, expected "
-                          f"{', '.join(map(str, SUPPORTED))}; try model.to(torch.float32)")
+    """What is frozen may be of any."""
+    if parameter.requires_grad and parameter.dtype not in TRAINABLE:
+        raise ConfigError(f"[shard] got trainable parameter '{name}' of {parameter.dtype}, expected "
+                          f"{', '.join(map(str, TRAINABLE))}; try model.to(torch.float32), or requires_grad_(False) for it")
 
 
 def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
@@ -346,7 +380,7 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
     whole = sharded._sherd_whole
     if whole is None or whole.dtype != dtype or whole.device != sharded.device:
         like = torch.empty(0, dtype=dtype, device=sharded.device)
-        whole = nn.Parameter(_C.unbacked(list(sharded.shape), like))
+        whole = nn.Parameter(_C.unbacked(list(sharded.shape), like), sharded.requires_grad)
         whole.__dict__.update(users_attributes(sharded))
         sharded._sherd_whole = whole
     whole.requires_grad_(sharded.requires_grad)
@@ -355,7 +389,8 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
 
 def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
     """The gradient over this rank's rows of it."""
-    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh), requires_grad=False)
+    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh, parameter.placements),
+                           requires_grad=False)
 
 
 SEEN = "_sherd_seen"  # the attribute of a sharded parameter that holds what is seen of it outside of forwards, where that is another
@@ -392,12 +427,14 @@ def sharded_of(parameter: torch.Tensor) -> torch.Tensor:
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
     """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
-    return DTensor(local, spec_of(shard.shape if sizes is None else sizes, local.dtype, shard.device_mesh), requires_grad=False)
+    sizes = shard.shape if sizes is None else sizes
+    return DTensor(local, spec_of(sizes, local.dtype, shard.device_mesh, shard.placements), requires_grad=False)
 
 
 def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:
     """The parameter over these rows, of the shape and type of ``like`` and with what users have hung on it."""
-    sharded = ShardedParameter(local, spec_of(like.shape, like.dtype, mesh), requires_grad=like.requires_grad)
+    spec = spec_of(like.shape, like.dtype, mesh, placements_of(like, mesh))
+    sharded = ShardedParameter(local, spec, requires_grad=like.requires_grad)
     sharded._is_param = True
     sharded.__dict__.update(users_attributes(like))
     sharded._sherd_name, sharded._sherd_whole, sharded._sherd_unit, sharded._sherd_root = name, None, None, None

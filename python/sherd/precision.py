@@ -11,11 +11,12 @@ from torch.utils._pytree import tree_map_only
 
 from . import _C, distributed
 from ._C import ConfigError
+from .parameters import CASTABLE
 
 log = logging.getLogger("sherd")
 FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+TYPES = (None, *CASTABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +24,11 @@ class MixedPrecisionPolicy:
     """What a unit computes with. ``torch.distributed.fsdp.MixedPrecisionPolicy`` means the same and may stand for it.
 
     Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation is fp32.
+    Integers, float8 and complex ones keep their type everywhere.
 
     param_dtype: the unit's parameters inside its forward and backward; None: their own type.
-    reduce_dtype: gradients on their way to the ranks that sum them (in fp32); None: param_dtype, or fp32 without one.
+    reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without one fp32,
+        and fp64 for fp64 parameters.
     output_dtype: what floating-point outputs of the unit's forward are cast to; None: nothing.
     cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype.
     """
@@ -35,10 +38,13 @@ class MixedPrecisionPolicy:
     cast_forward_inputs: bool = True
 
     def compute_type(self, parameter: torch.Tensor) -> torch.dtype:
-        return self.param_dtype or parameter.dtype
+        return self.param_dtype or parameter.dtype if parameter.dtype in CASTABLE else parameter.dtype
 
-    def reduce_type(self) -> torch.dtype:
-        return self.reduce_dtype or self.param_dtype or torch.float32
+    def reduce_type(self, parameter: torch.Tensor) -> torch.dtype:
+        if parameter.is_complex():
+            return parameter.dtype
+        own = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        return self.reduce_dtype or self.param_dtype or own
 
     @property
     def input_dtype(self) -> torch.dtype | None:
@@ -56,8 +62,8 @@ def policy_of(given: Any) -> MixedPrecisionPolicy:
     policy = MixedPrecisionPolicy(*(getattr(given, field) for field in FIELDS))
     for field in FIELDS[:3]:
         if getattr(policy, field) not in TYPES:
-            raise ConfigError(f"[fully_shard] got {field}={getattr(policy, field)!r} in mp_policy, expected torch.float32, "
-                              "torch.bfloat16, torch.float16 or None")
+            raise ConfigError(f"[fully_shard] got {field}={getattr(policy, field)!r} in mp_policy, expected one of "
+                              f"{', '.join(map(str, TYPES))}")
     return policy
 
 
@@ -111,7 +117,7 @@ class Precision:
         kept = keep_norms(model) if self.norms == "fp32" else set()
         uncast = [parameter for parameter in model.parameters() if id(parameter) in kept]
         for parameter in model.parameters():
-            if parameter.is_floating_point() and self.storage != torch.float32 and id(parameter) not in kept:
+            if parameter.dtype in CASTABLE and self.storage != torch.float32 and id(parameter) not in kept:
                 parameter.data = parameter.data.to(self.storage)
         return {"mp_policy": self.policy, "uncast_params": uncast}
 

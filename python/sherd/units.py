@@ -24,7 +24,8 @@ from . import _C
 from ._C import ConfigError
 from .autograd import MODELS
 from .distributed import World
-from .parameters import ShardedParameter, WholeParameter, check_type, gradient_over, outside_of, seen, whole_of
+from .parameters import (ShardedParameter, WholeParameter, as_bytes, check_type, gradient_over, is_whole, outside_of, seen,
+                         whole_of)
 from .precision import MixedPrecisionPolicy, cast
 
 log = logging.getLogger("sherd")
@@ -361,8 +362,12 @@ def build(root: nn.Module) -> Root:
             shard._sherd_name, shard._sherd_unit, shard._sherd_root = fqn, weakref.ref(module), weakref.ref(root)
             precision = precision_of(shard, getattr(module, HELD).options)
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
+            if is_whole(shard) and world.size > 1:
+                dist.broadcast(as_bytes(local), src=0)
             outside = outside_of(shard, whole) if handle.sees_whole else None
-            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local, reduce=precision.reduce_type(), outside=outside))
+            planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local,
+                                         reduce=precision.reduce_type(shard),
+                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one, outside=outside))
             places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard if outside is None else outside)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]

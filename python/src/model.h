@@ -9,12 +9,19 @@
 // of forwards as well: `whole` itself, or another over the store's memory where `whole` is a cast. They are up to date
 // after settle(). What a program writes to them counts from the next forward or update on: each rank takes the rows
 // that it owns from its own.
+//
+// [Note: Freezing] requires_grad may change between steps, of the DTensors or of the whole parameters where those are
+// shown: the next forward follows it (roles.cpp), and a backward leaves alone what has been frozen since its forward. A
+// parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another change,
+// so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What no_sync() holds
+// of a parameter that was frozen since is reduced all the same.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
 
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -30,6 +37,7 @@ struct Parameter {
   at::Tensor shard;                    // the DTensor that the optimizer sees
   at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
   at::ScalarType reduce = at::kFloat;  // of its gradients on their way
+  Copies copies = Copies::one;         // each_rank: the local tensor is whole
   at::Tensor outside = {};             // see [Note: Whole outside]
 };
 
@@ -50,6 +58,9 @@ struct ModelOptions {
 
 /// (local, shard) -> the DTensor over `local` that is a gradient of `shard`.
 using MakeGradient = py::function;
+
+/// Of flags, as a number that travels.
+double hash_of(const std::vector<bool>& flags);
 
 class Model {
  public:
@@ -93,7 +104,7 @@ class Model {
                                  const std::vector<std::optional<at::Tensor>>& gradients);
   Gradients gradients() const { return core_->model->gradients(); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
-  void set_divisor(float divisor) { core_->model->store().set_divisor(divisor); }
+  void set_divisor(double divisor) { core_->model->store().set_divisor(divisor); }
   /// Bytes held on this rank, by kind.
   std::map<std::string, int64_t> memory() const;
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
@@ -108,10 +119,9 @@ class Model {
   };
   struct Face {
     Parameter parameter;
-    bool trainable;
     py::object shard = {}, rows = {};  // the parameter and its local tensor as Python has them
-    at::Tensor buffer = {};    // the local tensor of `gradient`: a view of the store's, fp32
-    py::object gradient = {};  // the DTensor over it
+    at::Tensor buffer = {};            // a view of the store's gradient, where it has a place
+    py::object gradient = {};          // the DTensor over it, or over a copy of the parameter's type
     Py_ssize_t references = 0;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
     bool had = false;   // whether it held anything
@@ -132,8 +142,19 @@ class Model {
   bool is_written(const Face& face) const;
   bool written_outside() const;
   void take_written();
+  void follow_outside();
+  // roles.cpp
+  Role role(size_t g, size_t p) const { return core_->model->groups()[g]->roles()[p]; }
+  bool takes_part(size_t g, size_t p) const { return role(g, p) >= Role::held; }
+  bool wants_gradient(size_t g, size_t p) const;
+  const Parameter* first_with_other_requires_grad() const;
+  std::vector<bool> wanted_gradients() const;
+  bool agree_on_changes(bool mine);
+  void compare_wanted(std::span<const double> hashes);
   void follow_requires_grad();
-  void check_requires_grad() const;
+  void set_roles();
+  void leave_out_frozen();
+  void end_leaving_out();
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;
@@ -154,6 +175,10 @@ class Model {
   bool has_read_ = true;      // since this rank last waited for the others
   bool has_reduced_ = false;  // since the last forward
   bool in_end_ = false;       // in end_backward()
+  bool holding_ = false;      // gradients, for a backward that reduces
+  int unsettled_ = 0;         // backwards until places for gradients that are not used are given up
+  double wanted_hash_ = 0;    // of wanted_gradients(), when they were agreed on last
+  std::vector<at::Tensor> left_out_;  // whole parameters that were frozen after the forward of this backward
 };
 
 }  // namespace sherd::python

@@ -96,13 +96,14 @@ void add_model(py::module& module) {
       .def_property_readonly("shows_whole", &Unit::shows_whole)
       .def("set_after_forward", &Unit::set_after_forward)
       .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
+  py::enum_<Copies>(module, "Copies").value("one", Copies::one).value("each_rank", Copies::each_rank);
   py::class_<Parameter>(module, "Parameter")
       .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce,
-                       const std::optional<at::Tensor>& outside) {
-             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local), reduce,
-                              outside.value_or(at::Tensor())};
+                       Copies copies, const std::optional<at::Tensor>& outside) {
+             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local),
+                              reduce,         copies,           outside.value_or(at::Tensor())};
            }),
-           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"),
+           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"), py::arg("copies"),
            py::arg("outside") = py::none());
   py::class_<UnitPlan>(module, "UnitPlan")
       .def(py::init<std::shared_ptr<Unit>, std::string, size_t, std::vector<Parameter>, AfterForward>(),

@@ -28,8 +28,9 @@ class PrivateStore : public Store {
   int index() const override { return transport_.rank(); }
   void finish_round() override;
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+  void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(double divisor) override { divisor_ = divisor; }
   void set_reach(Reach reach) override { reach_ = reach; }
   bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
@@ -60,6 +61,8 @@ class PrivateStore : public Store {
   bool keeps_whole(size_t g) const { return plan_.groups[g].parameters == Spread::whole || transport_.size() == 1; }
   bool replicates_optimizer() const { return owned_.size() > 1; }
   const GroupLayout& layout(size_t g) const { return plan_.groups[g].layout; }
+  const GroupLayout& gradients(size_t g) const { return plan_.groups[g].gradients; }
+  void make_gradient(size_t g);
   at::Tensor slot_tensor(size_t g) const;
   void keep_written_rows(size_t g);
   void finish_oldest_spreading();
@@ -69,7 +72,7 @@ class PrivateStore : public Store {
   StoreTransports transports_;
   Transport& transport_;  // transports_.shard
   StorePlan plan_;
-  float divisor_ = 1;
+  double divisor_ = 1;
   Reach reach_ = Reach::all;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;

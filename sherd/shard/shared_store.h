@@ -31,8 +31,9 @@ class SharedStore : public Store {
   void check_unwritten() override;
   bool was_written() const override { return guard_->written(); }
   void take_back() override;
+  void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(float divisor) override { divisor_ = divisor; }
+  void set_divisor(double divisor) override { divisor_ = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -48,13 +49,15 @@ class SharedStore : public Store {
     uint64_t contributed = 0, reduced = 0, published = 0;
     Buffer gradient_buffer;  // where it is summed apart
     at::Tensor gradient;
-    std::vector<Booking> bookings;
+    Booking rows_booking;
+    std::vector<Booking> slot_bookings;
   };
 
   GroupEpochs& epochs(size_t g, int rank) const;
   void make_parameters(Ledger& ledger);
   void guard_parameters();
-  void make_gradients(Ledger& ledger);
+  void make_slots();
+  void make_gradient(size_t g);
   void wait_until_reduced(size_t g);
   void copy_peers_rows(size_t g);
   at::Tensor segment_rows(size_t g, size_t parameter);
@@ -63,7 +66,7 @@ class SharedStore : public Store {
   HostSegment& host_;
   Ledger& ledger_;
   StorePlan plan_;
-  float divisor_ = 1;
+  double divisor_ = 1;
   std::vector<int> owned_;
   std::vector<Group> groups_;
 

@@ -81,6 +81,79 @@ def test_training_goes_on_after_an_exception_of_all_ranks(where):
     run(2, joined, "auto", (caught_by_all, where))
 
 
+def other_models(where, raises_on):
+    """An exception of one model, caught: another one, with gradients that wait and a graph that is not used up, a new one, and
+    the first go on as if nothing had been."""
+    first, second = Pair(trapped_net), Pair(Net)
+    for pair in (first, second):
+        pair.step(token_loss)
+    for round in range(2):
+        second.ours.set_requires_gradient_sync(False)
+        second.backward(token_loss, 1)  # held
+        second.ours.set_requires_gradient_sync(True)
+        second.backward(token_loss, 2)
+        waiting = [token_loss(second.plain, 3, rank) for rank in range(second.size)], token_loss(second.ours, 3, second.rank)
+        trap = first.ours.layers[1].dropout
+        trap.where = where if raises_on in (None, first.rank) else None
+        with pytest.raises((ValueError, RuntimeError)) as caught:
+            token_loss(first.ours, 1, first.rank).backward()
+            first.optimizers[1].step()
+        if trap.where:
+            assert "trap" in str(caught.value)
+        elif where == "forward":
+            assert "trap in forward" in str(caught.value) and "(in the forward of unit 'layers.1' of Net)" in str(caught.value)
+        trap.where = None
+        first.optimizers[1].zero_grad()
+        (sum(waiting[0]) / second.size).backward()
+        waiting[1].backward()
+        second.compare_gradients()
+        second.update()
+        for pair in (second, Pair(Net), first):
+            pair.step(token_loss, 5 + round)
+    for pair in (first, second):
+        pair.compare_weights()
+
+
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+def test_an_exception_belongs_to_the_model_it_happened_in(transport):
+    for where in ("forward", "backward"):
+        run(2, joined, transport, (other_models, where, None), (other_models, where, 1), (other_models, where, 0))
+
+
+class Around(nn.Module):
+    """A model in whose forward another model runs, and fails."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.layers, self.inner = nn.ModuleList(Block() for _ in range(2)), [inner]
+
+    def forward(self, x):
+        x = self.layers[0](x)
+        if self.inner[0] is not None:
+            for _ in range(2):
+                with pytest.raises((ValueError, RuntimeError), match="trap"), torch.no_grad():
+                    self.inner[0](tokens(0, 0))
+        return self.layers[1](x)
+
+
+def around_another():
+    inner = Pair(trapped_net)
+    inner.step(token_loss)
+    outer = Pair(lambda: Around(None))
+    inner.ours.layers[1].dropout.where = "forward"
+    for step in range(3):
+        outer.ours.inner[0] = inner.ours if step else None
+        outer.step(vector_loss, step)
+    inner.ours.layers[1].dropout.where = None
+    inner.step(token_loss, 1)
+    outer.compare_weights()
+
+
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+def test_an_exception_in_a_model_that_runs_inside_of_another(transport):
+    run(2, joined, transport, (around_another,))
+
+
 def shapes_do_not_fit():
     pair = Pair(Net)
     for _ in range(2):
@@ -176,27 +249,6 @@ def outside_of_forward():
 
 def test_a_submodule_called_outside_of_its_units_forward_is_named():
     run(2, joined, "auto", (outside_of_forward,))
-
-
-def thawed():
-    import sherd
-    pair = Pair(Net)
-    pair.ours.layers[0].up.weight.requires_grad_(False)
-    pair.plain.layers[0].up.weight.requires_grad_(False)
-    pair.step(token_loss)
-    pair.ours.layers[1].up.weight.requires_grad_(False)
-    with pytest.raises(sherd.ConfigError, match=r"layers\.1\.up\.weight"):
-        pair.ours(tokens(0, 0))
-    pair.ours.layers[1].up.weight.requires_grad_(True)
-    pair.ours.layers[0].up.weight.requires_grad_(True)
-    with pytest.raises(sherd.ConfigError, match=r"layers\.0\.up\.weight"):
-        pair.ours(tokens(0, 0))
-    pair.ours.layers[0].up.weight.requires_grad_(False)
-    pair.train(token_loss, 2)
-
-
-def test_requires_grad_may_change_before_the_first_forward_only():
-    run(2, joined, "auto", (thawed,))
 
 
 def left_on_meta():

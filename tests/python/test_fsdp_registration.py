@@ -60,7 +60,7 @@ def watch_forward_and_backward(transport, reshard_after_forward):
     all_are("shard", model)
     for step in range(2):
         loss = token_loss(model, step, 0)
-        all_are("shard", model)
+        all_are("shard" if reshard_after_forward else "whole", model)
         loss.backward()
         all_are("shard", model)
         assert all(isinstance(p.grad, DTensor) and p.grad.placements == (Shard(0),) for p in model.parameters())
@@ -70,7 +70,7 @@ def watch_forward_and_backward(transport, reshard_after_forward):
 
 @pytest.mark.parametrize("transport", ("auto", "gloo"))
 @pytest.mark.parametrize("reshard_after_forward", (True, False))
-def test_parameters_are_whole_inside_a_units_forward_and_backward_only(transport, reshard_after_forward):
+def test_parameters_are_whole_inside_a_units_forward_and_backward_and_between_where_asked(transport, reshard_after_forward):
     run(2, watch_forward_and_backward, transport, reshard_after_forward)
 
 

@@ -33,8 +33,9 @@ class Recorder : public Store {
   }
   void finish_round() override { inner_->finish_round(); }
   at::Tensor gradient(size_t g) override { return inner_->gradient(g); }
+  void set_roles(const std::vector<Roles>& roles) override { inner_->set_roles(roles); }
   void renew_gradient(size_t g) override { inner_->renew_gradient(g); }
-  void set_divisor(float divisor) override { inner_->set_divisor(divisor); }
+  void set_divisor(double divisor) override { inner_->set_divisor(divisor); }
   int index() const override { return inner_->index(); }
   void drop() noexcept override { inner_->drop(); }
   void restart() override { inner_->restart(); }
