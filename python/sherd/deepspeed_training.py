@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from . import engine, optim
 from ._C import ConfigError
 from .deepspeed_settings import TYPES, Settings
+from .parameters import sharded_of
 
 log = logging.getLogger("sherd")
 LARGE = 4096  # elements
@@ -162,13 +163,14 @@ class TrainingEngine(engine.Engine):
 
     def _drop_gradients(self) -> None:
         if self._clips_all():
-            self.module.zero_grad()
+            self.zero_grad()
         else:
             super()._drop_gradients()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Of all parameters."""
-        self.module.zero_grad(set_to_none)
+        for parameter in map(sharded_of, self.module.parameters()):
+            parameter.grad = None
 
     def is_gradient_accumulation_boundary(self) -> bool:
         return super().is_gradient_accumulation_boundary() if self.deepspeed.managed else self._in_step

@@ -22,9 +22,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import _C, distributed, optim, progress
+from . import _C, distributed, optim, progress, updates
 from ._C import ConfigError, FaultError
 from .checkpoint import load_training, save_training
+from .parameters import ShardedParameter, over_rows, rows_like, sharded_of
 from .precision import Precision
 from .schedule import schedule_of
 from .sharding import shard
@@ -144,7 +145,10 @@ class Engine(nn.Module):
             self.optimizer.step(gradient_scale=scale)
         else:
             optim.scale_gradients(self._trained(), scale)
-            self.optimizer.step()
+            if updates.needs_whole(self.optimizer):
+                updates.step_on_whole(self.optimizer)
+            else:
+                self.optimizer.step()
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
         self._drop_gradients()
@@ -165,7 +169,7 @@ class Engine(nn.Module):
     def _gradient_norm(self) -> float:
         """Of what the optimizer updates. Others of the model may have gradients too, of all backwards since somebody cleared them."""
         trained = {id(parameter) for parameter in self._trained()}
-        others = [(p, p.grad) for p in self.module.parameters() if id(p) not in trained and p.grad is not None]
+        others = [(p, p.grad) for p in map(sharded_of, self.module.parameters()) if id(p) not in trained and p.grad is not None]
         for parameter, _ in others:
             parameter.grad = None
         try:
@@ -370,11 +374,25 @@ def matrices_apart(groups: list[dict], adamw: list[str], model: nn.Module) -> li
     return [part for part in parts if part["params"]]
 
 
+def sharded_state(state: dict, parameter: ShardedParameter) -> dict:
+    """What an optimizer remembers of a parameter by element, as this rank's rows."""
+    result = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            if value.shape != parameter.shape:
+                raise ConfigError(f"[initialize] got an optimizer with a state '{name}' of sizes {list(value.shape)} for parameter "
+                                  f"'{parameter._sherd_name}' of {list(parameter.shape)}, expected one that has made no steps; try to load "
+                                  "its state after initialize")
+            value = over_rows(rows_like(value, parameter).clone(), parameter)
+        result[name] = value
+    return result
+
+
 def move_parameters(optimizer: Optimizer, plain: dict[str, nn.Parameter], sharded: dict[str, nn.Parameter]) -> None:
     """Puts the sharded parameters in the place of those that the optimizer was made with."""
-    if optimizer.state:
-        raise ConfigError("[initialize] got an optimizer that has made steps, expected a new one; try to load its state after "
-                          "initialize")
     new = {id(parameter): sharded[name] for name, parameter in plain.items()}
+    for parameter, state in list(optimizer.state.items()):  # torch's Adagrad makes its own at once
+        if id(parameter) in new:
+            optimizer.state[new[id(parameter)]] = sharded_state(optimizer.state.pop(parameter), new[id(parameter)])
     for group in optimizer.param_groups:
         group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]

@@ -64,8 +64,8 @@ def derived(function, args: tuple, kwargs: dict):
     try:
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
-    except RuntimeError as error:
-        if "mixed torch.Tensor and DTensor" not in str(error):
+    except (RuntimeError, AssertionError) as error:  # the latter where a plain tensor is written to
+        if "mixed torch.Tensor and DTensor" not in str(error) and not (isinstance(error, AssertionError) and has_plain((args, kwargs))):
             raise
         names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
         if getattr(function, "__name__", "") == "copy_":
@@ -83,6 +83,29 @@ def derived(function, args: tuple, kwargs: dict):
 
 
 ALIASES = {"detach", "__get__", "alias"}  # of all of it: state dicts and .data
+
+
+def has_plain(values) -> bool:
+    return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() > 0 for t in tree_iter(values))
+
+
+def gathers_uses(values) -> bool:
+    """Whether the model of these parameters is one whose program may use them anywhere."""
+    root = next((t.__dict__.get("_sherd_root") for t in tree_iter(values) if isinstance(t, ShardedParameter)), None)
+    return root is not None and root() is not None and root().__dict__["_sherd_unit"].gathers_uses
+
+
+def of_wholes(function, args: tuple, kwargs: dict):
+    """Calls a function with whole parameters; of one that it changes, each rank takes its rows. Collective."""
+    changed = args[0] if args and isinstance(args[0], ShardedParameter) and writes(getattr(function, "__name__", ""), None) else None
+    args, kwargs = tree_map_only((ShardedParameter, ShardedValue), lambda p: p.full_tensor(), (args, kwargs))
+    result = function(*args, **kwargs)
+    if changed is None:
+        return result
+    with torch.no_grad():
+        changed._local_tensor.copy_(rows_like(args[0], changed))
+    tell((changed,), "note_update")
+    return changed
 
 
 def names_in(values) -> Iterator[str]:
@@ -117,6 +140,8 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
         elif writes(name, kwargs):
             tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
+        if has_plain((args, kwargs)) and gathers_uses((args, kwargs)):
+            return of_wholes(function, args, kwargs or {})
         return derived(function, args, kwargs or {})
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
@@ -372,6 +397,38 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
         sharded._sherd_whole = whole
     whole.requires_grad_(sharded.requires_grad)
     return whole
+
+
+SEEN = "_sherd_seen"  # the attribute of a sharded parameter that holds what is seen of it outside of forwards, where that is another
+
+
+def outside_of(sharded: ShardedParameter, whole: nn.Parameter) -> nn.Parameter:
+    """What is seen of a parameter that the strategy keeps whole: what its unit computes with, or where that is a cast, another one
+    over the store's memory."""
+    outside = whole
+    if whole.dtype != sharded.dtype:
+        outside = nn.Parameter(_C.unbacked(list(sharded.shape), torch.empty(0, dtype=sharded.dtype)), sharded.requires_grad)
+        outside.__dict__.update(users_attributes(sharded))
+        if sharded.requires_grad:
+            outside.register_hook(lambda _: refuse_gradient(sharded))
+    outside._sherd_sharded, outside._sherd_name = sharded, sharded._sherd_name
+    setattr(sharded, SEEN, outside)
+    return outside
+
+
+def refuse_gradient(sharded: ShardedParameter) -> None:
+    raise FaultError(f"[shard] got a gradient of parameter '{sharded._sherd_name}' by a use outside of its unit's forward, which computes "
+                     "with a cast of it, expected none; try to call the model, or torch.no_grad()")
+
+
+def seen(parameter: torch.Tensor) -> torch.Tensor:
+    """What a program sees of a sharded parameter outside of forwards."""
+    return getattr(parameter, SEEN, parameter)
+
+
+def sharded_of(parameter: torch.Tensor) -> torch.Tensor:
+    """What the optimizer has of a parameter that a program sees."""
+    return getattr(parameter, "_sherd_sharded", parameter)
 
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:

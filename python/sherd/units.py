@@ -5,12 +5,13 @@ module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import weakref
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,8 @@ from .autograd import MODELS
 from .casting import Given
 from .causes import cause_of
 from .distributed import World
-from .parameters import ShardedParameter, as_bytes, check_type, gradient_over, is_whole, whole_of
+from .parameters import (ShardedParameter, WholeParameter, as_bytes, check_type, gradient_over, is_whole, outside_of, seen,
+                         whole_of)
 from .precision import MixedPrecisionPolicy
 from .surface import HELD, Surface, Told, after_forward, tell
 
@@ -47,6 +49,8 @@ class UnitHandle:
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.told = Told()
+        self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
+        self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
 
     @property
     def root_module(self) -> nn.Module:
@@ -104,6 +108,17 @@ class Root:
         MODELS.add(model)
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
+
+    @contextlib.contextmanager
+    def shards_shown(self) -> Iterator[None]:
+        """Inside, programs see every parameter sharded."""
+        for owner, name, shard in self.places:
+            owner._parameters[name] = shard
+        try:
+            yield
+        finally:
+            for owner, name, shard in self.places:
+                owner._parameters[name] = seen(shard)
 
 
 @functools.partial(torch._dynamo.disable, recursive=False)
@@ -298,10 +313,11 @@ def build(root: nn.Module) -> Root:
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
             if is_whole(shard) and world.size > 1:
                 dist.broadcast(as_bytes(local), src=0)
+            outside = outside_of(shard, whole) if handle.sees_whole else None
             planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local,
                                          reduce=precision.reduce_type(shard),
-                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one))
-            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
+                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one, outside=outside))
+            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard if outside is None else outside)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
@@ -325,6 +341,8 @@ def build(root: nn.Module) -> Root:
         if world.rank == 0:
             log.warning("%s", warning)
     result = Root(model, world, all_places)
+    for owner, name, shard in all_places:
+        owner._parameters[name] = seen(shard)
     for module in uses.modules:
         getattr(module, HELD).root = result
         getattr(module, HELD).converted.clear()
@@ -347,6 +365,10 @@ def own_local(shard: ShardedParameter) -> torch.Tensor:
 
 
 def check(uses: Uses) -> None:
+    whole = next((uses.fqns[key] for key, p in uses.parameters.items() if type(p) is WholeParameter), None)
+    if whole is not None:
+        raise ConfigError(f"[fully_shard] got a first forward inside of GatheredParameters of '{whole}', expected one before it; try "
+                          "model.unshard() and model.reshard() first")
     on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
     if on_meta:
         raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"

@@ -117,8 +117,8 @@ void Model::follow_requires_grad() {
                      "got requires_grad=True of parameter '{}' of {}, expected fp32, bf16, fp16, fp64, complex64 or "
                      "complex128; try to keep it frozen",
                      face.parameter.fqn, toString(type));
-      for (at::Tensor* tensor : {&face.parameter.shard, &face.parameter.whole})
-        if (tensor->requires_grad() != wanted[i]) tensor->set_requires_grad(wanted[i]);
+      for (at::Tensor* tensor : {&face.parameter.shard, &face.parameter.whole, &face.parameter.outside})
+        if (tensor->defined() && tensor->requires_grad() != wanted[i]) tensor->set_requires_grad(wanted[i]);
       ++i;
     }
   }

@@ -112,6 +112,10 @@ class Store {
   virtual void publish(size_t g) = 0;
   /// Throws FaultError if this rank wrote to parameters that it shares with others past torch; the change is dropped.
   virtual void check_unwritten() {}
+  /// Whether this rank wrote to parameters that it shares with others since the last check or take_back(): to copies.
+  virtual bool was_written() const { return false; }
+  /// Drops these copies.
+  virtual void take_back() {}
   /// This rank's index among the owners of rows.
   virtual int index() const = 0;
 
