@@ -66,6 +66,8 @@ class Model {
 
   /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
   void entering_forward();
+  /// Any forward of a unit: what was frozen or unfrozen since the outermost one began counts in it.
+  void entering_unit(const UnitState& unit);
   void count_open(int change) { open_ += change; }
   /// The outermost forward ended with an exception: all ranks drop the step.
   void failed_in_forward(const std::string& cause);
