@@ -10,7 +10,8 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import WHOLE_COPY, ShardedParameter, as_bytes, rows_like, seen, sharded_of, shown_as, users_attributes, whole_value
+from .parameters import (WHOLE_COPY, ShardedParameter, as_bytes, is_whole, rows_like, seen, sharded_of, shown_as, users_attributes,
+                         whole_value)
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -102,9 +103,10 @@ def follow_flags(wholes: Wholes) -> None:
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:
-    """Each rank takes its rows of its own copies; of those of `rank`, if one is named."""
+    """Each rank takes its rows of its own copies; of those of `rank`, if one is named. Of what all ranks have there is one value."""
     for shard, whole in wholes.values():
-        shard._local_tensor.copy_(rows_like(from_rank(rank, whole), shard))
+        source = 0 if rank is None and is_whole(shard) else rank
+        shard._local_tensor.copy_(rows_like(from_rank(source, whole), shard))
 
 
 def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:

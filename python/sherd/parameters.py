@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
@@ -369,6 +370,9 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     if parameter.layout != torch.strided or parameter.is_quantized:
         raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype} and layout {parameter.layout}, expected a plain "
                           "type and torch.strided; try ignored_params")
+    if is_traceable_wrapper_subclass(parameter):
+        raise ConfigError(f"[shard] got parameter '{name}' that is a {type(parameter).__name__}, tensors behind another one, expected "
+                          "a plain tensor; try ignored_params, or codes and scales as parameters of their own")
     rows = slice(None) if placements_of(parameter, mesh)[-1].is_replicate() else own_rows(parameter.shape[0], mesh)
     local = (parameter.detach()[rows] if parameter.dim() > 0 else parameter.detach()).contiguous().clone()
     sharded = sharded_over(local, parameter, mesh, name)

@@ -2,6 +2,7 @@
 #include "python/src/model.h"
 #include "sherd/base/error.h"
 #include "sherd/base/fnv.h"
+#include "sherd/shard/hooks.h"
 
 namespace sherd::python {
 namespace {
@@ -149,6 +150,18 @@ void Model::set_roles() {
   const std::vector<size_t> moved = core_->model->set_roles(roles);
   const py::gil_scoped_acquire gil;
   for (const size_t g : moved) make_gradients(g);
+}
+
+// Ranks agree on it when backward comes.
+void Model::entering_unit(const UnitState& unit) {
+  if (open_ == 0 || inside_backward()) return;
+  for (const ParamGroup* group : unit.groups()) {
+    for (size_t p = 0; p < group->parameters().size(); ++p) {
+      at::Tensor& whole = faces_[group->index()][p].parameter.whole;
+      const bool wants = wants_gradient(group->index(), p);
+      if (whole.requires_grad() != wants) whole.set_requires_grad(wants);
+    }
+  }
 }
 
 // As in torch, requires_grad counts as it is when backward comes. What has been frozen since the last forward is left

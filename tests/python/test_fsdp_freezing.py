@@ -232,6 +232,27 @@ def switched_off_for_another_forward(strategy):
     pair.compare_weights()
 
 
+class FreezesByStep(Net):
+    """Parameters of its own and of units in it are frozen and unfrozen by its forward."""
+    calls = 0
+
+    def forward(self, ids):
+        step = self.calls // self.of_a_step
+        self.calls += 1
+        self.layers[0].requires_grad_(step % 2 == 0)
+        self.layers[1].requires_grad_(step % 3 != 0)
+        self.head.requires_grad_(step % 2 == 1)
+        return super().forward(ids)
+
+
+def in_the_models_own_forward():
+    pair = Both(FreezesByStep)
+    pair.plain.of_a_step, pair.ours.of_a_step = pair.size, 1
+    for step in range(7):
+        pair.step(token_loss, step)
+    pair.compare_weights()
+
+
 def of_whole_parameters():
     """Frozen through what a unit shows: between unshard() and reshard(), in full_parameters(), in its forward."""
     import sherd
@@ -281,7 +302,7 @@ class Checkpointed(Net):
 def test_frozen_between_forward_and_backward_by_any_face_and_recomputed():
     switched = [(switched_off_for_another_forward, strategy) for strategy in STRATEGIES]
     for transport in ("host", "gloo"):
-        run(2, joined, transport, (between_forward_and_backward,), (of_whole_parameters,), (recomputed,), *switched)
+        run(2, joined, transport, (between_forward_and_backward,), (of_whole_parameters,), (in_the_models_own_forward,), (recomputed,), *switched)
 
 
 def memory_follows():

@@ -249,8 +249,12 @@ def differing_before():
     shard_layers(model)
     model(vectors(0, 0))
     assert model.layers[0].temperature._local_tensor.item() == 1.0
+    with sherd.full_parameters(model, writeback=True):
+        model.layers[0].temperature.data.fill_(2.0 + sherd.world().rank)
+    assert model.layers[0].temperature._local_tensor.item() == 2.0
+    model.layers[0].temperature.data.clamp_(3.0, 4.0)
     with torch.no_grad():
-        model.layers[0].temperature.fill_(4.0)
+        model.layers[0].temperature.add_(1.0)
     x = vectors(0, 0)
     close(model(x), (torch.nn.functional.linear(x, *map(whole, (model.layers[0].linear.weight, model.layers[0].linear.bias)))
                      * 4.0 / 3 + 0.25))
