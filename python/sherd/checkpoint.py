@@ -29,6 +29,7 @@ LATEST = "latest"
 FACTS = "sherd.json"
 
 
+@distributed.in_call("full_state_dict")
 def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, torch.Tensor]:
     """Whole values of all parameters and buffers by name, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
 
@@ -45,6 +46,7 @@ def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, t
     return result
 
 
+@distributed.in_call("load_full_state_dict")
 def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """The reverse: `state` counts on rank 0, others may pass {}. Collective; one whole parameter at a time.
 
@@ -81,6 +83,7 @@ def fit(targets: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str
     return ""
 
 
+@distributed.in_call("save_checkpoint")
 def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dict) -> None:
     """An engine's state into folder/tag, which takes its name when it is whole."""
     world = engine.world
@@ -104,6 +107,7 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
     world.transport.barrier()
 
 
+@distributed.in_call("load_checkpoint")
 def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[str | None, dict]:
     """The reverse of save_training."""
     if tag is None:

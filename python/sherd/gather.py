@@ -83,8 +83,9 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
 
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
     """One of each. Collective."""
-    wholes = {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
-              for shard in {id(shard): shard for shard in shards}.values()}
+    with distributed.call("full_parameters or GatheredParameters"):
+        wholes = {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
+                  for shard in {id(shard): shard for shard in shards}.values()}
     for _, whole in wholes.values():
         setattr(whole, WHOLE_COPY, True)
     return wholes

@@ -25,7 +25,7 @@ from ._C import ConfigError
 from .autograd import MODELS
 from .casting import Given
 from .causes import cause_of
-from .distributed import World
+from .distributed import World, call
 from .parameters import ShardedParameter, check_type, gradient_over, whole_of
 from .precision import MixedPrecisionPolicy
 from .surface import HELD, Surface, Told, after_forward, tell
@@ -358,7 +358,8 @@ def check_same_on_all_ranks(uses: Uses, options: Options, world: World) -> None:
     mine += [f"parameter '{uses.fqns[key]}' {list(p.shape)} {p.dtype} {'trainable' if p.requires_grad else 'frozen'}"
              for key, p in uses.parameters.items()]
     everyone: list[list[str]] = [[] for _ in range(world.size)]
-    dist.all_gather_object(everyone, mine)
+    with call("the first use of a sharded model"):
+        dist.all_gather_object(everyone, mine)
     for rank, theirs in enumerate(everyone):
         for here, there in itertools.zip_longest(everyone[0], theirs, fillvalue="nothing more"):
             if here != there:

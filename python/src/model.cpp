@@ -184,7 +184,7 @@ void Model::entering_forward() {
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
   if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
     const double mine = changed || aliased_ ? 1 : 0;
-    const std::vector<double> all = core_->transport->exchange({&mine, 1});
+    const std::vector<double> all = core_->transport->exchange_for("the beginning of a forward", {&mine, 1});
     changed = std::count(all.begin(), all.end(), 1.0) > 0;
   }
   if (!changed) return;
@@ -211,9 +211,11 @@ void Model::before_update() {
   if (in_end_) return;  // a hook on a gradient: all ranks have ended their backward
   has_read_ = false;
   try {
+    const std::string_view call = core_->transport->call();
+    const Said said(*core_->model, call.empty() ? "an update of parameters" : call);
     recover();
     core_->model->finish_backward();
-    barrier(*core_->transport);
+    barrier(*core_->transport, "an update of parameters");
   } catch (const std::exception& error) {
     core_->model->interrupt(error.what());
     throw;
@@ -265,7 +267,8 @@ double Model::gradient_norm(double order) {
     }
   }
   const py::gil_scoped_release no_gil;
-  const std::vector<double> all = core_->transport->exchange(norm.parts());
+  const Said said(*core_->model, "a gradient norm");
+  const std::vector<double> all = core_->transport->exchange_for("a gradient norm", norm.parts());
   // Over one replica: the others have the same.
   return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
 }
@@ -307,7 +310,7 @@ std::vector<bool> Model::seen_by_any_rank() {
       if (model.has_seen(g, p)) mine.back() += static_cast<double>(uint64_t{1} << (count % kBits));
     }
   }
-  const std::vector<double> all = core_->transport->exchange(mine);
+  const std::vector<double> all = core_->transport->exchange_for("the end of a backward", mine);
   std::vector<double> hashes;
   std::vector<bool> seen(count, false);
   for (size_t rank = 0; rank * mine.size() < all.size(); ++rank) {

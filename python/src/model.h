@@ -56,6 +56,7 @@ class Model {
 
   /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
   void entering_forward();
+  UnitObserver& observer() { return *core_->model; }
   void count_open(int change) { open_ += change; }
   /// A forward ended with an exception. Where it was the outermost, all ranks drop the step, and learn where it began.
   void failed_in_forward(const std::string& unit, const std::string& cause);

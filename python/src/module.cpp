@@ -40,11 +40,15 @@ void add_transport(py::module& module) {
       .def_property_readonly("name", [](const Transport& t) { return std::string(t.name()); })
       .def(
           "barrier",
-          [](Transport& t) {
+          [](Transport& t, const std::string& purpose) {
             t.resume();
-            barrier(t);
+            barrier(t, t.intern(purpose));
           },
-          py::call_guard<py::gil_scoped_release>())
+          py::arg("purpose") = "", py::call_guard<py::gil_scoped_release>())
+      .def(
+          "say", [](Transport& t, const std::string& call) { return std::string(t.say(t.intern(call))); },
+          py::arg("call"))
+      .def("finish", &Transport::finish, py::call_guard<py::gil_scoped_release>())
       .def(
           "exchange",
           [](Transport& t, const std::vector<double>& values) {
@@ -65,10 +69,11 @@ void add_transport(py::module& module) {
   module.def(
       "connect",
       [](int rank, int size, int local_rank, const c10::intrusive_ptr<c10d::Store>& store, double timeout,
-         const std::string& kind) {
-        return connect({rank, size, local_rank, store, milliseconds(timeout)}, kind);
+         const std::string& kind, const std::string& timeout_argument) {
+        return connect({rank, size, local_rank, store, milliseconds(timeout), timeout_argument}, kind);
       },
       py::arg("rank"), py::arg("size"), py::arg("local_rank"), py::arg("store"), py::arg("timeout"), py::arg("kind"),
+      py::arg("timeout_argument"),
       py::call_guard<py::gil_scoped_release>());
 }
 

@@ -139,6 +139,7 @@ class ShardedModel : public UnitObserver {
   void publish();
 
  private:
+  std::string_view say(std::string_view call) override { return transport_.say(call); }
   void run_in_backward(const std::function<void()>& step) override { events_.run(step); }
   void entering_forward(UnitState& unit) override;
   void unsharded(UnitState& unit, Pass pass) override;
@@ -179,6 +180,7 @@ class ShardedModel : public UnitObserver {
   Gradients gradients_ = Gradients::reduce;
   BackwardEvents events_;
   bool in_backward_ = false;
+  std::optional<Said> said_;  // in backward
   bool interrupted_ = false;
   uint64_t recoveries_ = 0;  // of the transport, that this model has followed
   int64_t backward_number_ = 0;
