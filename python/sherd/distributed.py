@@ -42,7 +42,8 @@ class FreedMemory:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional."""
+    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional, its axis without a name
+    as that of FSDP2's own: by other names PEFT knows tensor parallelism."""
     rank: int
     size: int
     local_rank: int
@@ -88,7 +89,7 @@ def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep"
     multiprocessing.util.Finalize(None, _finish, exitpriority=0)  # processes of multiprocessing end without atexit
     ours = dist.PrefixStore("sherd", store)
     bytes_by = _C.connect(rank, size, local_rank, ours, timeout, transport, _timeout_argument)
-    _world = World(rank, size, local_rank, bytes_by, DeviceMesh("cpu", torch.arange(size), mesh_dim_names=AXES[1:]))
+    _world = World(rank, size, local_rank, bytes_by, DeviceMesh("cpu", torch.arange(size)))
     return _world
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import WHOLE_COPY, ShardedParameter, rows_like, shown_as
+from .parameters import WHOLE_COPY, ShardedParameter, as_bytes, rows_like, seen, sharded_of, shown_as, users_attributes, whole_value
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -42,6 +42,7 @@ def GatheredParameters(params: nn.Parameter | Iterable[nn.Parameter] | nn.Module
     if isinstance(params, nn.Module):
         params = params.parameters()
     wanted = [params] if isinstance(params, torch.Tensor) else list(params)
+    wanted = [sharded_of(p) for p in wanted]
     wanted = [p for p in wanted if type(p) is ShardedParameter and isinstance(p, nn.Parameter)] if enabled else []
     roots = {id(root): root for p in wanted if (root := root_of_parameter(p)) is not None}
     keys = {id(p) for p in wanted}
@@ -60,6 +61,7 @@ def made_whole(parameters: Iterable[ShardedParameter], rank: int | None) -> Iter
     wholes = whole_copies(parameters)
     with shown_as(list(wholes.values())):
         yield
+    follow_flags(wholes)
     if rank is not None:
         take_rows(wholes, rank)
 
@@ -77,18 +79,27 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
             take_rows(wholes, rank)
             root.model.note_update()
     finally:
+        follow_flags(wholes)
         for owner, name, shard in places:
-            owner._parameters[name] = shard
+            owner._parameters[name] = seen(shard)
 
 
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
-    """One of each. Collective."""
+    """One of each, with what users have hung on it. Collective."""
+    wholes = {}
     with distributed.call("full_parameters or GatheredParameters"):
-        wholes = {id(shard): (shard, nn.Parameter(shard.detach().full_tensor().clone(), shard.requires_grad))
-                  for shard in {id(shard): shard for shard in shards}.values()}
-    for _, whole in wholes.values():
-        setattr(whole, WHOLE_COPY, True)
+        for shard in {id(shard): shard for shard in shards}.values():
+            whole = nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad)
+            whole.__dict__.update(users_attributes(shard), **{WHOLE_COPY: True})
+            wholes[id(shard)] = (shard, whole)
     return wholes
+
+
+def follow_flags(wholes: Wholes) -> None:
+    """What was frozen or unfrozen while it was whole, is."""
+    for shard, whole in wholes.values():
+        if whole.requires_grad != shard.requires_grad:
+            shard.requires_grad_(whole.requires_grad)
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:
@@ -101,7 +112,7 @@ def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:
     """The values that `rank` has, if one is named."""
     values = whole.detach().contiguous()
     if rank is not None and distributed.world().size > 1:
-        dist.broadcast(values, src=rank)
+        dist.broadcast(as_bytes(values), src=rank)
     return values
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, own_rows, rows_like, sharded_over
+from .parameters import ShardedParameter, is_whole, own_rows, rows_like, sharded_over
 from .progress import bar
 
 INDEX = "model.safetensors.index.json"
@@ -58,9 +58,9 @@ def from_files(parameter: torch.Tensor, names: list[str], files: "Files | None")
         raise ConfigError(f"[materialize] got '{name}' of shape {stored.get_shape()} in {files.where[name]}, expected "
                           f"{list(parameter.shape)}")
     if isinstance(parameter, ShardedParameter):
-        give_rows(parameter, stored[own_rows(parameter.shape[0], parameter.device_mesh)])
+        give_rows(parameter, stored[... if is_whole(parameter) else own_rows(parameter.shape[0], parameter.device_mesh)])
     else:
-        give_value(parameter, stored[:])
+        give_value(parameter, stored[...])
     return True
 
 

@@ -19,10 +19,11 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError, FaultError
-from .parameters import over_rows, own_rows
+from .parameters import is_whole, over_rows, own_rows, sharded_of
 from .units import HELD, ShardedModule
 
 log = logging.getLogger("sherd")
+UPDATED = (torch.float32, torch.bfloat16, torch.float16)
 MASTERS = ("nearest", "fp32", "split", "none")
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "state1", "state2", "absmax1", "absmax2", "master", "remainder")  # in order
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's polynomial, torch's
@@ -56,7 +57,12 @@ class ShardedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
-        self._rule_of(self.param_groups[-1])  # it checks what it is made of
+        group = self.param_groups[-1]
+        for parameter in group["params"]:
+            if parameter.dtype not in UPDATED:
+                raise ConfigError(f"[optim] got parameter '{self._name_of(parameter)}' of {parameter.dtype}, expected "
+                                  f"{', '.join(map(str, UPDATED))}; try torch.optim for it: {type(self).__name__} has a namesake there")
+        self._rule_of(group)  # it checks what it is made of
 
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
         raise NotImplementedError
@@ -127,7 +133,7 @@ class ShardedOptimizer(Optimizer):
         """Which element of the whole parameter is this rank's first, and a number of the parameter's own."""
         if parameter not in self._places:
             first = 0
-            if isinstance(parameter, DTensor):
+            if isinstance(parameter, DTensor) and not is_whole(parameter):
                 first = own_rows(parameter.shape[0], parameter.device_mesh).start * row_elements(parameter)
             self._places[parameter] = first, _C.parameter_key(self._name_of(parameter))
         return self._places[parameter]
@@ -324,7 +330,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, e
     if error_if_nonfinite and not math.isfinite(norm):
         raise FaultError(f"[clip_grad_norm_] got a gradient norm of order {order:g} that is {norm}: the first that was not finite was "
                          f"{origin_of_non_finite(model)}; expected finite numbers; try error_if_nonfinite=False to go on")
-    scale_gradients(model, clip_scale(norm, max_norm))
+    scale_gradients(map(sharded_of, model.parameters()), clip_scale(norm, max_norm))
     return torch.tensor(norm)
 
 
@@ -338,10 +344,10 @@ def order_of(norm_type: Any) -> float:
     return order
 
 
-def scale_gradients(model: nn.Module, scale: float) -> None:
-    """Multiplies all gradients, where that changes them."""
+def scale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> None:
+    """Multiplies their gradients, where that changes them."""
     if scale != 1.0:
-        for parameter in model.parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(scale)
 

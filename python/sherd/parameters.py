@@ -2,26 +2,31 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from typing import Iterator
 
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
 from .empty_shards import NoRows, with_a_row
 
-SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)
+TRAINABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
+CASTABLE = TRAINABLE[:4]  # by a policy of mixed precision
+# What every backend of torch.distributed moves; anything else goes as bytes.
+MOVABLE = (*TRAINABLE, torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool)
 
 
 class ShardedValue(DTensor):
-    """What is computed from sharded parameters where they are sharded: weight.t(), weight[:2], a norm of weights. It needs a
-    gradient, and knows by its name where it comes from."""
+    """What is computed from sharded parameters where they are sharded and needs a gradient, and views of them: weight.t(),
+    weight[:2], a norm of weights. It knows by its name where it comes from."""
     _sherd_name: str
 
     @classmethod
@@ -59,8 +64,8 @@ def derived(function, args: tuple, kwargs: dict):
     try:
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
-    except RuntimeError as error:
-        if "mixed torch.Tensor and DTensor" not in str(error):
+    except (RuntimeError, AssertionError) as error:  # the latter where a plain tensor is written to
+        if "mixed torch.Tensor and DTensor" not in str(error) and not (isinstance(error, AssertionError) and has_plain((args, kwargs))):
             raise
         names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
         if getattr(function, "__name__", "") == "copy_":
@@ -71,10 +76,36 @@ def derived(function, args: tuple, kwargs: dict):
             "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
             "loss: set_reshard_after_forward(False) on the unit, which then is whole from its forward to its backward") from error
     for one in result if type(result) in (tuple, list) else (result,):
-        if type(one) is DTensor and one.requires_grad:
+        if type(one) is DTensor and (one.requires_grad or one._is_view() and getattr(function, "__name__", "") not in ALIASES):
             one.__class__ = ShardedValue
             one._sherd_name = next(names_in((args, kwargs)), "")
     return result
+
+
+ALIASES = {"detach", "__get__", "alias"}  # of all of it: state dicts and .data
+
+
+def has_plain(values) -> bool:
+    return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() > 0 for t in tree_iter(values))
+
+
+def gathers_uses(values) -> bool:
+    """Whether the model of these parameters is one whose program may use them anywhere."""
+    root = next((t.__dict__.get("_sherd_root") for t in tree_iter(values) if isinstance(t, ShardedParameter)), None)
+    return root is not None and root() is not None and root().__dict__["_sherd_unit"].gathers_uses
+
+
+def of_wholes(function, args: tuple, kwargs: dict):
+    """Calls a function with whole parameters; of one that it changes, each rank takes its rows. Collective."""
+    changed = args[0] if args and isinstance(args[0], ShardedParameter) and writes(getattr(function, "__name__", ""), None) else None
+    args, kwargs = tree_map_only((ShardedParameter, ShardedValue), lambda p: p.full_tensor(), (args, kwargs))
+    result = function(*args, **kwargs)
+    if changed is None:
+        return result
+    with torch.no_grad():
+        changed._local_tensor.copy_(rows_like(args[0], changed))
+    tell((changed,), "note_update")
+    return changed
 
 
 def names_in(values) -> Iterator[str]:
@@ -83,7 +114,8 @@ def names_in(values) -> Iterator[str]:
 
 
 class ShardedParameter(DTensor):
-    """A parameter of a sharded model between its uses: ``Shard(0)``, by ``torch.chunk``'s rule, over rows that sherd owns.
+    """A parameter of a sharded model between its uses: ``Shard(0)``, by ``torch.chunk``'s rule, over rows that sherd owns. One
+    without dimensions is whole on every rank, which all update alike.
 
     Everything that DTensors can do works on it; what mixes it with plain tensors raises an error that names it.
     """
@@ -108,10 +140,14 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
         elif writes(name, kwargs):
             tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
+        if has_plain((args, kwargs)) and gathers_uses((args, kwargs)):
+            return of_wholes(function, args, kwargs or {})
         return derived(function, args, kwargs or {})
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
         """The whole value, a copy. Collective. Its gradient counts as one of the unit's forward does: the mean over ranks."""
+        if self.dtype not in MOVABLE:
+            return whole_value(self)
         if grad_placements is not None or not torch.is_grad_enabled() or not self.requires_grad:
             return super().full_tensor(grad_placements=grad_placements)
         unit = self._sherd_unit and self._sherd_unit()
@@ -129,6 +165,7 @@ class ShardedParameter(DTensor):
         return super().to_local(**options)
 
 
+
 class ShardedGradient(DTensor):
     """The reduced gradient of a parameter: this rank's rows."""
 
@@ -144,6 +181,9 @@ class ShardedGradient(DTensor):
                               f"{list(self._local_tensor.shape)}, or a DTensor sharded as it is; try .grad = values")
         with torch.no_grad():
             self._local_tensor.copy_(given)
+
+
+_foreach_utils._foreach_supported_types.append(ShardedGradient)  # as DTensor is: clip_grad_norm_ takes them all at once
 
 
 class WholeParameter(ShardedParameter):
@@ -286,11 +326,37 @@ def own_rows(rows: int, mesh: DeviceMesh) -> slice:
 
 def rows_like(whole: torch.Tensor, target: DTensor) -> torch.Tensor:
     """This rank's rows of a whole value."""
-    return whole[own_rows(whole.shape[0], target.device_mesh)]
+    return whole if is_whole(target) else whole[own_rows(whole.shape[0], target.device_mesh)]
 
 
-def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh) -> DTensorSpec:
-    placements = (*[Replicate()] * (mesh.ndim - 1), Shard(0))
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory, [bytes]. Of contiguous ones."""
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def whole_value(tensor: DTensor) -> torch.Tensor:
+    """``tensor.full_tensor()`` of any type."""
+    if tensor.dtype in MOVABLE or is_whole(tensor):
+        return DTensor.full_tensor(tensor)
+    rows = tensor._local_tensor.contiguous()
+    width = math.prod(tensor.shape[1:]) * tensor.dtype.itemsize
+    moved = over_rows(as_bytes(rows).view(rows.shape[0], width), tensor, torch.Size((tensor.shape[0], width)))
+    return moved.full_tensor().view(-1).view(tensor.dtype).view(tensor.shape)
+
+
+def placements_of(parameter: torch.Tensor, mesh: DeviceMesh) -> tuple[Placement, ...]:
+    """Rows along the last axis. Whole on every rank is what has no dimensions, and one row of complex numbers: torch's optimizers
+    look at those as real ones, which gives a DTensor of one row away."""
+    whole = parameter.dim() == 0 or (parameter.is_complex() and parameter.shape[0] == 1)
+    return (*[Replicate()] * (mesh.ndim - 1), Replicate() if whole else Shard(0))
+
+
+def is_whole(tensor: DTensor) -> bool:
+    """Whether each rank has all of it."""
+    return tensor.placements[-1].is_replicate()
+
+
+def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, placements: tuple[Placement, ...]) -> DTensorSpec:
     return DTensorSpec(mesh, placements, TensorMeta(sizes, torch.empty(sizes, device="meta").stride(), dtype))
 
 
@@ -300,12 +366,11 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     Raises ConfigError for parameters that sherd cannot shard.
     """
     check_type(parameter, name)
-    if parameter.dim() == 0:
-        raise ConfigError(f"[shard] got parameter '{name}' without dimensions, expected at least one; try a parameter of "
-                          "shape [1], or ignored_params")
-    if parameter.layout != torch.strided:
-        raise ConfigError(f"[shard] got parameter '{name}' of layout {parameter.layout}, expected torch.strided")
-    local = parameter.detach()[own_rows(parameter.shape[0], mesh)].contiguous().clone()
+    if parameter.layout != torch.strided or parameter.is_quantized:
+        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype} and layout {parameter.layout}, expected a plain "
+                          "type and torch.strided; try ignored_params")
+    rows = slice(None) if placements_of(parameter, mesh)[-1].is_replicate() else own_rows(parameter.shape[0], mesh)
+    local = (parameter.detach()[rows] if parameter.dim() > 0 else parameter.detach()).contiguous().clone()
     sharded = sharded_over(local, parameter, mesh, name)
     if parameter.device.type == "cpu":
         sharded._sherd_whole = parameter
@@ -316,9 +381,10 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
 
 
 def check_type(parameter: torch.Tensor, name: str) -> None:
-    if parameter.dtype not in SUPPORTED:
-        raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype}, expected "
-                          f"{', '.join(map(str, SUPPORTED))}; try model.to(torch.float32)")
+    """What is frozen may be of any."""
+    if parameter.requires_grad and parameter.dtype not in TRAINABLE:
+        raise ConfigError(f"[shard] got trainable parameter '{name}' of {parameter.dtype}, expected "
+                          f"{', '.join(map(str, TRAINABLE))}; try model.to(torch.float32), or requires_grad_(False) for it")
 
 
 def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
@@ -326,33 +392,62 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
     whole = sharded._sherd_whole
     if whole is None or whole.dtype != dtype or whole.device != sharded.device:
         like = torch.empty(0, dtype=dtype, device=sharded.device)
-        whole = nn.Parameter(_C.unbacked(list(sharded.shape), like))
+        whole = nn.Parameter(_C.unbacked(list(sharded.shape), like), sharded.requires_grad)
         whole.__dict__.update(users_attributes(sharded))
         sharded._sherd_whole = whole
     whole.requires_grad_(sharded.requires_grad)
     return whole
 
 
-def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
-    """The gradient over this rank's rows of it."""
-    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh), requires_grad=False)
+SEEN = "_sherd_seen"  # the attribute of a sharded parameter that holds what is seen of it outside of forwards, where that is another
+
+
+def outside_of(sharded: ShardedParameter, whole: nn.Parameter) -> nn.Parameter:
+    """What is seen of a parameter that the strategy keeps whole: what its unit computes with, or where that is a cast, another one
+    over the store's memory."""
+    outside = whole
+    if whole.dtype != sharded.dtype:
+        outside = nn.Parameter(_C.unbacked(list(sharded.shape), torch.empty(0, dtype=sharded.dtype)), sharded.requires_grad)
+        outside.__dict__.update(users_attributes(sharded))
+        if sharded.requires_grad:
+            outside.register_hook(lambda _: refuse_gradient(sharded))
+    outside._sherd_sharded, outside._sherd_name = sharded, sharded._sherd_name
+    setattr(sharded, SEEN, outside)
+    return outside
+
+
+def refuse_gradient(sharded: ShardedParameter) -> None:
+    raise FaultError(f"[shard] got a gradient of parameter '{sharded._sherd_name}' by a use outside of its unit's forward, which computes "
+                     "with a cast of it, expected none; try to call the model, or torch.no_grad()")
+
+
+def seen(parameter: torch.Tensor) -> torch.Tensor:
+    """What a program sees of a sharded parameter outside of forwards."""
+    return getattr(parameter, SEEN, parameter)
+
+
+def sharded_of(parameter: torch.Tensor) -> torch.Tensor:
+    """What the optimizer has of a parameter that a program sees."""
+    return getattr(parameter, "_sherd_sharded", parameter)
 
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
     """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
-    return DTensor(local, spec_of(shard.shape if sizes is None else sizes, local.dtype, shard.device_mesh), requires_grad=False)
+    sizes = shard.shape if sizes is None else sizes
+    return DTensor(local, spec_of(sizes, local.dtype, shard.device_mesh, shard.placements), requires_grad=False)
 
 
 def gradient_over(local: torch.Tensor, shard: DTensor) -> DTensor:
+    """The gradient over this rank's rows of it."""
     gradient = over_rows(local, shard)
-    if local.shape[0] == 0:
-        gradient.__class__ = NoRows
+    gradient.__class__ = NoRows if local.shape[:1] == (0,) else ShardedGradient
     return gradient
 
 
 def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:
     """The parameter over these rows, of the shape and type of ``like`` and with what users have hung on it."""
-    sharded = ShardedParameter(local, spec_of(like.shape, like.dtype, mesh), requires_grad=like.requires_grad)
+    spec = spec_of(like.shape, like.dtype, mesh, placements_of(like, mesh))
+    sharded = ShardedParameter(local, spec, requires_grad=like.requires_grad)
     sharded._is_param = True
     sharded.__dict__.update(users_attributes(like))
     sharded._sherd_name, sharded._sherd_whole, sharded._sherd_unit, sharded._sherd_root = name, None, None, None

@@ -12,11 +12,12 @@ from torch import nn
 from . import _C, distributed
 from ._C import ConfigError
 from .casting import Given, cast
+from .parameters import CASTABLE
 
 log = logging.getLogger("sherd")
 FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
 NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-TYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+TYPES = (None, *CASTABLE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +25,11 @@ class MixedPrecisionPolicy:
     """What a unit computes with. ``torch.distributed.fsdp.MixedPrecisionPolicy`` means the same and may stand for it.
 
     Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation is fp32.
+    Integers, float8, complex ones and codes (of bitsandbytes: what has a ``quant_state``) keep their type everywhere.
 
     param_dtype: the unit's parameters inside its forward and backward; None: their own type.
-    reduce_dtype: gradients on their way to the ranks that sum them (in fp32); None: param_dtype, or fp32 without one.
+    reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without one fp32,
+        and fp64 for fp64 parameters.
     output_dtype: what floating-point outputs of the unit's forward are cast to; None: nothing.
     cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype: tensors in tuples, lists, dicts and
         dataclasses too. These stay the caller's own objects, and what the unit writes is in them. Objects of other classes (a
@@ -38,10 +41,13 @@ class MixedPrecisionPolicy:
     cast_forward_inputs: bool = True
 
     def compute_type(self, parameter: torch.Tensor) -> torch.dtype:
-        return self.param_dtype or parameter.dtype
+        return self.param_dtype if self.param_dtype is not None and castable(parameter) else parameter.dtype
 
-    def reduce_type(self) -> torch.dtype:
-        return self.reduce_dtype or self.param_dtype or torch.float32
+    def reduce_type(self, parameter: torch.Tensor) -> torch.dtype:
+        if parameter.is_complex():
+            return parameter.dtype
+        own = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+        return self.reduce_dtype or self.param_dtype or own
 
     @property
     def input_dtype(self) -> torch.dtype | None:
@@ -59,9 +65,13 @@ def policy_of(given: Any) -> MixedPrecisionPolicy:
     policy = MixedPrecisionPolicy(*(getattr(given, field) for field in FIELDS))
     for field in FIELDS[:3]:
         if getattr(policy, field) not in TYPES:
-            raise ConfigError(f"[fully_shard] got {field}={getattr(policy, field)!r} in mp_policy, expected torch.float32, "
-                              "torch.bfloat16, torch.float16 or None")
+            raise ConfigError(f"[fully_shard] got {field}={getattr(policy, field)!r} in mp_policy, expected one of "
+                              f"{', '.join(map(str, TYPES))}")
     return policy
+
+
+def castable(parameter: torch.Tensor) -> bool:
+    return parameter.dtype in CASTABLE and getattr(parameter, "quant_state", None) is None
 
 
 def keep_norms(model: nn.Module) -> set[int]:
@@ -115,7 +125,7 @@ class Precision:
         kept = keep_norms(model) if self.norms == "fp32" else set()
         uncast = [parameter for parameter in model.parameters() if id(parameter) in kept]
         for parameter in model.parameters():
-            if parameter.is_floating_point() and self.storage != torch.float32 and id(parameter) not in kept:
+            if castable(parameter) and self.storage != torch.float32 and id(parameter) not in kept:
                 parameter.data = parameter.data.to(self.storage)
         return {"mp_policy": self.policy, "uncast_params": uncast}
 

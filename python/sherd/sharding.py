@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from . import _C, distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, shard_parameter
+from .parameters import ShardedParameter, seen, shard_parameter
 from .precision import policy_of
+from .max_norm import shortening
 from .surface import check_placements, resharded
 from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
 
@@ -27,6 +28,9 @@ def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None 
     To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are DTensors
     (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same object is
     returned, of a subclass of its class (see :class:`ShardedModule`).
+
+    Parameters may be frozen and unfrozen between steps, by all ranks alike. Frozen ones may be of any type. Those without
+    dimensions are whole on every rank (``Replicate``).
 
     module: or a list of modules: each of them is a unit then (in FSDP2 they are one); what is inside of another is not.
     mesh: a device mesh of all ranks in order; default: the world. One of two axes, replicate x shard, is hybrid sharding (hsdp):
@@ -72,9 +76,17 @@ def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None 
     convert(module, module, "", handle, set())
     module.__class__ = unit_class(type(module))
     module.__dict__[HELD] = handle
+    module.register_state_dict_pre_hook(before_state)
     module.register_load_state_dict_pre_hook(before_load)
     module.register_load_state_dict_post_hook(after_load)
     return module
+
+
+def before_state(module: nn.Module, *_) -> None:
+    """A state dict is of the shards, also where whole parameters are shown until the next backward."""
+    unit = getattr(module, HELD).unit
+    if unit is not None:
+        unit.show_shards()
 
 
 def fully_shard_all(modules: list[nn.Module], options: dict[str, Any]) -> list[nn.Module]:
@@ -93,6 +105,7 @@ def fully_shard_all(modules: list[nn.Module], options: dict[str, Any]) -> list[n
 
 def before_load(module: nn.Module, state: dict[str, Any] | None = None, prefix: str = "", *_) -> None:
     """Other ranks may still read the parameters that are about to be overwritten, by tensors that are sharded as they are."""
+    before_state(module)
     handle: UnitHandle = getattr(module, HELD)
     for name, parameter in module.named_parameters() if state else ():
         given = state.get(prefix + name)
@@ -109,10 +122,11 @@ def after_load(module: nn.Module, _) -> None:
     if handle.root is None or handle.root_module is not module:
         return
     for owner, name, shard in handle.root.places:
-        if owner._parameters[name] is not shard:
+        mine = seen(shard)
+        if owner._parameters[name] is not mine:
             with torch.no_grad():
-                shard.copy_(owner._parameters[name])
-            owner._parameters[name] = shard
+                mine.copy_(owner._parameters[name])
+            owner._parameters[name] = mine
 
 
 def check_mesh(mesh: DeviceMesh | None, strategy: str, world: distributed.World) -> None:
@@ -148,6 +162,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             inner.outer = weakref.ref(unit)
             handle.ignored |= inner.ignored
         return
+    if (embedding := shortening(module)) is not None:
+        handle.shortening.append(embedding)
     if isinstance(module, nn.TransformerEncoder):
         module.register_forward_pre_hook(first_layer_whole)
     for key, parameter in module._parameters.items():

@@ -34,14 +34,19 @@ at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard)
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
-  try {
-    step();
-  } catch (const FaultError& error) {
+  const auto raise = [](const char* type, const std::exception& error) {
     const py::gil_scoped_acquire gil;
-    PyErr_SetString(py::module_::import("sherd._C").attr("FaultError").ptr(), error.what());
+    PyErr_SetString(py::module_::import("sherd._C").attr(type).ptr(), error.what());
     python_error as_python;
     as_python.persist();
     throw as_python;
+  };
+  try {
+    step();
+  } catch (const FaultError& error) {
+    raise("FaultError", error);
+  } catch (const ConfigError& error) {
+    raise("ConfigError", error);
   }
 }
 
@@ -58,7 +63,8 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce};
+    for (const auto& p : plan.parameters)
+      types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
@@ -78,12 +84,14 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
       make_face(g, p, by_whole.at(model.groups()[g]->parameters()[p].unsafeGetTensorImpl()));
     make_gradients(g);
   }
+  wanted_hash_ = hash_of(wanted_gradients());
   for (const auto& unit : core_->units) {
     unit->belong_to(this);
     for (const auto* group : unit->groups())
       for (Face& face : faces_[group->index()]) face.unit = unit.get();
   }
   model.publish();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
                           [this] { core_->model->interrupt("an exception ended its backward"); }, with_python_types});
@@ -108,25 +116,115 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
-  Face face{std::move(parameter), core_->model->groups()[g]->trainable()};
+  sees_whole_ = sees_whole_ || parameter.outside.defined();
+  Face face{std::move(parameter)};
   face.shard = py::cast(face.parameter.shard);
   face.rows = py::cast(face.parameter.local);
   faces_[g].push_back(std::move(face));
 }
 
+// Where `outside` is the module's own parameter, its group points it to the store's memory.
+void Model::show_outside(size_t g) {
+  ParamGroup& group = *core_->model->groups()[g];
+  Store& store = core_->model->store();
+  if (group.type() == group.compute_type()) {
+    group.unshard();
+    group.reshard();
+  }
+  const at::Tensor whole = store.unshard(g);
+  auto* base = static_cast<std::byte*>(const_cast<void*>(whole.const_data_ptr()));
+  for (size_t p = 0; p < faces_[g].size(); ++p) {
+    Face& face = faces_[g][p];
+    const at::Tensor& outside = face.parameter.outside;
+    face.outside_memory = outside.storage();
+    if (outside.is_same(face.parameter.whole)) continue;
+    auto* storage = outside.storage().unsafeGetStorageImpl();
+    storage->clear_data_ptr_access_error_msg_();
+    auto* owner = new std::shared_ptr<Core>(core_);
+    storage->set_data_ptr_noswap(at::DataPtr(
+        base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
+        [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
+  }
+}
+
+bool Model::is_written(const Face& face) const {
+  const at::Tensor& outside = face.parameter.outside;
+  return outside.defined() &&
+         (outside._version() != face.outside_version || !outside.storage().is_alias_of(face.outside_memory));
+}
+
+bool Model::written_outside() const {
+  if (!sees_whole_) return false;
+  if (core_->model->store().was_written()) return true;
+  for (const auto& faces : faces_)
+    for (const auto& face : faces)
+      if (is_written(face)) return true;
+  return false;
+}
+
+// While no rank reads.
+void Model::take_written() {
+  const at::NoGradGuard no_grad;
+  Store& store = core_->model->store();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p) {
+      Face& face = faces_[g][p];
+      const at::Tensor &outside = face.parameter.outside, &local = face.parameter.local;
+      const bool moved = !outside.storage().is_alias_of(face.outside_memory);
+      if (moved && (outside.scalar_type() != local.scalar_type() || outside.sizes() != face.parameter.shard.sizes()))
+        config_error("shard", "got data of {} of sizes {} for parameter '{}', expected {} of sizes {}",
+                     c10::toString(outside.scalar_type()), c10::str(outside.sizes()), face.parameter.fqn,
+                     c10::toString(local.scalar_type()), c10::str(face.parameter.shard.sizes()));
+      if (local.numel() > 0 && (moved || is_written(face) || store.was_written())) {
+        const GroupLayout& layout = core_->model->groups()[g]->layout();
+        const int64_t first = layout.elements(p, store.index()).first - layout.parameters[p].offset;
+        const at::Tensor values = outside.detach().reshape(-1).narrow(0, first, local.numel());
+        if (values.const_data_ptr() != local.const_data_ptr()) local.view(-1).copy_(values);
+      }
+      if (!moved) continue;
+      outside.unsafeGetTensorImpl()->set_storage_keep_dtype(face.outside_memory);
+      outside.unsafeGetTensorImpl()->set_sizes_contiguous(face.parameter.shard.sizes());
+      outside.unsafeGetTensorImpl()->set_storage_offset(0);
+    }
+  }
+  store.take_back();
+  updated_ = true;
+}
+
+// Programs freeze and unfreeze what they see.
+void Model::follow_outside() {
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p) {
+      const Parameter& parameter = faces_[g][p].parameter;
+      const bool wanted = parameter.outside.requires_grad();
+      if (!parameter.outside.is_same(parameter.whole) && wanted != (role(g, p) == Role::awaited))
+        parameter.shard.set_requires_grad(wanted);
+    }
+  }
+}
+
+void Model::settle() {
+  entering_forward();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
+  remember_versions();
+}
+
 void Model::make_gradients(size_t g) {
   const ParamGroup& group = *core_->model->groups()[g];
-  if (!group.trainable()) return;
   const at::Tensor all = core_->model->store().gradient(g);
   for (size_t p = 0; p < faces_[g].size(); ++p) {
     Face& face = faces_[g][p];
     const at::Tensor& local = face.parameter.local;
-    face.buffer = all.narrow(0, group.layout().parameters[p].shard_offset, local.numel()).view(local.sizes());
-    if (group.type() != at::kFloat) continue;
+    face.buffer.reset();
+    face.gradient = {};
+    face.references = 0;
+    if (role(g, p) == Role::frozen) continue;
+    face.buffer = all.narrow(0, group.gradient_layout().parameters[p].shard_offset, local.numel()).view(local.sizes());
+    if (all.scalar_type() != local.scalar_type()) continue;
     face.gradient = make_gradient_(face.buffer, face.parameter.shard);
     face.references = Py_REFCNT(face.gradient.ptr());
   }
-  storage_users_[g] = all.storage().use_count();
+  storage_users_[g] = all.defined() ? all.storage().use_count() : 0;
 }
 
 bool Model::rows_have_changed() const {
@@ -159,35 +257,36 @@ void Model::remember_versions() {
     for (auto& face : faces) {
       face.shard_version = face.parameter.shard._version();
       face.local_version = face.parameter.local._version();
+      if (face.parameter.outside.defined()) face.outside_version = face.parameter.outside._version();
     }
   }
 }
 
-void Model::check_requires_grad() const {
-  for (const auto& faces : faces_)
-    for (const auto& face : faces)
-      if (face.trainable != face.parameter.shard.requires_grad())
-        config_error("shard",
-                     "got requires_grad={} for parameter '{}', which was {} when the model was sharded; try to freeze "
-                     "and unfreeze parameters before the first forward",
-                     !face.trainable, face.parameter.fqn, face.trainable ? "trainable" : "frozen");
-}
-
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
-  check_requires_grad();
+  if (sees_whole_) follow_outside();
   recover();
   failure_.clear();
-  has_read_ = true;
-  const bool reclaimed = reclaim_rows();
-  bool changed = updated_ || reclaimed || rows_have_changed();
+  const bool reclaimed = reclaim_rows(), written = written_outside();
+  bool changed = updated_ || reclaimed || written || rows_have_changed();
+  // Adapters are switched off and on around forwards without gradients, while a backward is still to come.
+  const bool other_gradients = at::GradMode::is_enabled() && first_with_other_requires_grad() != nullptr;
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
-  if (std::exchange(has_reduced_, false) && core_->transport->size() > 1) {
-    const double mine = changed || aliased_ ? 1 : 0;
-    const std::vector<double> all = core_->transport->exchange_for("the beginning of a forward", {&mine, 1});
-    changed = std::count(all.begin(), all.end(), 1.0) > 0;
+  if ((has_reduced_ || other_gradients) && core_->transport->size() > 1) {
+    changed = agree_on_changes(changed);
+  } else if (written && has_read_) {
+    barrier(*core_->transport);
   }
+  has_read_ = true;
+  if (other_gradients) {
+    follow_requires_grad();
+  } else if (has_reduced_ && unsettled_ > 0) {
+    --unsettled_;
+    set_roles();
+  }
+  has_reduced_ = false;
   if (!changed) return;
+  if (written) take_written();
   core_->model->publish();
   updated_ = false;
   remember_versions();
@@ -195,7 +294,10 @@ void Model::entering_forward() {
 
 // An interrupted step may have ended its backward on some ranks only: all exchange what has changed.
 void Model::recover() {
-  if (core_->model->recover()) has_reduced_ = true;
+  if (!core_->model->recover()) return;
+  has_reduced_ = true;
+  holding_ = false;
+  end_leaving_out();
 }
 
 void Model::failed_in_forward(const std::string& unit, const std::string& cause) {
@@ -216,6 +318,10 @@ void Model::before_update() {
     recover();
     core_->model->finish_backward();
     barrier(*core_->transport, "an update of parameters");
+    if (written_outside()) {
+      take_written();
+      remember_versions();
+    }
   } catch (const std::exception& error) {
     core_->model->interrupt(error.what());
     throw;
@@ -224,17 +330,20 @@ void Model::before_update() {
 
 // See [Note: Windows].
 void Model::begin_backward() {
+  follow_in_backward();
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
-    if (!core_->model->groups()[g]->trainable() || core_->model->holds(g)) continue;
-    const bool fresh = std::none_of(faces_[g].begin(), faces_[g].end(),
-                                    [](const Face& face) { return face.parameter.shard.grad().defined(); });
+    if (!core_->model->groups()[g]->takes_part() || core_->model->holds(g)) continue;
+    bool fresh = true;
+    for (size_t p = 0; p < faces_[g].size(); ++p)
+      fresh = fresh && !(takes_part(g, p) && faces_[g][p].parameter.shard.grad().defined());
     if (fresh) {
       core_->model->forget_gradients(g);
       if (held_elsewhere(g)) renew(g);
     } else {
-      for (Face& face : faces_[g]) take_over(face);
+      for (size_t p = 0; p < faces_[g].size(); ++p)
+        if (takes_part(g, p)) take_over(faces_[g][p]);
       core_->model->keep_gradients(g);
     }
   }
@@ -261,9 +370,10 @@ double Model::gradient_norm(double order) {
   RowNorm norm(order);
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      if (!face.parameter.shard.grad().defined() || face.parameter.local.numel() == 0) continue;
+      const bool counted_elsewhere = face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
+      if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
       const at::Tensor local = local_gradient(face).detach();
-      norm.add(local, local.numel() / local.size(0));
+      norm.add(local, local.dim() == 0 ? 1 : local.numel() / local.size(0));
     }
   }
   const py::gil_scoped_release no_gil;
@@ -325,21 +435,23 @@ std::vector<bool> Model::seen_by_any_rank() {
 }
 
 void Model::end_backward() {
+  end_leaving_out();
+  holding_ = true;
   if (core_->model->gradients() == Gradients::hold) return;
   const std::vector<bool> seen = seen_by_any_rank();
   has_reduced_ = true;
   has_read_ = false;
   if (core_->model->gradients() == Gradients::reduce_shard_axis && replicate_ > 1) return;
+  holding_ = false;
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;
   call_reduced_hooks(seen);
   size_t i = 0;
   for (size_t g = 0; g < faces_.size(); ++g) {
-    for (Face& face : faces_[g]) {
-      const at::Tensor& shard = face.parameter.shard;
-      if (face.trainable && !core_->model->holds(g) && (seen[i] || face.had || shard.grad().defined())) show_gradient(face);
-      ++i;
+    for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
+      Face& face = faces_[g][p];
+      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
     }
   }
 }
@@ -400,8 +512,8 @@ std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
       }
   };
   std::set<size_t> groups;
-  each([&](size_t g, size_t, Face& face, int64_t i) {
-    if (i >= 0) groups.insert(g);
+  each([&](size_t g, size_t p, Face& face, int64_t i) {
+    if (i >= 0 && takes_part(g, p)) groups.insert(g);
     at::Tensor& gradient = face.parameter.whole.mutable_grad();
     held.push_back(std::exchange(gradient, at::Tensor()));
     if (i >= 0 && gradients[static_cast<size_t>(i)]) gradient = *gradients[static_cast<size_t>(i)];
@@ -427,7 +539,7 @@ std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
   std::vector<py::object> reduced(shards.size(), py::none());
   size_t count = 0;
   each([&](size_t, size_t, Face& face, int64_t i) {
-    if (i >= 0 && seen[count])
+    if (i >= 0 && seen[count] && face.buffer.defined())
       reduced[static_cast<size_t>(i)] =
           make_gradient_(face.buffer.to(face.parameter.local.scalar_type()), face.parameter.shard);
     face.parameter.whole.mutable_grad() = held[count++];

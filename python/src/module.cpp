@@ -112,11 +112,15 @@ void add_model(py::module& module) {
       .def("set_divisor", &Unit::set_divisor, py::arg("divisor"))
       .def("set_reduced_hook", &Unit::set_reduced_hook, py::arg("hook"))
       .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
+  py::enum_<Copies>(module, "Copies").value("one", Copies::one).value("each_rank", Copies::each_rank);
   py::class_<Parameter>(module, "Parameter")
-      .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce) {
-             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local), reduce};
+      .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce,
+                       Copies copies, const std::optional<at::Tensor>& outside) {
+             return Parameter{std::move(fqn), std::move(whole), std::move(shard), std::move(local),
+                              reduce,         copies,           outside.value_or(at::Tensor())};
            }),
-           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"));
+           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"), py::arg("copies"),
+           py::arg("outside") = py::none());
   py::class_<UnitPlan>(module, "UnitPlan")
       .def(py::init<std::shared_ptr<Unit>, std::string, size_t, std::vector<Parameter>, AfterForward>(),
            py::arg("unit"), py::arg("name"), py::arg("parent"), py::arg("parameters"), py::arg("after_forward"));
@@ -135,6 +139,7 @@ void add_model(py::module& module) {
       .def("gradient_norm", &Model::gradient_norm, py::arg("order"))
       .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)
+      .def("settle", &Model::settle, py::call_guard<py::gil_scoped_release>())
       .def("expect_backward", &Model::expect_backward, py::arg("roots"), py::call_guard<py::gil_scoped_release>())
       .def("reduce", &Model::reduce, py::arg("shards"), py::arg("gradients"))
       .def_property_readonly("gradients", &Model::gradients)

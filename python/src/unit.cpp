@@ -69,7 +69,7 @@ void Unit::reshard() {
 
 void Unit::set_gradients(Gradients gradients) { model_->set_gradients(*state_, gradients); }
 
-void Unit::set_divisor(float divisor) {
+void Unit::set_divisor(double divisor) {
   for (const auto* group : groups()) model_->set_divisor(group->index(), divisor);
 }
 

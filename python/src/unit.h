@@ -45,7 +45,7 @@ class Unit : public UnitBase, public UnitFace {
   void set_in_backward(InBackward in_backward) { state_->set_in_backward(in_backward); }
   void set_after_backward(AfterBackward after_backward) { state_->set_after_backward(after_backward); }
   /// What the sums of its gradients are divided by.
-  void set_divisor(float divisor);
+  void set_divisor(double divisor);
   /// Is given the reduced gradients of a group at the end of a backward, this rank's rows in one tensor, and may change
   /// them. None: nothing.
   void set_reduced_hook(const py::object& hook) { reduced_hook_ = hook; }

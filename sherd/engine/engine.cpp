@@ -91,6 +91,7 @@ Engine::~Engine() = default;
 
 void Engine::backward(const at::Tensor& loss) {
   try {
+    model_->expect_backward({loss});
     (scaler_ ? loss * scaler_->scale() : loss).backward();
     model_->finish_backward();
   } catch (const std::exception& error) {
@@ -111,6 +112,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   try {
     model_->recover();
     model_->finish_backward();
+    model_->check_roles();
     // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
     const double scaled_norm = global_norm(shared_values, report.shared);
     report.loss_scale = loss_scale();
@@ -168,7 +170,7 @@ double Engine::global_norm(std::span<const double> shared_values, std::vector<do
     if (!model_->has_gradients(g)) model_->store().gradient(g).zero_();
     // Where ranks hold the same rows, those of the first replica count.
     if (holds_first_copy())
-      add_squares(model_->groups()[g]->layout(), model_->store().index(), own_gradient(g), squares);
+      add_squares(model_->groups()[g]->gradient_layout(), model_->store().index(), own_gradient(g), squares);
   }
   const auto digits = squares.digits();
   std::vector<double> mine(digits.begin(), digits.end());
@@ -208,7 +210,7 @@ size_t Engine::own_place() const {
 }
 
 at::Tensor Engine::own_gradient(size_t g) const {
-  const int64_t piece = model_->groups()[g]->layout().shard_elements;
+  const int64_t piece = model_->groups()[g]->gradient_layout().shard_elements;
   return model_->store().gradient(g).narrow(0, static_cast<int64_t>(own_place()) * piece, piece);
 }
 

@@ -26,6 +26,15 @@ namespace sherd::kernels {
 
 HWY_EXPORT(sum_of_squares_loop);
 
+double sum_of_squares(const double* x, int64_t n) {
+  constexpr int64_t kLanes = 32;
+  double lane[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) lane[i % kLanes] += x[i] * x[i];
+  for (int64_t half = kLanes / 2; half > 0; half /= 2)
+    for (int64_t k = 0; k < half; ++k) lane[k] += lane[k + half];
+  return lane[0];
+}
+
 double sum_of_squares(const float* x, int64_t n) {
   return HWY_DYNAMIC_DISPATCH(sum_of_squares_loop)(x, static_cast<size_t>(n));
 }

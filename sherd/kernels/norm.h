@@ -11,5 +11,7 @@ namespace sherd::kernels {
 
 /// The sum of x[i]^2; 0 for n == 0. Infinities and NaNs come through.
 double sum_of_squares(const float* x, int64_t n);
+/// The same of fp64, whose squares are rounded; not made for speed.
+double sum_of_squares(const double* x, int64_t n);
 
 }  // namespace sherd::kernels

@@ -5,6 +5,9 @@
 // none. In the group's *rank-major buffer* (gradients on their way, reduced gradients, optimizer state) the shards of
 // rank 0 come first, then those of rank 1, ...: each rank's piece has the same `shard_elements`, each parameter in it
 // starts at a 16-element-aligned `shard_offset`, and what the padding holds is zero for ever.
+//
+// A parameter that is whole on every rank (one without dimensions, where each rank updates it for itself) is laid out
+// as one row a rank, all of the same values. The first is what is computed with.
 #pragma once
 
 #include <cstdint>
@@ -29,11 +32,14 @@ struct Elements {
 /// Rank r's rows of a parameter of `rows` rows by the chunk rule.
 Rows rows_of_rank(int64_t rows, int rank, int ranks);
 
+enum class Copies { one, each_rank };
+
 struct ParameterLayout {
   std::string fqn;
   std::vector<int64_t> sizes;
   int64_t rows = 1;          // dim 0; 1 for a parameter without dimensions
   int64_t row_elements = 1;  // elements of one row
+  Copies copies = Copies::one;
   int64_t offset = 0;        // in the whole buffer, in elements
   int64_t shard_offset = 0;  // in a rank's piece of the rank-major buffer, in elements
 
@@ -59,8 +65,12 @@ std::string title_of_unit(std::string_view name);
 struct NamedShape {
   std::string fqn;
   std::vector<int64_t> sizes;
+  Copies copies = Copies::one;
 };
 
 GroupLayout lay_out(std::string unit, const std::vector<NamedShape>& parameters, int ranks);
+
+/// The same parameters, of which only those `kept` have rows: what a rank-major buffer needs for these alone.
+GroupLayout with_rows_of(GroupLayout layout, const std::vector<bool>& kept);
 
 }  // namespace sherd

@@ -1,4 +1,5 @@
-// A parameter group: the parameters of a unit that communicate together (same dtype, same requires_grad).
+// A parameter group: the parameters of a unit that communicate together (of the same types, and at first of the same
+// requires_grad).
 //
 // Each parameter keeps one tensor for the whole training. Unsharded, its storage points into the group's whole buffer,
 // or into a cast of it where the group is stored in another type than is computed with; sharded, the storage has no
@@ -53,7 +54,14 @@ class ParamGroup {
   const GroupLayout& layout() const { return plan_.layout; }
   at::ScalarType type() const { return plan_.type; }
   at::ScalarType compute_type() const { return plan_.compute; }
-  bool trainable() const { return plan_.trainable; }
+  /// See Role. set_roles() is true where it changes which parameters have places for gradients.
+  bool set_roles(Roles roles) { return plan_.set_roles(std::move(roles)); }
+  const Roles& roles() const { return plan_.roles; }
+  /// Of those that have places for gradients.
+  const GroupLayout& gradient_layout() const { return plan_.gradients; }
+  /// Whether any has.
+  bool trainable() const { return plan_.trainable(); }
+  bool takes_part() const { return plan_.any(Role::held); }
   /// Whether reshard() takes the whole parameters away.
   bool lets_go() const { return casts() || plan_.parameters == Spread::sharded; }
   const std::vector<at::Tensor>& parameters() const { return parameters_; }

@@ -11,7 +11,7 @@ namespace {
 
 constexpr size_t kRingSlots = 2;
 
-// Transports move fp32; a shard is a multiple of 16 elements of two bytes or more.
+// Transports move fp32; a shard is a multiple of 16 elements.
 at::Tensor on_the_way(const at::Tensor& tensor) { return tensor.view(at::kFloat); }
 
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
@@ -43,28 +43,56 @@ PrivateStore::PrivateStore(StoreTransports transports, Ledger& ledger, StorePlan
     } else {
       group.shard = parameters(where.shard_elements);
     }
-    if (!plan_.groups[g].trainable) continue;
-    const bool dedicated = plan_.groups[g].slot == SlotKind::dedicated || replicates_optimizer();
-    const bool in_place = dedicated && plan_.summing == Summing::in_place;
-    if (dedicated) {
-      // The slot is communication, but for what stays in it as gradients until the step: all of it, or our own rows.
-      const int64_t all = where.shard_elements * transport_.size();
-      int64_t kept = in_place ? where.shard_elements : 0;
-      if (plan_.strategy.gradients == Spread::whole) kept = all;
-      const at::ScalarType type = plan_.groups[g].reduce;
-      group.dedicated = {allocate(all, plan_.device, type),
-                         ledger.book(MemoryKind::gradients, where.unit, bytes_of(kept, type))};
-      group.dedicated_rest = ledger.book(MemoryKind::communication, where.unit, bytes_of(all - kept, type));
-    }
-    if (in_place && replicates_optimizer()) {
-      group.gradient = group.dedicated.tensor;
-    } else if (in_place) {
-      group.gradient = group.dedicated.tensor.narrow(0, transport_.rank() * where.shard_elements, where.shard_elements);
-    } else {
-      group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, where.unit,
-                                          where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device,
-                                          kept_gradient_type(plan_, g));
-      group.gradient = group.gradient_buffer.tensor;
+    make_gradient(g);
+  }
+}
+
+void PrivateStore::make_gradient(size_t g) {
+  Group& group = groups_[g];
+  const GroupLayout& where = gradients(g);
+  group.dedicated = {};
+  group.dedicated_rest = {};
+  group.gradient_buffer = {};
+  group.gradient.reset();
+  if (!plan_.groups[g].trainable()) return;
+  const bool dedicated = plan_.groups[g].slot == SlotKind::dedicated || replicates_optimizer();
+  const bool in_place = dedicated && plan_.summing == Summing::in_place;
+  if (dedicated) {
+    // The slot is communication, but for what stays in it as gradients until the step: all of it, or our own rows.
+    const int64_t all = where.shard_elements * transport_.size();
+    int64_t kept = in_place ? where.shard_elements : 0;
+    if (plan_.strategy.gradients == Spread::whole) kept = all;
+    const at::ScalarType type = plan_.groups[g].reduce;
+    group.dedicated = {allocate(all, plan_.device, type),
+                       ledger_.book(MemoryKind::gradients, where.unit, bytes_of(kept, type))};
+    group.dedicated_rest = ledger_.book(MemoryKind::communication, where.unit, bytes_of(all - kept, type));
+  }
+  if (in_place && replicates_optimizer()) {
+    group.gradient = group.dedicated.tensor;
+  } else if (in_place) {
+    group.gradient = group.dedicated.tensor.narrow(0, transport_.rank() * where.shard_elements, where.shard_elements);
+  } else {
+    group.gradient_buffer = make_buffer(ledger_, MemoryKind::gradients, where.unit,
+                                        where.shard_elements * static_cast<int64_t>(owned_.size()), plan_.device,
+                                        kept_gradient_type(plan_, g));
+    group.gradient = group.gradient_buffer.tensor;
+  }
+}
+
+void PrivateStore::set_roles(const std::vector<Roles>& roles) {
+  SHERD_CHECK(plan_.summing == Summing::apart);
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const GroupLayout before = gradients(g);
+    if (!plan_.groups[g].set_roles(roles[g])) continue;
+    make_gradient(g);
+    if (!keeps_back(g)) continue;
+    const BufferPool::Loan old = std::exchange(
+        groups_[g].kept_back, communication_.lend(gradients(g).shard_elements, summed_in(plan_.groups[g].reduce)));
+    const at::Tensor now = groups_[g].kept_back.tensor().zero_();
+    for (size_t p = 0; p < roles[g].size(); ++p) {
+      const int64_t count = std::min(before.elements(p, index()).count, gradients(g).elements(p, index()).count);
+      now.narrow(0, gradients(g).parameters[p].shard_offset, count)
+          .copy_(old.tensor().narrow(0, before.parameters[p].shard_offset, count));
     }
   }
 }
@@ -164,8 +192,8 @@ at::Tensor PrivateStore::open_slot(size_t g) {
   SHERD_CHECK(slot_blocked_by(g) < 0);
   Group& group = groups_[g];
   if (!group.dedicated.tensor.defined()) {
-    group.slot = communication_.lend(layout(g).shard_elements * transport_.size(), plan_.groups[g].reduce);
-    zero_padding(layout(g), group.slot.tensor());
+    group.slot = communication_.lend(gradients(g).shard_elements * transport_.size(), plan_.groups[g].reduce);
+    zero_padding(gradients(g), group.slot.tensor());
   }
   return slot_tensor(g);
 }
@@ -187,7 +215,7 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   if (patience == Patience::now_or_not) return false;
   Group& group = groups_[g];
   SHERD_CHECK(group.outstanding);
-  const int64_t piece = layout(g).shard_elements;
+  const int64_t piece = gradients(g).shard_elements;
   const at::Tensor mine = group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
   group.exchange.wait();
   sum_over_ranks(g, mine, round);
@@ -223,7 +251,7 @@ void PrivateStore::finish_round() {
 // Along the shard axis, then along the replicas: with a power of two of shards that is the canonical tree over all
 // ranks.
 void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round) {
-  const int64_t piece = layout(g).shard_elements;
+  const int64_t piece = gradients(g).shard_elements;
   const at::Tensor all = transport_.size() == 1 ? slot_tensor(g) : groups_[g].exchanged.tensor();
   std::vector<at::Tensor> sources;
   for (int r = 0; r < transport_.size(); ++r) sources.push_back(all.narrow(0, r * piece, piece));
@@ -231,13 +259,15 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 
   BufferPool::Loan& sum = groups_[g].kept_back;
   const Round here = keeps_back(g) ? Round::later : Round::first;
-  if (!keeps_back(g)) sum = communication_.lend(piece);
+  const at::ScalarType type = summed_in(plan_.groups[g].reduce);
+  if (!keeps_back(g)) sum = communication_.lend(piece, type);
   canonical_sum(sources, sum.tensor(), here);
   if (reach_ == Reach::shard_axis) return;
 
   const int replicas = transports_.replicas->size();
-  const BufferPool::Loan sums = communication_.lend(piece * replicas);
-  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
+  const BufferPool::Loan sums = communication_.lend(piece * replicas, type);
+  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit))
+      .wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round, groups_[g].divisor);
@@ -245,11 +275,11 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 }
 
 void PrivateStore::renew_gradient(size_t g) {
-  Buffer& buffer = groups_[g].gradient_buffer;
-  SHERD_CHECK(buffer.tensor.defined());
-  buffer = make_buffer(ledger_, MemoryKind::gradients, layout(g).unit, buffer.tensor.numel(), plan_.device,
-                       kept_gradient_type(plan_, g));
-  groups_[g].gradient = buffer.tensor;
+  Group& group = groups_[g];
+  SHERD_CHECK(group.gradient_buffer.tensor.defined());
+  group.gradient_buffer = make_buffer(ledger_, MemoryKind::gradients, layout(g).unit, group.gradient.numel(),
+                                      plan_.device, kept_gradient_type(plan_, g));
+  group.gradient = group.gradient_buffer.tensor;
 }
 
 void PrivateStore::drop_unshard(size_t g) noexcept {

@@ -28,8 +28,9 @@ class PrivateStore : public Store {
   int index() const override { return transport_.rank(); }
   void finish_round() override;
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
+  void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(size_t g, float divisor) override { groups_[g].divisor = divisor; }
+  void set_divisor(size_t g, double divisor) override { groups_[g].divisor = divisor; }
   void set_reach(Reach reach) override { reach_ = reach; }
   bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
@@ -55,12 +56,14 @@ class PrivateStore : public Store {
     Pending exchange, spread;
     bool outstanding = false;  // contributed, not yet reduced
     at::Tensor gradient;
-    float divisor = 1;
+    double divisor = 1;
   };
 
   bool keeps_whole(size_t g) const { return plan_.groups[g].parameters == Spread::whole || transport_.size() == 1; }
   bool replicates_optimizer() const { return owned_.size() > 1; }
   const GroupLayout& layout(size_t g) const { return plan_.groups[g].layout; }
+  const GroupLayout& gradients(size_t g) const { return plan_.groups[g].gradients; }
+  void make_gradient(size_t g);
   at::Tensor slot_tensor(size_t g) const;
   void keep_written_rows(size_t g);
   void finish_oldest_spreading();

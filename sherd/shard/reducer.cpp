@@ -9,7 +9,7 @@ namespace sherd {
 Reducer::Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size_t> order, Spread gradients)
     : store_(store),
       groups_(std::move(groups)),
-      order_(std::move(order)),
+      all_in_order_(std::move(order)),
       spread_(gradients),
       entries_(groups_.size()) {
   for (size_t g = 0; g < groups_.size(); ++g) {
@@ -17,27 +17,40 @@ Reducer::Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size
     entries_[g].seen.assign(groups_[g]->parameters().size(), 0);
     entries_[g].given.assign(groups_[g]->parameters().size(), 0);
   }
+  follow_roles();
+}
+
+void Reducer::follow_roles() {
+  order_.clear();
+  std::copy_if(all_in_order_.begin(), all_in_order_.end(), std::back_inserter(order_),
+               [this](size_t g) { return groups_[g]->takes_part(); });
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    const Roles& roles = groups_[g]->roles();
+    entries_[g].awaited = static_cast<size_t>(std::count(roles.begin(), roles.end(), Role::awaited));
+  }
 }
 
 void Reducer::begin(Gradients gradients) {
   gradients_ = gradients;
   store_.set_reach(gradients == Gradients::reduce_shard_axis ? Reach::shard_axis : Reach::all);
   next_ = 0;
-  for (const size_t g : order_) {
+  for (size_t g = 0; g < entries_.size(); ++g) {
     Entry& entry = entries_[g];
     std::fill(entry.seen.begin(), entry.seen.end(), 0);
     if (!store_.keeps_back(g)) std::fill(entry.given.begin(), entry.given.end(), 0);
     entry.seen_count = 0;
-    entry.complete = entry.contributed = false;
+    entry.contributed = false;
+    entry.complete = entry.awaited == 0;
   }
 }
 
 bool Reducer::accumulated(size_t g, size_t p) {
   Entry& entry = entries_[g];
+  if (groups_[g]->roles()[p] != Role::awaited) return false;
   bool last = false;
   if (!entry.seen[p]) {
     entry.seen[p] = 1;
-    last = ++entry.seen_count == entry.seen.size();
+    last = ++entry.seen_count == entry.awaited;
     entry.complete = last || entry.complete;
   }
   if (gradients_ == Gradients::hold || holds(g)) return last;
@@ -63,7 +76,7 @@ void Reducer::open(size_t g) {
 void Reducer::deposit(size_t g, size_t p) {
   Entry& entry = entries_[g];
   const ParamGroup& group = *groups_[g];
-  const auto& layout = group.layout();
+  const auto& layout = group.gradient_layout();
   const auto& parameter = layout.parameters[p];
   at::Tensor& held = group.parameters()[p].mutable_grad();
   TORCH_CHECK(held.layout() == at::kStrided && held.scalar_type() == group.compute_type(), "[shard] got a ",
@@ -74,7 +87,8 @@ void Reducer::deposit(size_t g, size_t p) {
     const Rows rows = layout.rows(p, r);
     const int64_t count = rows.count * parameter.row_elements;
     if (count == 0) continue;
-    const at::Tensor from = gradient.narrow(0, rows.first * parameter.row_elements, count);
+    const int64_t first = parameter.copies == Copies::one ? rows.first * parameter.row_elements : 0;
+    const at::Tensor from = gradient.narrow(0, first, count);
     const at::Tensor to = entry.slot.narrow(0, r * layout.shard_elements + parameter.shard_offset, count);
     if (entry.deposited[p]) {
       to.add_(from);
@@ -108,7 +122,7 @@ void Reducer::contribute(size_t g) {
               "' in one step, expected one; try Summing::apart, or Gradients::hold in all but ", "the last backward");
   if (!entry.slot.defined()) open(g);
   deposit_waiting(g);
-  const auto& layout = groups_[g]->layout();
+  const auto& layout = groups_[g]->gradient_layout();
   for (size_t p = 0; p < layout.parameters.size(); ++p) {
     if (entry.deposited[p]) continue;
     for (int r = 0; r < layout.ranks; ++r) {

@@ -1,11 +1,11 @@
 // Brings gradients from autograd into the store, group by group, in one order on all ranks.
 //
-// [Note: Rounds] A backward that reduces is one round of every trainable group. As a parameter's gradient is complete,
-// it is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed
-// order (the reverse of the units' order in the model, units with children last): gradients of a later group wait in
-// .grad for their turn. At most kInFlight groups are under way. At the end of backward what has no gradient counts as
-// zero. A gradient that comes after its group was contributed (re-entrant recompute of a unit that is used twice) makes
-// one more round at the end.
+// [Note: Rounds] A backward that reduces is one round of every group with a parameter that takes part (Role). As a
+// parameter's gradient is complete, it is copied into the group's slot and dropped; a group whose gradients are all
+// there is contributed, in the fixed order (the reverse of the units' order in the model, units with children last):
+// gradients of a later group wait in .grad for their turn. At most kInFlight groups are under way. At the end of
+// backward what has no gradient counts as zero. A gradient that comes after its group was contributed (re-entrant
+// recompute of a unit that is used twice) makes one more round at the end.
 #pragma once
 
 #include <algorithm>
@@ -33,9 +33,11 @@ enum class Gradients {
 
 class Reducer {
  public:
-  /// `order`: the trainable groups' indices in the order of contribution.
+  /// `order`: the groups' indices in the order of contribution, of which those that take no part are left out.
   Reducer(Store& store, std::vector<ParamGroup*> groups, std::vector<size_t> order, Spread gradients);
 
+  /// Between backwards: groups or their parameters have other roles.
+  void follow_roles();
   /// How many rounds a step may have; one more is an error.
   void allow_rounds(int most) { most_rounds_ = most; }
 
@@ -61,7 +63,10 @@ class Reducer {
   int rounds(size_t g) const { return entries_[g].rounds; }
   /// Whether what was reduced since the last backward that reduced over all had a gradient of parameter p.
   bool given(size_t g, size_t p) const { return entries_[g].given[p] != 0; }
+  /// Nothing is missing of group g's gradients of this backward.
   bool complete(size_t g) const { return entries_[g].complete; }
+  /// The same also between backwards: group g has none.
+  bool awaits_none(size_t g) const { return entries_[g].awaited == 0; }
 
  private:
   struct Entry {
@@ -69,8 +74,8 @@ class Reducer {
     std::vector<char> deposited;  // parameters whose gradients lie in the slot
     std::vector<char> seen;       // parameters whose gradients this backward has made
     std::vector<char> given;      // parameters that were deposited since all was reduced last
-    size_t seen_count = 0;
-    bool complete = false;     // all seen
+    size_t seen_count = 0, awaited = 0;
+    bool complete = false;     // all that are awaited are seen
     bool contributed = false;  // in this backward
     int rounds = 0;            // reduced in this window
     Gradients gradients = Gradients::reduce;
@@ -87,7 +92,7 @@ class Reducer {
 
   Store& store_;
   std::vector<ParamGroup*> groups_;
-  std::vector<size_t> order_;
+  std::vector<size_t> all_in_order_, order_;
   Spread spread_;
   int most_rounds_ = kAnyRounds;
   Gradients gradients_ = Gradients::reduce;

@@ -39,18 +39,28 @@ void sum_of_16_bits(std::span<const at::Tensor> sources, const at::Tensor& out, 
   }
 }
 
+// The same memory: real and imaginary parts beside each other.
+at::Tensor as_real(const at::Tensor& complex) { return complex.view(c10::toRealValueType(complex.scalar_type())); }
+
 }  // namespace
 
-void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round, float divisor) {
+void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, Round round, double divisor) {
+  if (out.is_complex()) {
+    std::vector<at::Tensor> parts;
+    for (const auto& source : sources) parts.push_back(as_real(source));
+    return canonical_sum(parts, as_real(out), round, divisor);
+  }
   const auto mode = round == Round::first ? kernels::Accumulate::overwrite : kernels::Accumulate::add;
-  if (out.is_cpu() && sources[0].scalar_type() != at::kFloat) return sum_of_16_bits(sources, out, mode, divisor);
-  if (out.is_cpu()) {
+  const at::ScalarType type = sources[0].scalar_type();
+  const auto narrow_divisor = static_cast<float>(divisor);
+  if (out.is_cpu() && type == at::kFloat) {
     std::vector<const float*> pointers;
     for (const auto& source : sources) pointers.push_back(source.const_data_ptr<float>());
-    return kernels::tree_sum(pointers, out.numel(), out.mutable_data_ptr<float>(), mode, divisor);
+    return kernels::tree_sum(pointers, out.numel(), out.mutable_data_ptr<float>(), mode, narrow_divisor);
   }
+  if (out.is_cpu() && type != at::kDouble) return sum_of_16_bits(sources, out, mode, narrow_divisor);
   std::vector<at::Tensor> level;
-  for (const auto& source : sources) level.push_back(source.to(at::kFloat));
+  for (const auto& source : sources) level.push_back(source.to(summed_in(type)));
   while (level.size() > 1) {
     std::vector<at::Tensor> next;
     for (size_t i = 0; i + 1 < level.size(); i += 2) next.push_back(at::add(level[i], level[i + 1]));
@@ -79,8 +89,12 @@ void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major) {
 
 void add_row_squares(const at::Tensor& rows, int64_t width, ExactSum& sum) {
   if (rows.numel() == 0) return;
+  if (rows.is_complex()) return add_row_squares(as_real(rows), 2 * width, sum);
   const int64_t count = rows.numel() / width;
-  if (rows.is_cpu() && rows.scalar_type() != at::kFloat) {
+  if (rows.is_cpu() && rows.scalar_type() == at::kDouble) {
+    const double* row = rows.const_data_ptr<double>();
+    for (int64_t i = 0; i < count; ++i, row += width) sum.add(kernels::sum_of_squares(row, width));
+  } else if (rows.is_cpu() && rows.scalar_type() != at::kFloat) {
     const int64_t at_once = std::max<int64_t>(1, kWide / width);
     for (int64_t i = 0; i < count; i += at_once) {
       const int64_t n = std::min(at_once, count - i);

@@ -14,12 +14,6 @@ namespace {
 
 constexpr int64_t kWorthATry = 64 << 20;  // bytes at once that smaller units would save some of
 
-std::vector<NamedShape> shapes_of(const std::vector<FoundParameter>& parameters) {
-  std::vector<NamedShape> shapes;
-  for (const auto& p : parameters) shapes.push_back({p.fqn, p.tensor.sizes().vec()});
-  return shapes;
-}
-
 AfterForward after_forward(ReshardPolicy option, bool is_root) {
   if (option == ReshardPolicy::all) return AfterForward::reshard;
   return option == ReshardPolicy::units && !is_root ? AfterForward::reshard : AfterForward::keep;
@@ -30,7 +24,7 @@ std::vector<size_t> reduction_order(const StorePlan& plan) {
   std::vector<size_t> order;
   for (const SlotKind kind : {SlotKind::ring, SlotKind::dedicated})
     for (size_t g = plan.groups.size(); g-- > 0;)
-      if (plan.groups[g].trainable && plan.groups[g].slot == kind) order.push_back(g);
+      if (plan.groups[g].slot == kind) order.push_back(g);
   return order;
 }
 
@@ -51,7 +45,13 @@ struct Members {
 
 ParameterTypes types_of(const FoundParameter& parameter, const ShardOptions& options) {
   if (options.types) return options.types(parameter);
-  return {parameter.tensor.scalar_type(), at::kFloat};
+  return {parameter.tensor.scalar_type(), summed_in(parameter.tensor.scalar_type())};
+}
+
+std::vector<NamedShape> shapes_of(const std::vector<FoundParameter>& parameters, const ShardOptions& options) {
+  std::vector<NamedShape> shapes;
+  for (const auto& p : parameters) shapes.push_back({p.fqn, p.tensor.sizes().vec(), types_of(p, options).copies});
+  return shapes;
 }
 
 // Parameters that communicate together: of the same types, trainable or not. Trainable ones first, types as they
@@ -114,13 +114,43 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
   }
   reducer_ = std::make_unique<Reducer>(*store_, pointers, order, options.strategy.gradients);
   reducer_->allow_rounds(options.summing == Summing::in_place ? 1 : kAnyRounds);
+  for (const auto& group : groups_) accumulators_.emplace_back(group->parameters().size());
+  watch_gradients();
+}
+
+// A parameter's node lives as long as its hook, also while it is frozen.
+void ShardedModel::watch_gradients() {
   const std::weak_ptr<int> alive = alive_;
-  for (const size_t g : order) {
-    for (size_t p = 0; p < groups_[g]->parameters().size(); ++p)
-      accumulators_.push_back(after_accumulation(groups_[g]->parameters()[p], [this, alive, g, p] {
+  for (size_t g = 0; g < groups_.size(); ++g) {
+    for (size_t p = 0; p < groups_[g]->parameters().size(); ++p) {
+      if (accumulators_[g][p] || groups_[g]->roles()[p] != Role::awaited) continue;
+      accumulators_[g][p] = after_accumulation(groups_[g]->parameters()[p], [this, alive, g, p] {
         if (alive.lock()) run_in_backward([&] { accumulated(g, p); });
-      }));
+      });
+    }
   }
+}
+
+void ShardedModel::check_roles() const {
+  for (const auto& group : groups_)
+    for (size_t p = 0; p < group->parameters().size(); ++p) {
+      const bool trains = group->roles()[p] == Role::awaited;
+      if (group->parameters()[p].requires_grad() != trains)
+        config_error("shard",
+                     "got requires_grad={} of parameter '{}', which was {} when the engine took its model, expected no "
+                     "change; try to freeze parameters before, or a new engine",
+                     !trains, group->layout().parameters[p].fqn, trains ? "trainable" : "frozen");
+    }
+}
+
+std::vector<size_t> ShardedModel::set_roles(const std::vector<Roles>& roles) {
+  store_->set_roles(roles);
+  std::vector<size_t> moved;
+  for (size_t g = 0; g < groups_.size(); ++g)
+    if (groups_[g]->set_roles(roles[g])) moved.push_back(g);
+  reducer_->follow_roles();
+  watch_gradients();
+  return moved;
 }
 
 ShardedModel::~ShardedModel() {
@@ -146,9 +176,9 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
     }
     for (const auto& [types, members] : in_groups(found[u].parameters, options)) {
       GroupPlan group;
-      group.layout = lay_out(found[u].name, shapes_of(members), owners);
+      group.layout = lay_out(found[u].name, shapes_of(members, options), owners);
       group.slot = found[u].children > 0 ? SlotKind::dedicated : SlotKind::ring;
-      group.trainable = members[0].tensor.requires_grad();
+      group.set_roles(Roles(members.size(), members[0].tensor.requires_grad() ? Role::awaited : Role::frozen));
       group.type = types.storage;
       group.reduce = types.reduce;
       group.compute = members[0].tensor.scalar_type();
@@ -197,7 +227,7 @@ void ShardedModel::fill(const ParameterSource& source, const SetRows& set) {
 }
 
 at::Tensor ShardedModel::gradient_rows(size_t g, size_t p, size_t o) {
-  const GroupLayout& layout = groups_[g]->layout();
+  const GroupLayout& layout = groups_[g]->gradient_layout();
   const int64_t first = static_cast<int64_t>(o) * layout.shard_elements + layout.parameters[p].shard_offset;
   return store_->gradient(g).narrow(0, first, layout.elements(p, store_->owned()[o]).count);
 }
@@ -296,7 +326,7 @@ void ShardedModel::entering_backward() {
 
 bool ShardedModel::all_gradients_seen(const UnitState& unit) const {
   return std::all_of(unit.groups().begin(), unit.groups().end(), [&](const ParamGroup* group) {
-    return !group->trainable() || (in_backward_ && reducer_->complete(group->index()));
+    return reducer_->awaits_none(group->index()) || (in_backward_ && reducer_->complete(group->index()));
   });
 }
 

@@ -32,9 +32,10 @@ enum class ReshardPolicy {
   all,    // the root too
 };
 
-/// What a parameter is beside the type of its tensor, which is computed with. What differs is grouped apart.
+/// What a parameter is beside the type of its tensor, which is computed with. Types that differ are grouped apart.
 struct ParameterTypes {
   at::ScalarType storage, reduce;
+  Copies copies = Copies::one;
 };
 
 struct ShardOptions {
@@ -48,7 +49,7 @@ struct ShardOptions {
   Access access = Access::read;                 // of all other units
   int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
   Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
-  std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced in fp32
+  std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced as summed
 };
 
 /// What a front end does around a backward.
@@ -116,6 +117,12 @@ class ShardedModel : public UnitObserver {
   /// A step is over for the comparison of schedules.
   void forget_schedule() { schedule_.clear(); }
 
+  /// Other roles of parameters, by group; at first those that require gradients are awaited, the others frozen.
+  /// Between backwards or in BackwardEvents::begin, the same on all ranks; collective. Returns the groups whose
+  /// gradients have moved: see Store::set_roles.
+  std::vector<size_t> set_roles(const std::vector<Roles>& roles);
+  /// Throws ConfigError naming a parameter whose requires_grad is not what its role says.
+  void check_roles() const;
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
   Gradients gradients() const { return gradients_; }
@@ -150,6 +157,7 @@ class ShardedModel : public UnitObserver {
   void made_nodes(NodeMark first, std::function<void()> reached, const std::vector<AutogradNode>& hooked) override;
   void keep_second_graph();
   void accumulated(size_t g, size_t p);
+  void watch_gradients();
   void forget_forwards() noexcept;
   void forget_order() noexcept;
   void drop_step() noexcept;
@@ -167,7 +175,7 @@ class ShardedModel : public UnitObserver {
   std::vector<std::shared_ptr<UnitState>> units_;
   std::vector<UnitBase*> attached_;  // modules that point to units_
   std::unique_ptr<Reducer> reducer_;
-  std::vector<AutogradNode> accumulators_;  // keep the hooks on the parameters alive
+  std::vector<std::vector<AutogradNode>> accumulators_;  // by group: keep the hooks on the parameters alive
   std::shared_ptr<int> alive_ = std::make_shared<int>(0);
 
   bool lets_go_ = false;  // any group, of its whole parameters

@@ -27,7 +27,8 @@ SharedStore::SharedStore(HostSegment& host, Ledger& ledger, StorePlan plan)
   epoch_mapping_ = epoch_memory_.map_writable(0, epoch_memory_.bytes());
   make_parameters(ledger);
   guard_parameters();
-  make_gradients(ledger);
+  make_slots();
+  for (size_t g = 0; g < groups_.size(); ++g) make_gradient(g);
   barrier(host_);
 }
 
@@ -58,7 +59,7 @@ void SharedStore::make_parameters(Ledger& ledger) {
       group.own_rows.push_back(parameters_.map_writable(group.whole_offset + first * size, count * size));
       own_elements += count;
     }
-    group.bookings.push_back(ledger.book(MemoryKind::parameters, layout.unit, own_elements * size));
+    group.rows_booking = ledger.book(MemoryKind::parameters, layout.unit, own_elements * size);
   }
 }
 
@@ -80,11 +81,13 @@ at::Tensor SharedStore::slot_piece(int rank, int64_t offset, size_t g, int64_t f
   return tensor_over(gradients_[static_cast<size_t>(rank)].data() + offset + bytes_of(first, type), elements, type);
 }
 
-void SharedStore::make_gradients(Ledger& ledger) {
+void SharedStore::make_slots() {
   int64_t bytes = 0, largest = 0;
   for (size_t g = 0; g < groups_.size(); ++g) {
-    if (!plan_.groups[g].trainable) continue;
-    const GroupLayout& layout = plan_.groups[g].layout;
+    groups_[g].slot_bookings.clear();
+    groups_[g].dedicated_offset = -1;
+    if (!plan_.groups[g].trainable()) continue;
+    const GroupLayout& layout = plan_.groups[g].gradients;
     const int64_t shard = bytes_of(layout.shard_elements, plan_.groups[g].reduce), all = shard * host_.size();
     const int64_t slot = round_up(all, kSlotAlignment);
     if (plan_.groups[g].slot == SlotKind::ring) {
@@ -96,32 +99,55 @@ void SharedStore::make_gradients(Ledger& ledger) {
     // The slot is communication, but for what stays in it as gradients until the step: all of it, or our own rows.
     int64_t kept = plan_.summing == Summing::in_place ? shard : 0;
     if (plan_.strategy.gradients == Spread::whole) kept = all;
-    groups_[g].bookings.push_back(ledger.book(MemoryKind::gradients, layout.unit, kept));
-    groups_[g].bookings.push_back(ledger.book(MemoryKind::communication, layout.unit, all - kept));
+    groups_[g].slot_bookings.push_back(ledger_.book(MemoryKind::gradients, layout.unit, kept));
+    groups_[g].slot_bookings.push_back(ledger_.book(MemoryKind::communication, layout.unit, all - kept));
   }
   for (int64_t& offset : ring_offset_) {
     offset = bytes;
     bytes += largest;
   }
-  ring_booking_ = ledger.book(MemoryKind::communication, "", 2 * largest);
+  ring_booking_ = ledger_.book(MemoryKind::communication, "", 2 * largest);
+  ring_user_[0] = ring_user_[1] = -1;
 
+  gradient_memory_.clear();
+  gradients_.clear();
   for (int r = 0; r < host_.size(); ++r) {
     gradient_memory_.push_back(host_.share(bytes, r));
     auto& memory = gradient_memory_.back();
     gradients_.push_back(r == host_.rank() ? memory.map_writable(0, memory.bytes()) : memory.map_read_only());
   }
-  for (size_t g = 0; g < groups_.size(); ++g) {
-    if (!plan_.groups[g].trainable) continue;
-    Group& group = groups_[g];
-    const GroupLayout& layout = plan_.groups[g].layout;
-    if (plan_.summing == Summing::in_place && group.dedicated_offset >= 0) {
-      group.gradient = slot_piece(host_.rank(), group.dedicated_offset, g, host_.rank() * layout.shard_elements,
-                                  layout.shard_elements);
-    } else {
-      group.gradient_buffer = make_buffer(ledger, MemoryKind::gradients, layout.unit, layout.shard_elements, at::kCPU,
-                                          kept_gradient_type(plan_, g));
-      group.gradient = group.gradient_buffer.tensor;
-    }
+}
+
+void SharedStore::make_gradient(size_t g) {
+  Group& group = groups_[g];
+  const GroupLayout& layout = plan_.groups[g].gradients;
+  group.gradient_buffer = {};
+  group.gradient.reset();
+  if (!plan_.groups[g].trainable()) return;
+  if (plan_.summing == Summing::in_place && group.dedicated_offset >= 0) {
+    group.gradient = slot_piece(host_.rank(), group.dedicated_offset, g, host_.rank() * layout.shard_elements,
+                                layout.shard_elements);
+    return;
+  }
+  group.gradient_buffer = make_buffer(ledger_, MemoryKind::gradients, layout.unit, layout.shard_elements, at::kCPU,
+                                      kept_gradient_type(plan_, g));
+  group.gradient = group.gradient_buffer.tensor;
+}
+
+// All slots move to new segments. A peer that still reads an old one has it mapped.
+void SharedStore::set_roles(const std::vector<Roles>& roles) {
+  SHERD_CHECK(plan_.summing == Summing::apart);
+  std::vector<size_t> changed;
+  for (size_t g = 0; g < groups_.size(); ++g)
+    if (plan_.groups[g].set_roles(roles[g])) changed.push_back(g);
+  if (changed.empty()) return;
+  try {
+    make_slots();
+    for (const size_t g : changed) make_gradient(g);
+    barrier(host_);
+  } catch (...) {  // The next time all of it is made.
+    for (auto& group : plan_.groups) group.roles.clear();
+    throw;
   }
 }
 
@@ -190,7 +216,7 @@ void SharedStore::wait_until_reduced(size_t g) {
 at::Tensor SharedStore::open_slot(size_t g) {
   SHERD_CHECK(slot_blocked_by(g) < 0);
   Group& group = groups_[g];
-  const GroupLayout& layout = plan_.groups[g].layout;
+  const GroupLayout& layout = plan_.groups[g].gradients;
   const int64_t elements = layout.shard_elements * host_.size();
   wait_until_reduced(g);  // until then peers look up where its last round lies
   if (group.dedicated_offset >= 0) {
@@ -217,7 +243,7 @@ void SharedStore::contribute(size_t g) {
 
 bool SharedStore::reduce(size_t g, Round round, Patience patience) {
   Group& group = groups_[g];
-  const GroupLayout& layout = plan_.groups[g].layout;
+  const GroupLayout& layout = plan_.groups[g].gradients;
   const uint64_t wanted = group.reduced + 1;
   std::vector<at::Tensor> sources;
   for (int r = 0; r < host_.size(); ++r) {
@@ -252,12 +278,14 @@ void SharedStore::check_unwritten() {
         fmt::join(names, ", "));
 }
 
+void SharedStore::take_back() {
+  if (guard_->take_written().empty()) return;
+  parameters_.restore(view_);
+}
+
 void SharedStore::renew_gradient(size_t g) {
-  Group& group = groups_[g];
-  SHERD_CHECK(group.gradient_buffer.tensor.defined());
-  group.gradient_buffer = make_buffer(ledger_, MemoryKind::gradients, plan_.groups[g].layout.unit,
-                                      plan_.groups[g].layout.shard_elements, at::kCPU, kept_gradient_type(plan_, g));
-  group.gradient = group.gradient_buffer.tensor;
+  SHERD_CHECK(groups_[g].gradient_buffer.tensor.defined());
+  make_gradient(g);
 }
 
 // All ranks have stopped: nobody looks at the counters now. What an interrupted round has left in a slot is

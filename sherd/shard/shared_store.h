@@ -29,8 +29,11 @@ class SharedStore : public Store {
   int index() const override { return host_.rank(); }
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void check_unwritten() override;
+  bool was_written() const override { return guard_->written(); }
+  void take_back() override;
+  void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(size_t g, float divisor) override { groups_[g].divisor = divisor; }
+  void set_divisor(size_t g, double divisor) override { groups_[g].divisor = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -46,14 +49,16 @@ class SharedStore : public Store {
     uint64_t contributed = 0, reduced = 0, published = 0;
     Buffer gradient_buffer;  // where it is summed apart
     at::Tensor gradient;
-    float divisor = 1;
-    std::vector<Booking> bookings;
+    double divisor = 1;
+    Booking rows_booking;
+    std::vector<Booking> slot_bookings;
   };
 
   GroupEpochs& epochs(size_t g, int rank) const;
   void make_parameters(Ledger& ledger);
   void guard_parameters();
-  void make_gradients(Ledger& ledger);
+  void make_slots();
+  void make_gradient(size_t g);
   void wait_until_reduced(size_t g);
   void copy_peers_rows(size_t g);
   at::Tensor segment_rows(size_t g, size_t parameter);

@@ -1,10 +1,29 @@
 #include "sherd/shard/store.h"
 
+#include <algorithm>
+
 #include "sherd/base/error.h"
 #include "sherd/shard/private_store.h"
 #include "sherd/shard/shared_store.h"
 
 namespace sherd {
+
+bool GroupPlan::any(Role role) const {
+  return std::any_of(roles.begin(), roles.end(), [role](Role r) { return r >= role; });
+}
+
+bool GroupPlan::set_roles(Roles wanted) {
+  SHERD_CHECK(wanted.size() == layout.parameters.size());
+  std::vector<bool> places;
+  bool changed = roles.empty();
+  for (size_t p = 0; p < wanted.size(); ++p) {
+    places.push_back(wanted[p] != Role::frozen);
+    changed = changed || (roles[p] != Role::frozen) != places[p];
+  }
+  roles = std::move(wanted);
+  if (changed) gradients = with_rows_of(layout, places);
+  return changed;
+}
 
 std::unique_ptr<Store> make_store(StoreTransports transports, Ledger& ledger, StorePlan plan) {
   if (HostSegment* host = transports.shard->host_segment()) {

@@ -2,10 +2,10 @@
 // SharedStore (one host: one copy of the parameters, peers read gradients in place) and PrivateStore (any transport:
 // each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
 //
-// All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients on their way of its
-// reduce type (sums are made in fp32), reduced ones of kept_gradient_type(). Collective calls (publish, unshard,
-// contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks that the parameters
-// are spread over.
+// All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients (by the plan's second
+// layout) on their way of its reduce type (see summed_in()), reduced ones of kept_gradient_type(). Collective calls
+// (publish, unshard, contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks
+// that the parameters are spread over.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -39,10 +39,20 @@ enum class Access {
   write,  // each rank has a copy that it may change in place
 };
 
+/// What rounds do for a parameter. It may change between them.
+enum class Role {
+  frozen,   // nothing: it has no place for a gradient
+  idle,     // nothing, but its place is kept
+  held,     // they take what it holds since it was frozen
+  awaited,  // backward makes a gradient
+};
+using Roles = std::vector<Role>;  // of a group's parameters
+
 struct GroupPlan {
   GroupLayout layout;
+  GroupLayout gradients = {};  // of the parameters that have places for gradients: others have no rows there
+  Roles roles = {};
   SlotKind slot = SlotKind::ring;
-  bool trainable = true;
   at::ScalarType type = at::kFloat;     // as stored, and on the way to other ranks
   at::ScalarType compute = at::kFloat;  // of the module's parameters: cast to it by each unshard where it is another
   at::ScalarType reduce = at::kFloat;   // of gradients on their way
@@ -50,6 +60,11 @@ struct GroupPlan {
   Access access = Access::read;
 
   int64_t element_bytes() const { return static_cast<int64_t>(c10::elementSize(type)); }
+  /// Whether any parameter has at least this role.
+  bool any(Role role) const;
+  bool trainable() const { return any(Role::idle); }
+  /// True where that changes which parameters have places.
+  bool set_roles(Roles roles);
 };
 
 struct StorePlan {
@@ -59,9 +74,14 @@ struct StorePlan {
   std::vector<GroupPlan> groups;
 };
 
-/// Of a reduced gradient: the reduce type where a step has one round, else fp32.
+/// What gradients that travel as `reduce` are summed in: fp32, but for fp64 and complex ones.
+inline at::ScalarType summed_in(at::ScalarType reduce) {
+  return reduce == at::kDouble || c10::isComplexType(reduce) ? reduce : at::kFloat;
+}
+
+/// Of a reduced gradient: the reduce type where a step has one round, else what it is summed in.
 inline at::ScalarType kept_gradient_type(const StorePlan& plan, size_t g) {
-  return plan.summing == Summing::in_place ? plan.groups[g].reduce : at::kFloat;
+  return plan.summing == Summing::in_place ? plan.groups[g].reduce : summed_in(plan.groups[g].reduce);
 }
 
 enum class Round { first, later };         // of a step: overwrite the reduced gradient, or add to it
@@ -92,10 +112,17 @@ class Store {
   virtual void publish(size_t g) = 0;
   /// Throws FaultError if this rank wrote to parameters that it shares with others past torch; the change is dropped.
   virtual void check_unwritten() {}
+  /// Whether this rank wrote to parameters that it shares with others since the last check or take_back(): to copies.
+  virtual bool was_written() const { return false; }
+  /// Drops these copies.
+  virtual void take_back() {}
   /// This rank's index among the owners of rows.
   virtual int index() const = 0;
 
   // Gradients, in rounds: open_slot, fill, contribute, reduce.
+  /// Between rounds: the parameters of each group have these roles from here on. Where places change, gradient(g) is
+  /// new and zero (whoever holds the old one keeps it); what is kept back stays. Collective. Not where it is in_place.
+  virtual void set_roles(const std::vector<Roles>& roles) = 0;
   /// The group whose round this rank has to reduce before g can have a slot; -1 when none.
   virtual int64_t slot_blocked_by(size_t g) const = 0;
   /// A slot for g's gradients: rank-major [ranks * shard_elements], the padding zero. Waits for peers to be done with
@@ -112,7 +139,7 @@ class Store {
   /// A new buffer in the place of gradient(g): whoever holds the old one keeps it as it is. Not where it is in_place.
   virtual void renew_gradient(size_t g) = 0;
   /// What the following reductions of group g divide their sums by: 1 at first.
-  virtual void set_divisor(size_t g, float divisor) = 0;
+  virtual void set_divisor(size_t g, double divisor) = 0;
   /// Of the following reductions; `all` at first, and always where there are no replicas.
   virtual void set_reach(Reach) {}
   /// Whether sums of group g are kept back: gradient(g) lacks them.

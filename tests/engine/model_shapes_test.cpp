@@ -62,6 +62,26 @@ TEST_P(ModelShapes, FrozenParameters) {
   for (const auto& options : ways()) expect_same<BlockImpl>(GetParam(), options, freeze);
 }
 
+TEST(ModelShapes, ParametersThatAreFrozenLaterAreNamed) {
+  const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
+  model->blocks[1]->up.requires_grad_(false);
+  const Values start = values_of(*model);
+  Engine engine(model, solo_transport(), {}, source_of(start));
+  for (at::Tensor* changed : {&model->entry, &model->blocks[1]->up}) {
+    changed->requires_grad_(!changed->requires_grad());
+    try {
+      engine.step();
+      ADD_FAILURE() << "made a step";
+    } catch (const ConfigError& error) {
+      const std::string name =
+          changed == &model->entry ? "'entry', which was trainable" : "'block1.up', which was frozen";
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+    }
+    changed->requires_grad_(!changed->requires_grad());
+  }
+  engine.step();
+}
+
 TEST_P(ModelShapes, FrozenBeginning) {  // nothing before block2 needs gradients, inputs of units neither
   const auto freeze = [](auto& model) {
     for (auto& parameter : model.parameters()) parameter.requires_grad_(false);

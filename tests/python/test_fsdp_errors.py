@@ -255,27 +255,6 @@ def test_a_submodule_called_outside_of_its_units_forward_is_named():
     run(2, joined, "auto", (outside_of_forward,))
 
 
-def thawed():
-    import sherd
-    pair = Pair(Net)
-    pair.ours.layers[0].up.weight.requires_grad_(False)
-    pair.plain.layers[0].up.weight.requires_grad_(False)
-    pair.step(token_loss)
-    pair.ours.layers[1].up.weight.requires_grad_(False)
-    with pytest.raises(sherd.ConfigError, match=r"layers\.1\.up\.weight"):
-        pair.ours(tokens(0, 0))
-    pair.ours.layers[1].up.weight.requires_grad_(True)
-    pair.ours.layers[0].up.weight.requires_grad_(True)
-    with pytest.raises(sherd.ConfigError, match=r"layers\.0\.up\.weight"):
-        pair.ours(tokens(0, 0))
-    pair.ours.layers[0].up.weight.requires_grad_(False)
-    pair.train(token_loss, 2)
-
-
-def test_requires_grad_may_change_before_the_first_forward_only():
-    run(2, joined, "auto", (thawed,))
-
-
 def left_on_meta():
     import sherd
     with torch.device("meta"):
@@ -326,16 +305,28 @@ def test_a_mesh_that_is_not_the_world_is_rejected():
     run(2, joined, "auto", (meshes,))
 
 
-def float64():
+def cast_after_sharding():
+    pair = Pair(Net)
+    for model in (pair.plain, pair.ours):
+        model.double()
+    pair.train(token_loss, 2)
+    assert all(p.dtype == torch.float64 for p in pair.ours.parameters())
+
+
+def test_a_cast_between_sharding_and_the_first_forward_counts():
+    run(2, joined, "auto", (cast_after_sharding,))
+
+
+def float8():
     import sherd
     model = shard_layers(Net())
-    with pytest.raises(sherd.ConfigError, match="float64"):
-        model.double()
+    with pytest.raises(sherd.ConfigError, match="float8_e5m2.*requires_grad_"):
+        model.to(torch.float8_e5m2)
         model(tokens(0, 0))
 
 
-def test_a_type_that_sherd_cannot_shard_is_rejected_after_a_cast():
-    run(2, joined, "auto", (float64,))
+def test_a_type_that_cannot_be_trained_is_rejected_after_a_cast():
+    run(2, joined, "auto", (float8,))
 
 
 def fault_type():

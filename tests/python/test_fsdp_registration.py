@@ -60,7 +60,7 @@ def watch_forward_and_backward(transport, reshard_after_forward):
     all_are("shard", model)
     for step in range(2):
         loss = token_loss(model, step, 0)
-        all_are("shard", model)
+        all_are("shard" if reshard_after_forward else "whole", model)
         loss.backward()
         all_are("shard", model)
         assert all(isinstance(p.grad, DTensor) and p.grad.placements == (Shard(0),) for p in model.parameters())
@@ -70,7 +70,7 @@ def watch_forward_and_backward(transport, reshard_after_forward):
 
 @pytest.mark.parametrize("transport", ("auto", "gloo"))
 @pytest.mark.parametrize("reshard_after_forward", (True, False))
-def test_parameters_are_whole_inside_a_units_forward_and_backward_only(transport, reshard_after_forward):
+def test_parameters_are_whole_inside_a_units_forward_and_backward_and_between_where_asked(transport, reshard_after_forward):
     run(2, watch_forward_and_backward, transport, reshard_after_forward)
 
 
@@ -131,10 +131,10 @@ class Scaled(nn.Module):
 def rejected_parameters():
     import sherd
     sherd.init()
-    with pytest.raises(sherd.ConfigError, match="'scale' without dimensions"):
-        sherd.fully_shard(Scaled(torch.tensor(1.0)))
-    with pytest.raises(sherd.ConfigError, match="'scale' of torch.float64"):
-        sherd.fully_shard(Scaled(torch.ones(3, dtype=torch.float64)))
+    with pytest.raises(sherd.ConfigError, match="'scale' of torch.float8_e4m3fn"):
+        sherd.fully_shard(Scaled(torch.ones(3).to(torch.float8_e4m3fn)))
+    with pytest.raises(sherd.ConfigError, match="'scale' of .* layout torch.sparse_coo"):
+        sherd.fully_shard(Scaled(torch.eye(3).to_sparse()))
     strided = sherd.fully_shard(Scaled(torch.arange(12.0).view(3, 4).t()))
     torch.testing.assert_close(strided(torch.ones(2)), torch.full((2,), 66.0))
 

@@ -265,7 +265,7 @@ TEST_P(Stores, FrozenGroupsHaveParametersOnly) {
     for (const auto& strategy : strategies()) {
       Ledger ledger;
       StorePlan plan = toy_plan(strategy, transport.size(), SlotKind::ring);
-      for (auto& group : plan.groups) group.trainable = false;
+      for (auto& group : plan.groups) group.set_roles(Roles(group.layout.parameters.size(), Role::frozen));
       const auto store = make_store(transport, ledger, plan);
       write_rows(*store, plan.groups[2], 2, 1);
       store->publish(2);

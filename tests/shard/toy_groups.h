@@ -49,10 +49,12 @@ inline StorePlan toy_plan(const Strategy& strategy, int ranks, SlotKind slot, si
   // Strategies that hold whole gradients have a slot for each group.
   if (strategy.gradients == Spread::whole) slot = SlotKind::dedicated;
   const auto shapes = toy_shapes();
-  for (size_t g = 0; g < groups; ++g)
+  for (size_t g = 0; g < groups; ++g) {
     plan.groups.push_back({.layout = lay_out("unit" + std::to_string(g), shapes[g], ranks),
                            .slot = slot,
                            .parameters = strategy.parameters});
+    plan.groups.back().set_roles(Roles(shapes[g].size(), Role::awaited));
+  }
   return plan;
 }
 
