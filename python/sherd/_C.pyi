@@ -25,6 +25,14 @@ class AfterForward:
     reshard: AfterForward
     keep: AfterForward
 
+class InBackward:
+    unshard: InBackward
+    leave: InBackward
+
+class AfterBackward:
+    reshard: AfterBackward
+    keep: AfterBackward
+
 class Pass:
     forward: Pass
     backward: Pass

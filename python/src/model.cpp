@@ -54,7 +54,10 @@ void with_python_types(const std::function<void()>& step) {
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
              MakeGradient make_gradient)
-    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate), name_(options.name) {
+    : core_(std::make_shared<Core>()),
+      make_gradient_(std::move(make_gradient)),
+      replicate_(options.replicate),
+      name_(options.name) {
   ShardOptions shard;
   shard.strategy = find_strategy(options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
@@ -363,7 +366,8 @@ bool Model::held_elsewhere(size_t g) const {
 
 at::Tensor Model::local_gradient(const Face& face) const {
   const py::object gradient = py::cast(face.parameter.shard.grad());
-  return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
+  return face.references > 0 && gradient.is(face.gradient) ? face.buffer
+                                                           : rows_of_gradient(gradient, face.parameter.shard);
 }
 
 double Model::gradient_norm(double order) {
@@ -451,7 +455,8 @@ void Model::end_backward() {
   for (size_t g = 0; g < faces_.size(); ++g) {
     for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
       Face& face = faces_[g][p];
-      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
+      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined()))
+        show_gradient(face);
     }
   }
 }

@@ -100,9 +100,10 @@ void C10dTransport::look_for_trouble(std::string_view what) {
   }
   if (!cause && dead) {
     const std::string text =
-        has_finished(*dead) ? fmt::format("rank {} has finished; rank {} is in {}, which waits for it; try the same calls on all ranks",
-                                          *dead, rank(), call().empty() ? what : call())
-                            : fmt::format("rank {} died during {}", *dead, what);
+        has_finished(*dead)
+            ? fmt::format("rank {} has finished; rank {} is in {}, which waits for it; try the same calls on all ranks",
+                          *dead, rank(), call().empty() ? what : call())
+            : fmt::format("rank {} died during {}", *dead, what);
     abort(text);
     cause = fmt::format("[{}] {}", name(), text);
   }

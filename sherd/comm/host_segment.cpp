@@ -184,8 +184,7 @@ void HostSegment::check_peers(std::optional<int> dead, std::string_view what, He
     throw FaultError(control.cause);
   }
   if (heed == Heed::only_dead && control.recovery.load() % 2 == 1) fault(kWhere, "{}", kRecoveryFailed);
-  if (dead)
-    give_up(fmt::format("rank {} died; rank {} was waiting for {}", *dead, first().rank(), what));
+  if (dead) give_up(fmt::format("rank {} died; rank {} was waiting for {}", *dead, first().rank(), what));
 }
 
 void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::string_view what) {
@@ -363,9 +362,10 @@ void HostSegment::compare_purposes(uint64_t turn) {
     if (meeting(r) == meeting(rank())) continue;
     check_peers(std::nullopt, "an exchange", Heed::aborts);  // the first who has noticed still saw the others there
     const std::string places = who_is_where(r);
-    give_up(fmt::format("rank {} meets rank {} in an exchange that is not for the same{}{}; {}try the same calls in the "
-                        "same order on all ranks",
-                        rank(), r, purpose().empty() ? "" : " as here: ", purpose(), places));
+    give_up(
+        fmt::format("rank {} meets rank {} in an exchange that is not for the same{}{}; {}try the same calls in the "
+                    "same order on all ranks",
+                    rank(), r, purpose().empty() ? "" : " as here: ", purpose(), places));
   }
 }
 

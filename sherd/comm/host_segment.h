@@ -17,8 +17,8 @@
 // A rank that gives up in 1 or 2 tries the same compare-and-swap with "failed": all ranks end alike.
 //
 // [Note: Rings] A rank that sleeps says for whom, and after which event of that peer it still had to wait. Where this
-// leads from peer to peer back to the rank itself, and none has an event that the one before has not seen, nobody in the
-// ring will ever wake: they say so soon, and which calls they are in.
+// leads from peer to peer back to the rank itself, and none has an event that the one before has not seen, nobody in
+// the ring will ever wake: they say so soon, and which calls they are in.
 #pragma once
 
 #include <atomic>

@@ -56,8 +56,8 @@ class Transport {
   /// The same, for a purpose that all ranks are to have.
   std::vector<double> exchange_for(std::string_view purpose, std::span<const double> values);
 
-  /// The call that this rank is in from here on, for errors of peers that wait for it: "full_state_dict", "" outside. It
-  /// must stay valid; returns the one before. A few nanoseconds.
+  /// The call that this rank is in from here on, for errors of peers that wait for it: "full_state_dict", "" outside.
+  /// It must stay valid; returns the one before. A few nanoseconds.
   std::string_view say(std::string_view call);
   std::string_view call() const { return standing_->call; }
   /// The same text for as long as the family lives.

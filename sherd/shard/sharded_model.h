@@ -130,8 +130,8 @@ class ShardedModel : public UnitObserver {
   void set_gradients(const UnitState& unit, Gradients gradients);
   /// Whether group g's are held by that.
   bool holds(size_t g) const { return reducer_->holds(g); }
-  /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by its
-  /// forward's results.
+  /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by
+  /// its forward's results.
   void expect_backward(const std::vector<at::Tensor>& roots);
   /// Ends the backward under way, if it has not ended by itself. Idempotent.
   void finish_backward();

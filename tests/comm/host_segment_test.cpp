@@ -68,10 +68,8 @@ TEST(HostSegment, RanksThatWaitForEachOtherSaySoLongBeforeTheTimeOut) {
     barrier(transport);
     const std::vector<std::string> calls = {"full_state_dict", "backward", ""};
     transport.say(calls[static_cast<size_t>(transport.rank())]);
-    const std::string text = fault_of([&] {
-      host_of(transport).wait_for(
-          (transport.rank() + 1) % 3, [] { return false; }, "the moon");
-    });
+    const std::string text =
+        fault_of([&] { host_of(transport).wait_for((transport.rank() + 1) % 3, [] { return false; }, "the moon"); });
     EXPECT_TRUE(contains(text, "ranks wait for each other: ")) << text;
     EXPECT_TRUE(contains(text, "rank 0 is in full_state_dict, ")) << text;
     EXPECT_TRUE(contains(text, "rank 1 is in backward, ")) << text;
