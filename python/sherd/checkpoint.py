@@ -29,6 +29,7 @@ LATEST = "latest"
 FACTS = "sherd.json"
 
 
+@distributed.in_call("full_state_dict")
 def full_state_dict(model: nn.Module, *, all_ranks: bool = False, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
     """Whole values of all parameters and buffers by name, but for those named, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
 
@@ -53,6 +54,7 @@ def full_state_dict(model: nn.Module, *, all_ranks: bool = False, without: Colle
     return result
 
 
+@distributed.in_call("load_full_state_dict")
 def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """The reverse: `state` counts on rank 0, others may pass {}. Collective; one whole parameter at a time.
 
@@ -93,6 +95,7 @@ def root_of(model: nn.Module) -> Root:
     return getattr(model, HELD).whole_model()
 
 
+@distributed.in_call("save_checkpoint")
 def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dict) -> None:
     """An engine's state into folder/tag, which takes its name when it is whole."""
     world = engine.world
@@ -131,6 +134,7 @@ def optimizers_of(engine: Any) -> tuple:
     return () if engine.optimizer is None else (engine.optimizer,)
 
 
+@distributed.in_call("load_checkpoint")
 def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[str | None, dict]:
     """The reverse of save_training."""
     if tag is None:

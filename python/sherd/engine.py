@@ -58,7 +58,7 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
     if distributed._world is None:
-        distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
+        distributed.init(transport=settings["transport"], timeout=settings["timeout_s"], _timeout_argument="timeout_s")
     plain = dict(model.named_parameters())
     precision = Precision(settings["precision"] | casts, settings["loss_scale"])
     has_16_bits = any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in plain.values())

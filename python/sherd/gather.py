@@ -88,10 +88,11 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
     """One of each, with what users have hung on it. Collective."""
     wholes = {}
-    for shard in {id(shard): shard for shard in shards}.values():
-        whole = nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad)
-        whole.__dict__.update(users_attributes(shard), **{WHOLE_COPY: True})
-        wholes[id(shard)] = (shard, whole)
+    with distributed.call("full_parameters or GatheredParameters"):
+        for shard in {id(shard): shard for shard in shards}.values():
+            whole = nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad)
+            whole.__dict__.update(users_attributes(shard), **{WHOLE_COPY: True})
+            wholes[id(shard)] = (shard, whole)
     return wholes
 
 

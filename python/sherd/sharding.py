@@ -13,6 +13,7 @@ from . import _C, distributed
 from ._C import ConfigError
 from .parameters import ShardedParameter, seen, shard_parameter
 from .precision import policy_of
+from .max_norm import shortening
 from .surface import check_placements, resharded
 from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
 
@@ -161,6 +162,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             inner.outer = weakref.ref(unit)
             handle.ignored |= inner.ignored
         return
+    if (embedding := shortening(module)) is not None:
+        handle.shortening.append(embedding)
     if isinstance(module, nn.TransformerEncoder):
         module.register_forward_pre_hook(first_layer_whole)
     for key, parameter in module._parameters.items():

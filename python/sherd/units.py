@@ -26,7 +26,8 @@ from ._C import ConfigError
 from .autograd import MODELS
 from .casting import Given
 from .causes import cause_of
-from .distributed import World
+from .distributed import World, call
+from .max_norm import ShorteningEmbedding, check_alone
 from .parameters import (ShardedParameter, WholeParameter, as_bytes, check_type, gradient_over, is_whole, outside_of, seen,
                          whole_of)
 from .precision import MixedPrecisionPolicy
@@ -49,6 +50,7 @@ class UnitHandle:
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.told = Told()
+        self.shortening: list[ShorteningEmbedding] = []  # of its own modules
         self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
         self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
 
@@ -108,6 +110,12 @@ class Root:
         MODELS.add(model)
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
+        self.shortening: list[tuple[ShorteningEmbedding, ShardedParameter]] = []
+
+    def shorten(self) -> None:
+        """Embeddings with max_norm: see max_norm.py. Collective where there are any."""
+        for embedding, shard in self.shortening:
+            embedding.shorten(shard)
 
     @contextlib.contextmanager
     def shards_shown(self) -> Iterator[None]:
@@ -294,6 +302,7 @@ def build(root: nn.Module) -> Root:
     world, options = handle.world, handle.options
     check(uses)
     check_same_on_all_ranks(uses, options, world)
+    shortening = shortening_in(uses)
     plans, all_places = [], []
     for index, module in enumerate(uses.modules):
         members = [key for key, unit in uses.unit_of.items() if unit == index]
@@ -341,6 +350,7 @@ def build(root: nn.Module) -> Root:
         if world.rank == 0:
             log.warning("%s", warning)
     result = Root(model, world, all_places)
+    result.shortening = shortening
     for owner, name, shard in all_places:
         owner._parameters[name] = seen(shard)
     for module in uses.modules:
@@ -349,6 +359,18 @@ def build(root: nn.Module) -> Root:
     for module in uses.modules:
         tell(getattr(module, HELD))
     return result
+
+
+def shortening_in(uses: Uses) -> list[tuple[ShorteningEmbedding, ShardedParameter]]:
+    """The embeddings with max_norm and their parameters."""
+    found = []
+    for module in uses.modules:
+        for embedding in getattr(module, HELD).shortening:
+            key = id(embedding.module._parameters["weight"])
+            if key in uses.parameters:
+                check_alone(uses.fqns[key], len(uses.places[key]))
+                found.append((embedding, uses.parameters[key]))
+    return found
 
 
 def precision_of(shard: ShardedParameter, options: Options) -> MixedPrecisionPolicy:
@@ -387,7 +409,8 @@ def check_same_on_all_ranks(uses: Uses, options: Options, world: World) -> None:
     mine += [f"parameter '{uses.fqns[key]}' {list(p.shape)} {p.dtype} {'trainable' if p.requires_grad else 'frozen'}"
              for key, p in uses.parameters.items()]
     everyone: list[list[str]] = [[] for _ in range(world.size)]
-    dist.all_gather_object(everyone, mine)
+    with call("the first use of a sharded model"):
+        dist.all_gather_object(everyone, mine)
     for rank, theirs in enumerate(everyone):
         for here, there in itertools.zip_longest(everyone[0], theirs, fillvalue="nothing more"):
             if here != there:

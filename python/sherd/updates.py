@@ -49,13 +49,19 @@ def before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         for parameter in group["params"]:
             if not isinstance(parameter, ShardedParameter):
                 check_plain(parameter, type(optimizer).__name__, roots)
+    if roots:
+        transport = getattr(roots[0], HELD).world.transport
+        transport.say("the step of an optimizer")
     for root in roots:
         getattr(root, HELD).root.model.before_update()
+        getattr(root, HELD).root.shorten()
 
 
 def after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     for root in roots_of(optimizer):
-        getattr(root, HELD).root.model.note_update()
+        handle = getattr(root, HELD)
+        handle.root.model.note_update()
+        handle.world.transport.say("")
 
 
 NEED_WHOLE = {"Adafactor", "Muon", "Rprop"}  # torch's, transformers': what they do to an element depends on others, or on its place

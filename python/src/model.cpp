@@ -54,7 +54,10 @@ void with_python_types(const std::function<void()>& step) {
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
              MakeGradient make_gradient)
-    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate), name_(options.name) {
+    : core_(std::make_shared<Core>()),
+      make_gradient_(std::move(make_gradient)),
+      replicate_(options.replicate),
+      name_(options.name) {
   ShardOptions shard;
   shard.strategy = find_strategy(options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
@@ -313,9 +316,11 @@ void Model::before_update() {
   if (in_end_) return;  // a hook on a gradient: all ranks have ended their backward
   has_read_ = false;
   try {
+    const std::string_view call = core_->transport->call();
+    const Said said(*core_->model, call.empty() ? "an update of parameters" : call);
     recover();
     core_->model->finish_backward();
-    barrier(*core_->transport);
+    barrier(*core_->transport, "an update of parameters");
     if (written_outside()) {
       take_written();
       remember_versions();
@@ -361,7 +366,8 @@ bool Model::held_elsewhere(size_t g) const {
 
 at::Tensor Model::local_gradient(const Face& face) const {
   const py::object gradient = py::cast(face.parameter.shard.grad());
-  return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
+  return face.references > 0 && gradient.is(face.gradient) ? face.buffer
+                                                           : rows_of_gradient(gradient, face.parameter.shard);
 }
 
 double Model::gradient_norm(double order) {
@@ -375,7 +381,8 @@ double Model::gradient_norm(double order) {
     }
   }
   const py::gil_scoped_release no_gil;
-  const std::vector<double> all = core_->transport->exchange(norm.parts());
+  const Said said(*core_->model, "a gradient norm");
+  const std::vector<double> all = core_->transport->exchange_for("a gradient norm", norm.parts());
   // Over one replica: the others have the same.
   return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
 }
@@ -417,7 +424,7 @@ std::vector<bool> Model::seen_by_any_rank() {
       if (model.has_seen(g, p)) mine.back() += static_cast<double>(uint64_t{1} << (count % kBits));
     }
   }
-  const std::vector<double> all = core_->transport->exchange(mine);
+  const std::vector<double> all = core_->transport->exchange_for("the end of a backward", mine);
   std::vector<double> hashes;
   std::vector<bool> seen(count, false);
   for (size_t rank = 0; rank * mine.size() < all.size(); ++rank) {
@@ -448,7 +455,8 @@ void Model::end_backward() {
   for (size_t g = 0; g < faces_.size(); ++g) {
     for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
       Face& face = faces_[g][p];
-      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
+      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined()))
+        show_gradient(face);
     }
   }
 }

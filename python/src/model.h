@@ -75,6 +75,7 @@ class Model {
   void entering_forward();
   /// Any forward of a unit: what was frozen or unfrozen since the outermost one began counts in it.
   void entering_unit(const UnitState& unit);
+  UnitObserver& observer() { return *core_->model; }
   void count_open(int change) { open_ += change; }
   /// A forward ended with an exception. Where it was the outermost, all ranks drop the step, and learn where it began.
   void failed_in_forward(const std::string& unit, const std::string& cause);
@@ -129,7 +130,7 @@ class Model {
     Py_ssize_t references = 0;
     Unit* unit = nullptr;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
-    bool had = false;   // whether it held anything
+    bool had = false;        // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
     int64_t outside_version = 0;
     c10::Storage outside_memory = {};
@@ -174,8 +175,8 @@ class Model {
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
   std::string name_;
-  int open_ = 0;         // forwards under way
-  std::string failure_;  // where the exception began that is on its way out of them
+  int open_ = 0;             // forwards under way
+  std::string failure_;      // where the exception began that is on its way out of them
   bool sees_whole_ = false;  // parameters are seen whole outside
   bool updated_ = false, aliased_ = false;
   bool has_read_ = true;              // since this rank last waited for the others

@@ -64,7 +64,7 @@ bool Model::agree_on_changes(bool mine) {
                                    other != nullptr ? hash_of(wanted_gradients()) : wanted_hash_};
   std::vector<double> all, hashes;
   try {
-    all = core_->transport->exchange(values);
+    all = core_->transport->exchange_for("the beginning of a forward", values);
     for (size_t at = 0; at < all.size(); at += values.size())
       if (all[at] != kAgreement) fault("shard", "rank {} has not", at / values.size());
   } catch (const FaultError& error) {

@@ -307,6 +307,7 @@ void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::
 
 void ShardedModel::entering_backward() {
   if (in_backward_) return;
+  if (!said_) said_.emplace(*this, "backward");
   recover();
   makes_graph_ = at::GradMode::is_enabled();
   first_of_backward_ = next_node();
@@ -375,6 +376,7 @@ void ShardedModel::finish_backward() {
   for (const auto& unit : units_) unit->end_backward();
   events_.end();
   in_backward_ = false;
+  said_.reset();
 }
 
 void ShardedModel::interrupt(std::string_view cause) noexcept {
@@ -385,6 +387,7 @@ void ShardedModel::interrupt(std::string_view cause) noexcept {
 void ShardedModel::drop_step() noexcept {
   interrupted_ = true;
   in_backward_ = false;
+  said_.reset();
   reducer_->abandon();
   schedule_.clear();
   forget_forwards();
