@@ -81,15 +81,16 @@ def loss_of(model, seed=0):
 
 def gradients_of_the_rest(stage):
     """What is not trained keeps requires_grad; its gradients are cleared by stage 0 alone, and count in no norm of the others."""
+    from sherd.parameters import sharded_of
     model = net()
     engine, *_ = initialized(model, ADAM | {"zero_optimization": {"stage": stage}}, model_parameters=model[2].parameters())
-    rest, sizes = list(engine.module[0].parameters()), []
+    rest, sizes = list(map(sharded_of, engine.module[0].parameters())), []
     before = [p.detach().clone() for p in rest]
     for step in range(3):
         engine.backward(loss_of(engine))
         if step == 0:
-            everything = nn.utils.clip_grad_norm_(engine.module.parameters(), float("inf"))
-            trained = nn.utils.clip_grad_norm_(engine.module[2].parameters(), float("inf"))
+            everything = nn.utils.clip_grad_norm_(map(sharded_of, engine.module.parameters()), float("inf"))
+            trained = nn.utils.clip_grad_norm_(map(sharded_of, engine.module[2].parameters()), float("inf"))
         engine.step()
         if step == 0:
             whole = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in (everything, trained)]
