@@ -1,12 +1,21 @@
 """sherd where a program expects DeepSpeed: Accelerate and transformers' Trainer run under it with no line changed.
 
     torchrun --nproc-per-node 2 -m sherd.as_deepspeed train.py ARGS     # in the place of: torchrun ... train.py ARGS
+    torchrun --nproc-per-node 2 -m sherd.as_deepspeed -m package.module ARGS
+    python -m sherd.accelerate launch --config_file config.yaml train.py ARGS       # see sherd.accelerate
 
-The module ``deepspeed`` that the program then imports is this file: ``initialize``, ``DeepSpeedEngine``, ``zero.Init``,
-``zero.GatheredParameters``, ``comm`` and the few names that Accelerate 1.15 and transformers 4.57 look for. Accelerate is told
-to take its DeepSpeed branch (``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says
-another). A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not followed is
-warned of on rank 0, and what sherd cannot do is a ConfigError.
+The package ``deepspeed`` that the program then imports is sherd's (deepspeed_names.py): what Accelerate, transformers, TRL, PEFT
+and Lightning look for in DeepSpeed 0.19.8; other names say that they are not there. Accelerate is told to take its DeepSpeed branch
+(``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says another).
+
+What programs see of parameters outside of forwards: at stages 0, 1 and 2 whole, plain parameters, up to date after each step, which
+may be read by one rank alone, and written: each rank's own rows count from the next forward or step on. (With bf16 or fp16 these
+are the fp32 masters.) Their gradients are the optimizer's: ``deepspeed.utils.safe_get_full_grad``. At stage 3 DTensors of this
+rank's rows; where they meet plain tensors (an encoder that is called by itself, a moving average) they are gathered, by all ranks
+together, and ``save_pretrained`` writes whole weights.
+
+A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not followed is warned of
+on rank 0, and what sherd cannot do is a ConfigError.
 """
 from __future__ import annotations
 

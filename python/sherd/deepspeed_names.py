@@ -272,6 +272,24 @@ MODULES: dict[str, dict[str, Any]] = {
 }
 
 
+# Lightning's strategies for DeepSpeed, which refuse other accelerators than CUDA's, and devices without a number.
+FOR_CUDA = {"lightning.pytorch.strategies.deepspeed", "lightning.fabric.strategies.deepspeed", "pytorch_lightning.strategies.deepspeed",
+            "lightning_fabric.strategies.deepspeed"}
+
+
+def on_any_accelerator(name: str, path: Any) -> importlib.machinery.ModuleSpec | None:
+    spec = importlib.machinery.PathFinder.find_spec(name, path)
+    if spec is not None:
+        load = spec.loader.exec_module
+
+        def exec_module(module: types.ModuleType) -> None:
+            load(module)
+            module.CUDAAccelerator, module._validate_device_index_selection = object, lambda devices: None
+
+        spec.loader.exec_module = exec_module
+    return spec
+
+
 def named(module: str) -> Callable[[str], Any]:
     """What Python asks for a name that the module does not have."""
     def __getattr__(name: str) -> Any:
@@ -292,7 +310,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(name, self, origin=STAND_IN, is_package="__path__" in MODULES[name])
         if name.startswith("deepspeed."):
             raise ImportError(missing(name), name=name)
-        return None
+        return on_any_accelerator(name, path) if name in FOR_CUDA else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
         return types.ModuleType(spec.name)
