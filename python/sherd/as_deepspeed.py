@@ -33,7 +33,7 @@ from torch import nn
 from . import deepspeed_names, deepspeed_parameters, deepspeed_schedules, engine, hugging_face
 from ._C import ConfigError
 from .deepspeed_engine import DeepSpeedEngine
-from .deepspeed_settings import Settings, cast_buffers, groups_of, keep_masters, native, native_of, read, settings_of  # noqa: F401 native
+from .deepspeed_settings import Settings, cast_buffers, cast_inputs, groups_of, keep_masters, native, native_of, read, settings_of  # noqa: F401 native
 from .units import HELD
 
 log = logging.getLogger("sherd")
@@ -60,6 +60,7 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
     if settings.kind != "fp32":
         keep_masters(model)
     cast_buffers(model, settings)
+    cast_inputs(model, settings)
     made, *_ = engine.initialize(model=model, config=native_of(settings), optimizer=make, lr_scheduler=lr_scheduler)
     take_over(made, settings)
     loader = None if training_data is None else made.loader(training_data, collate_fn)

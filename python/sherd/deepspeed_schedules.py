@@ -247,6 +247,9 @@ class LRRangeTest(Schedule):
     def start(self) -> list[float]:
         return self.least
 
+    def step(self, batch_iteration: int | None = None) -> None:
+        super().step(batch_iteration)
+
     def rates(self) -> list[float]:
         intervals = float(self.last_batch_iteration + 1) / self.size
         rise = 1 + self.rate * (math.floor(intervals) if self.staircase else intervals)

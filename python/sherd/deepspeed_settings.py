@@ -16,10 +16,12 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from . import distributed, optim
 from ._C import ConfigError
-from .deepspeed_keys import check_keys, enabled, given
+from .deepspeed_keys import check_keys, enabled, given, warn
+from .precision import cast
 
 STAGES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
 CLIP = 1.0  # where gradient_clipping is left out
@@ -161,7 +163,7 @@ def native_precision(settings: Settings) -> dict:
         return {} if wire is None else {"precision": {"reduce": wire, "cast_inputs": False}}
     section = settings.section(settings.kind)
     config: dict[str, Any] = {"precision": {"compute": settings.kind, "storage": "fp32", "reduce": wire or settings.kind, "norms": "compute",
-                                            "cast_inputs": section.get("auto_cast") is True}}
+                                            "cast_inputs": False}}
     if settings.kind == "fp16":
         fixed = number(section.get("loss_scale"), 0.0)
         # Without ZeRO, DeepSpeed has no hysteresis.
@@ -181,6 +183,25 @@ def keep_masters(model: nn.Module) -> None:
                 raise ConfigError(f"[as_deepspeed] got parameter '{name}' of {parameter.dtype}, sharded while it was read, expected fp32: "
                                   "masters are; try dtype=torch.float32 in from_pretrained")
             parameter.data = parameter.data.float()
+
+
+def cast_inputs(model: nn.Module, settings: Settings) -> None:
+    """Gives the model its inputs in the type that it computes with, unless fp16.auto_cast is false. DeepSpeed does so where that is true;
+    elsewhere fp32 inputs fail there at 16-bit weights, while programs for Accelerate give them. What goes from block to block stays."""
+    kind, asked = TYPES[settings.kind], settings.section("fp16").get("auto_cast")
+    if settings.kind == "fp32" or asked is False:
+        return
+
+    def as_computed(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+        found = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()} - {kind}
+        if not found:
+            return args, kwargs
+        if not asked:
+            warn(f"[as_deepspeed] the model's inputs of {', '.join(sorted(map(str, found)))} are cast to {kind}, which DeepSpeed leaves to the "
+                 "program; try to cast there what it is to get otherwise")
+        return cast((args, kwargs), kind)
+
+    model.register_forward_pre_hook(as_computed, with_kwargs=True)
 
 
 def cast_buffers(model: nn.Module, settings: Settings) -> None:

@@ -117,6 +117,7 @@ class TrainingEngine(engine.Engine):
         if self._inside_no_sync:
             raise ConfigError("[step] got a call inside no_sync(), expected it after: gradients are of this rank alone there")
         self._step_applied, self._in_step = False, True
+        self._schedule_arguments = lr_kwargs or {}
         steps, skipped = self.global_steps, self.skipped_steps
         boundary = self.is_gradient_accumulation_boundary()
         try:

@@ -109,6 +109,7 @@ class Engine(nn.Module):
         self._norm: float | None = None
         self._loss: torch.Tensor | None = None
         self._inside_no_sync = False
+        self._schedule_arguments: dict[str, Any] = {}  # of lr_scheduler.step()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -150,7 +151,7 @@ class Engine(nn.Module):
             else:
                 self.optimizer.step()
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
+            self.lr_scheduler.step(**self._schedule_arguments)
         self._drop_gradients()
         self.global_steps += 1
 

@@ -123,7 +123,7 @@ def after_load(module: nn.Module, _) -> None:
         return
     for owner, name, shard in handle.root.places:
         mine = seen(shard)
-        if owner._parameters[name] is not mine:
+        if owner._parameters[name] is not mine and owner._parameters[name] is not shard:
             with torch.no_grad():
                 mine.copy_(owner._parameters[name])
             owner._parameters[name] = mine

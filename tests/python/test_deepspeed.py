@@ -81,15 +81,16 @@ def loss_of(model, seed=0):
 
 def gradients_of_the_rest(stage):
     """What is not trained keeps requires_grad; its gradients are cleared by stage 0 alone, and count in no norm of the others."""
+    from sherd.parameters import sharded_of
     model = net()
     engine, *_ = initialized(model, ADAM | {"zero_optimization": {"stage": stage}}, model_parameters=model[2].parameters())
-    rest, sizes = list(engine.module[0].parameters()), []
+    rest, sizes = list(map(sharded_of, engine.module[0].parameters())), []
     before = [p.detach().clone() for p in rest]
     for step in range(3):
         engine.backward(loss_of(engine))
         if step == 0:
-            everything = nn.utils.clip_grad_norm_(engine.module.parameters(), float("inf"))
-            trained = nn.utils.clip_grad_norm_(engine.module[2].parameters(), float("inf"))
+            everything = nn.utils.clip_grad_norm_(map(sharded_of, engine.module.parameters()), float("inf"))
+            trained = nn.utils.clip_grad_norm_(map(sharded_of, engine.module[2].parameters()), float("inf"))
         engine.step()
         if step == 0:
             whole = [t.full_tensor() if hasattr(t, "full_tensor") else t for t in (everything, trained)]
@@ -133,7 +134,8 @@ def of_functions():
 def test_what_is_trained():
     cases = [(gradients_of_the_rest, stage) for stage in range(4)]
     for transport in ("host", "gloo"):
-        run(2, joined, transport, *cases, (named_parameters_and_dummy_optimizers,), (of_functions,))
+        run(2, joined, transport, *cases, (named_parameters_and_dummy_optimizers,), (of_functions,), (types_of_inputs,),
+            (while_it_is_built,))
 
 
 def frozen(stage, kind):
@@ -213,6 +215,57 @@ def check_of_bf16():
 def test_gradients_that_are_not_finite():
     cases = [(skipped, stage, kind) for stage in range(4) for kind in ("fp32", "bf16")]
     run(2, joined, "auto", *cases, (check_of_bf16,))
+
+
+class Timed(nn.Module):
+    """A block whose second input is more exact than what is computed with; `seen` are the types that it got."""
+
+    def __init__(self, name):
+        super().__init__()
+        self.linear, self.seen, self.name = nn.Linear(8, 8), [], name
+
+    def forward(self, x, time):
+        self.seen.append((x.dtype, time.dtype))
+        return self.linear(x), time.float() + 0.5
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([Timed("first"), Timed("second")])
+
+    def forward(self, x, *, time):
+        for block in self.blocks:
+            x, time = block(x, time)
+        return x.float().mean() + time.mean()
+
+
+def types_of_inputs():
+    """The model's inputs are cast, what goes from block to block is not; nothing where fp16 says auto_cast false."""
+    for sections, outer in (({"bf16": {"enabled": True}}, torch.bfloat16), ({"fp16": {"enabled": True, "auto_cast": True}}, torch.float16)):
+        engine, *_ = initialized(model := Blocks(), {**ADAM, **sections, "zero_optimization": {"stage": 3}})
+        engine(torch.ones(4, 8), time=torch.ones(1))
+        assert [block.seen for block in model.blocks] == [[(outer, outer)], [(outer, torch.float32)]]
+    engine, *_ = initialized(model := Blocks(), {**ADAM, "fp16": {"enabled": True, "auto_cast": False}})
+    engine(torch.ones(4, 8).half(), time=torch.ones(1))
+    assert model.blocks[0].seen == [(torch.float16, torch.float32)]
+
+
+def while_it_is_built():
+    """A model that zero.Init has sharded: groups of what is sharded already, and a schedule's own arguments."""
+    import sherd
+    torch.manual_seed(0)
+    with sherd.zero.Init():
+        model = nn.Sequential(nn.Linear(8, 32), nn.GELU(), nn.Linear(32, 1))
+    engine, optimizer, _, schedule = initialized(model, ADAM | {"zero_optimization": {"stage": 3}, "scheduler": {
+        "type": "LRRangeTest", "params": {"lr_range_test_min_lr": 1e-3, "lr_range_test_step_size": 1}}}, model_parameters=[
+            {"params": [model[0].weight], "weight_decay": 0.5}, {"params": model[2].parameters()}])
+    before = {name: p.full_tensor().clone() for name, p in engine.module.named_parameters()}
+    engine.backward(loss_of(engine))
+    engine.step({"batch_iteration": 6})
+    moved = {name for name, p in engine.module.named_parameters() if not torch.equal(before[name], p.full_tensor())}
+    assert moved == {"0.weight", "2.weight", "2.bias"} and [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0.0]
+    assert schedule.last_batch_iteration == 6 and engine.get_lr() == [pytest.approx(8e-3)] * 2
 
 
 def whose_boundary_it_is():
