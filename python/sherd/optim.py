@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import _C
-from ._C import ConfigError
+from ._C import ConfigError, FaultError
 from .parameters import is_whole, over_rows, own_rows, sharded_of
 from .units import HELD, ShardedModule
 
@@ -313,15 +313,35 @@ def model_of(parameter: nn.Parameter) -> _C.Model | None:
     return None
 
 
-def clip_grad_norm_(model: nn.Module, max_norm: float) -> torch.Tensor:
+def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False,
+                    foreach: bool | None = None) -> torch.Tensor:
     """Scales the gradients of a sharded model so that their global norm is at most ``max_norm``; returns the norm before.
 
     The norm has the same bits on every rank and for every number of ranks. Collective; one exchange. torch's
     ``clip_grad_norm_(model.parameters(), ...)`` works too, at the cost of DTensor operations per parameter.
+
+    norm_type: any order but 0, as torch's: also negative, and infinity ("inf").
+    error_if_nonfinite: raises FaultError on all ranks, before anything is scaled, for a norm that is no number; it names where the
+        first such gradient came from.
+    foreach: may be given as to torch's; there is one way here.
     """
-    norm = gradient_norm(model)
+    order = order_of(norm_type)
+    norm = gradient_norm(model, order)
+    if error_if_nonfinite and not math.isfinite(norm):
+        raise FaultError(f"[clip_grad_norm_] got a gradient norm of order {order:g} that is {norm}: the first that was not finite was "
+                         f"{origin_of_non_finite(model)}; expected finite numbers; try error_if_nonfinite=False to go on")
     scale_gradients(model, clip_scale(norm, max_norm))
     return torch.tensor(norm)
+
+
+def order_of(norm_type: Any) -> float:
+    try:
+        order = float(norm_type)
+    except (TypeError, ValueError):
+        order = math.nan
+    if math.isnan(order) or order == 0:  # torch's order 0 counts the gradients that are not 0
+        raise ConfigError(f"[clip_grad_norm_] got norm_type={norm_type!r}, expected 'inf' or a number that is not 0; try 2.0")
+    return order
 
 
 def scale_gradients(model: nn.Module, scale: float) -> None:
@@ -332,17 +352,22 @@ def scale_gradients(model: nn.Module, scale: float) -> None:
                 local(parameter.grad).mul_(scale)
 
 
-def gradient_norm(model: nn.Module) -> float:
-    """The 2-norm of all gradients of a sharded model, over all ranks. Collective."""
+def gradient_norm(model: nn.Module, order: float = 2.0) -> float:
+    """A norm of all gradients of a sharded model, over all ranks. Collective."""
     if not isinstance(model, ShardedModule):
         raise ConfigError(f"[clip_grad_norm_] got a {type(model).__name__} that is not sharded, expected the module given to "
                           "fully_shard last")
-    return getattr(model, HELD).whole_model().model.gradient_norm()
+    return getattr(model, HELD).whole_model().model.gradient_norm(order)
+
+
+def origin_of_non_finite(model: nn.Module) -> str:
+    """Where the first gradient that is not finite came from, over all ranks. Collective."""
+    return getattr(model, HELD).whole_model().model.origin_of_non_finite()
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
-    """torch's rule: at most 1."""
-    return min(1.0, max_norm / (norm + 1e-6))
+    """torch's rule: at most 1, and what is no number stays none."""
+    return min(max_norm / (norm + 1e-6), 1.0)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,12 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.utils import _foreach_utils
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
 from ._C import ConfigError, FaultError
+from .empty_shards import NoRows, with_a_row
 
 TRAINABLE = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64, torch.complex128)
 CASTABLE = TRAINABLE[:4]  # by a policy of mixed precision
@@ -23,8 +25,8 @@ MOVABLE = (*TRAINABLE, torch.uint8, torch.int8, torch.int32, torch.int64, torch.
 
 
 class ShardedValue(DTensor):
-    """What is computed from sharded parameters where they are sharded: weight.t(), weight[:2], a norm of weights. It needs a
-    gradient, and knows by its name where it comes from."""
+    """What is computed from sharded parameters where they are sharded and needs a gradient, and views of them: weight.t(),
+    weight[:2], a norm of weights. It knows by its name where it comes from."""
     _sherd_name: str
 
     @classmethod
@@ -58,6 +60,7 @@ def whole_and_mean(value: DTensor) -> torch.Tensor:
 
 def derived(function, args: tuple, kwargs: dict):
     """Calls a function of DTensors; says what to do where they meet plain tensors."""
+    args, kwargs = with_a_row(function, args, kwargs)
     try:
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
@@ -65,12 +68,15 @@ def derived(function, args: tuple, kwargs: dict):
         if "mixed torch.Tensor and DTensor" not in str(error) and not (isinstance(error, AssertionError) and has_plain((args, kwargs))):
             raise
         names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
+        if getattr(function, "__name__", "") == "copy_":
+            raise FaultError(f"[shard] got a plain tensor to copy into the sharded parameter {names}, expected a DTensor like it; try "
+                             "load_full_state_dict() for a whole state, or GatheredParameters() to write whole values") from error
         raise FaultError(
             f"[shard] got parameter {names} in {getattr(function, '__name__', function)} with plain tensors, outside the forward of "
             "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
             "loss: set_reshard_after_forward(False) on the unit, which then is whole from its forward to its backward") from error
     for one in result if type(result) in (tuple, list) else (result,):
-        if type(one) is DTensor and one.requires_grad:
+        if type(one) is DTensor and (one.requires_grad or one._is_view() and getattr(function, "__name__", "") not in ALIASES):
             one.__class__ = ShardedValue
             one._sherd_name = next(names_in((args, kwargs)), "")
     return result
@@ -97,6 +103,9 @@ def of_wholes(function, args: tuple, kwargs: dict):
         changed._local_tensor.copy_(rows_like(args[0], changed))
     tell((changed,), "note_update")
     return changed
+
+
+ALIASES = {"detach", "__get__", "alias"}  # of all of it: state dicts and .data
 
 
 def names_in(values) -> Iterator[str]:
@@ -172,6 +181,9 @@ class ShardedGradient(DTensor):
                               f"{list(self._local_tensor.shape)}, or a DTensor sharded as it is; try .grad = values")
         with torch.no_grad():
             self._local_tensor.copy_(given)
+
+
+_foreach_utils._foreach_supported_types.append(ShardedGradient)  # as DTensor is: clip_grad_norm_ takes them all at once
 
 
 class WholeParameter(ShardedParameter):
@@ -387,12 +399,6 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
     return whole
 
 
-def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
-    """The gradient over this rank's rows of it."""
-    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh, parameter.placements),
-                           requires_grad=False)
-
-
 SEEN = "_sherd_seen"  # the attribute of a sharded parameter that holds what is seen of it outside of forwards, where that is another
 
 
@@ -429,6 +435,13 @@ def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = No
     """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a value."""
     sizes = shard.shape if sizes is None else sizes
     return DTensor(local, spec_of(sizes, local.dtype, shard.device_mesh, shard.placements), requires_grad=False)
+
+
+def gradient_over(local: torch.Tensor, shard: DTensor) -> DTensor:
+    """The gradient over this rank's rows of it."""
+    gradient = over_rows(local, shard)
+    gradient.__class__ = NoRows if local.shape[:1] == (0,) else ShardedGradient
+    return gradient
 
 
 def sharded_over(local: torch.Tensor, like: torch.Tensor, mesh: DeviceMesh, name: str) -> ShardedParameter:

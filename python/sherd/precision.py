@@ -2,15 +2,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from . import _C, distributed
 from ._C import ConfigError
+from .casting import Given, cast
 from .parameters import CASTABLE
 
 log = logging.getLogger("sherd")
@@ -24,13 +25,15 @@ class MixedPrecisionPolicy:
     """What a unit computes with. ``torch.distributed.fsdp.MixedPrecisionPolicy`` means the same and may stand for it.
 
     Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation is fp32.
-    Integers, float8 and complex ones keep their type everywhere.
+    Integers, float8, complex ones and codes (of bitsandbytes: what has a ``quant_state``) keep their type everywhere.
 
     param_dtype: the unit's parameters inside its forward and backward; None: their own type.
     reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without one fp32,
         and fp64 for fp64 parameters.
     output_dtype: what floating-point outputs of the unit's forward are cast to; None: nothing.
-    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype.
+    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype: tensors in tuples, lists, dicts and
+        dataclasses too. These stay the caller's own objects, and what the unit writes is in them. Objects of other classes (a
+        DynamicCache) pass as they are.
     """
     param_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
@@ -38,7 +41,7 @@ class MixedPrecisionPolicy:
     cast_forward_inputs: bool = True
 
     def compute_type(self, parameter: torch.Tensor) -> torch.dtype:
-        return self.param_dtype or parameter.dtype if parameter.dtype in CASTABLE else parameter.dtype
+        return self.param_dtype if self.param_dtype is not None and castable(parameter) else parameter.dtype
 
     def reduce_type(self, parameter: torch.Tensor) -> torch.dtype:
         if parameter.is_complex():
@@ -67,9 +70,8 @@ def policy_of(given: Any) -> MixedPrecisionPolicy:
     return policy
 
 
-def cast(values: Any, dtype: torch.dtype) -> Any:
-    """All floating-point tensors in a structure as ``dtype``."""
-    return tree_map_only(torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, values)
+def castable(parameter: torch.Tensor) -> bool:
+    return parameter.dtype in CASTABLE and getattr(parameter, "quant_state", None) is None
 
 
 def keep_norms(model: nn.Module) -> set[int]:
@@ -81,6 +83,12 @@ def keep_norms(model: nn.Module) -> set[int]:
             kept |= {id(parameter) for parameter in module.parameters(recurse=False)}
             module.register_forward_hook(as_given)
     return kept
+
+
+def cast_output(dtype: torch.dtype, module: nn.Module, args: tuple, kwargs: dict, result: Any) -> Any:
+    given = Given(None)
+    given.cast(args, kwargs)
+    return given.cast_result(result, dtype)
 
 
 def as_given(module: nn.Module, args: tuple, result: Any) -> Any:
@@ -111,13 +119,13 @@ class Precision:
     def prepare(self, model: nn.Module) -> dict[str, Any]:
         """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""
         if self.output is not None:
-            model.register_forward_hook(lambda module, args, result: cast(result, NAMES[self.output]))
+            model.register_forward_hook(functools.partial(cast_output, NAMES[self.output]), with_kwargs=True)
         if not self.mixed:
             return {}
         kept = keep_norms(model) if self.norms == "fp32" else set()
         uncast = [parameter for parameter in model.parameters() if id(parameter) in kept]
         for parameter in model.parameters():
-            if parameter.dtype in CASTABLE and self.storage != torch.float32 and id(parameter) not in kept:
+            if castable(parameter) and self.storage != torch.float32 and id(parameter) not in kept:
                 parameter.data = parameter.data.to(self.storage)
         return {"mp_policy": self.policy, "uncast_params": uncast}
 

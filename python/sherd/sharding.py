@@ -13,59 +13,104 @@ from . import _C, distributed
 from ._C import ConfigError
 from .parameters import ShardedParameter, seen, shard_parameter
 from .precision import policy_of
+from .surface import check_placements, resharded
 from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
 
 
-def fully_shard(module: nn.Module, *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
-                reshard_after_forward: bool | None = None, ignored_params: set[nn.Parameter] | None = None,
-                persistent_below: int = 0, mp_policy: Any = None, uncast_params: Iterable[nn.Parameter] = ()) -> nn.Module:
+def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
+                reshard_after_forward: bool | int | None = None, ignored_params: set[nn.Parameter] | None = None,
+                persistent_below: int = 0, mp_policy: Any = None, uncast_params: Iterable[nn.Parameter] = (),
+                shard_placement_fn: Callable | None = None, offload_policy: Any = None,
+                dp_mesh_dims: Any = None) -> nn.Module | list[nn.Module]:
     """Makes ``module`` a unit: its parameters that no unit inside of it has are sharded over the ranks.
 
     To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are DTensors
     (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same object is
     returned, of a subclass of its class (see :class:`ShardedModule`).
 
+    Parameters may be frozen and unfrozen between steps, by all ranks alike. Frozen ones may be of any type. Those without
+    dimensions are whole on every rank (``Replicate``).
+
+    module: or a list of modules: each of them is a unit then (in FSDP2 they are one); what is inside of another is not.
     mesh: a device mesh of all ranks in order; default: the world. One of two axes, replicate x shard, is hybrid sharding (hsdp):
         rows are spread along the second, and each index of the first has them all. On one host, where ranks share one copy of
         everything, rows are spread over all ranks all the same.
     strategy: of the outermost module: zero3 (fsdp, hsdp), zero2, zero1 or ddp. What differs is how long whole parameters and
         gradients stay; the results are the same bits. Optimizer state is sharded in all.
-    reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root.
+    reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root. A number of ranks
+        is True, and 1 is False: nothing is kept on so many ranks, as FSDP2 does to spare messages; the results are the same.
     ignored_params: stay as they are, on every rank.
     persistent_below: bytes; of the outermost module: smaller groups of parameters of a unit stay whole on every rank.
     mp_policy: sherd's or FSDP2's MixedPrecisionPolicy: what this unit computes with, and what its gradients travel as.
     uncast_params: parameters of this unit that the policy leaves alone: norms in a model of 16 bits.
+    shard_placement_fn, offload_policy: FSDP2's, for what is so anyway: Shard(0), and rows in the memory of the host.
 
     Raises ConfigError. Costs a copy of this rank's rows; the rest of the parameters' memory is freed.
     """
+    if isinstance(module, (list, tuple)):
+        options = {name: value for name, value in locals().items() if name != "module"}
+        return fully_shard_all(module, options)
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"[fully_shard] got a {type(module).__name__}, expected a torch.nn.Module")
+        raise ConfigError(f"[fully_shard] got a {type(module).__name__}, expected a torch.nn.Module or a list of them")
     if isinstance(module, ShardedModule):
         raise ConfigError(f"[fully_shard] got a {type(module).__name__} that is sharded already, expected each module once")
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward:
         raise ConfigError(f"[fully_shard] got a {type(module).__name__}, which is never called, expected a module with a "
                           "forward; try fully_shard on each of its modules")
     _C.validate_strategy(strategy)
-    if reshard_after_forward not in (True, False, None):
-        raise ConfigError(f"[fully_shard] got reshard_after_forward={reshard_after_forward!r}, expected True, False or None")
+    if dp_mesh_dims is not None:
+        raise ConfigError("[fully_shard] got dp_mesh_dims, expected None: a mesh of sherd's has no other axes than those of data-parallel "
+                          "ranks; try mesh alone")
     world = distributed.world()
     check_mesh(mesh, strategy, world)
+    reshard_after_forward = resharded(reshard_after_forward, world.size if mesh is None else mesh.size(-1))
+    ignored = {id(p) for p in ignored_params or ()}
+    check_placements(shard_placement_fn, ((name, p) for name, p in module.named_parameters()
+                                          if id(p) not in ignored and not isinstance(p, DTensor)))
     options = Options(strategy, reshard_after_forward, persistent_below, spread_over(mesh, world), policy_of(mp_policy))
     for parameter in uncast_params:
         setattr(parameter, KEEPS_TYPE, True)
     handle = UnitHandle(module, options, world)
-    handle.ignored = {id(p) for p in ignored_params or ()}
+    handle.ignored = ignored
     convert(module, module, "", handle, set())
     module.__class__ = unit_class(type(module))
     module.__dict__[HELD] = handle
+    module.register_state_dict_pre_hook(before_state)
     module.register_load_state_dict_pre_hook(before_load)
     module.register_load_state_dict_post_hook(after_load)
     return module
 
 
-def before_load(module: nn.Module, *_) -> None:
-    """Other ranks may still read the parameters that are about to be overwritten."""
+def before_state(module: nn.Module, *_) -> None:
+    """A state dict is of the shards, also where whole parameters are shown until the next backward."""
+    unit = getattr(module, HELD).unit
+    if unit is not None:
+        unit.show_shards()
+
+
+def fully_shard_all(modules: list[nn.Module], options: dict[str, Any]) -> list[nn.Module]:
+    """Each module of a list that is not inside of another."""
+    if not modules:
+        raise ConfigError("[fully_shard] got an empty list, expected modules")
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise ConfigError(f"[fully_shard] got a {type(module).__name__} in a list, expected torch.nn.Modules")
+    inside = {id(part) for module in modules for part in list(module.modules())[1:]}
+    for module in modules:
+        if id(module) not in inside:
+            fully_shard(module, **options)
+    return modules
+
+
+def before_load(module: nn.Module, state: dict[str, Any] | None = None, prefix: str = "", *_) -> None:
+    """Other ranks may still read the parameters that are about to be overwritten, by tensors that are sharded as they are."""
+    before_state(module)
     handle: UnitHandle = getattr(module, HELD)
+    for name, parameter in module.named_parameters() if state else ():
+        given = state.get(prefix + name)
+        if type(parameter) is ShardedParameter and isinstance(given, torch.Tensor) and not isinstance(given, DTensor):
+            raise ConfigError(f"[load_state_dict] got a plain tensor for the sharded parameter '{prefix}{name}', expected a DTensor as in "
+                              "model.state_dict(); try sherd.load_full_state_dict(model, state) for the state of a whole model")
     if handle.root is not None and handle.root_module is module:
         handle.root.model.before_update()
 
@@ -116,6 +161,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             inner.outer = weakref.ref(unit)
             handle.ignored |= inner.ignored
         return
+    if isinstance(module, nn.TransformerEncoder):
+        module.register_forward_pre_hook(first_layer_whole)
     for key, parameter in module._parameters.items():
         if parameter is None or id(parameter) in handle.ignored:
             continue
@@ -130,6 +177,12 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
     for key, child in module._modules.items():
         if child is not None:
             convert(unit, child, joined(name, key), handle, seen)
+
+
+def first_layer_whole(encoder: nn.TransformerEncoder, _: tuple) -> None:
+    """torch looks at the first layer's parameters to choose its way of evaluation, which also decides on values at padding."""
+    if not encoder.training and isinstance(encoder.layers[0], ShardedModule):
+        encoder.layers[0].unshard()
 
 
 def sharded_once(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> ShardedParameter:

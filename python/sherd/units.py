@@ -18,18 +18,21 @@ import torch.distributed as dist
 from torch import nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
 from .autograd import MODELS
+from .casting import Given
+from .causes import cause_of
 from .distributed import World
 from .parameters import (ShardedParameter, WholeParameter, as_bytes, check_type, gradient_over, is_whole, outside_of, seen,
                          whole_of)
-from .precision import MixedPrecisionPolicy, cast
+from .precision import MixedPrecisionPolicy
+from .surface import HELD, Surface, Told, after_forward, tell
 
 log = logging.getLogger("sherd")
-HELD = "_sherd_unit"  # the attribute of a module that holds its UnitHandle
 KEEPS_TYPE = "keeps_type"  # that of a parameter which no policy casts; it stays with the parameter as users' attributes do
 
 
@@ -45,14 +48,9 @@ class UnitHandle:
         self.converted: dict[tuple[int, str], ShardedParameter] = {}  # by module and name; until the model is built
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
-        self.sync = self.all_reduce = True  # of a root: what its backwards do
         self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
         self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
-
-    def tell_gradients(self) -> None:
-        """What the root's following backwards do with their gradients."""
-        reduce = _C.Gradients.reduce if self.all_reduce else _C.Gradients.reduce_shard_axis
-        self.whole_model().model.set_gradients(reduce if self.sync else _C.Gradients.hold)
+        self.told = Told()
 
     @property
     def root_module(self) -> nn.Module:
@@ -62,13 +60,16 @@ class UnitHandle:
         return handle.module()
 
     def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
-        """A copy of a whole parameter of the unit, in the graph of its uses."""
+        """A copy of a whole parameter of the unit, in the graph of its uses. Collective: when it returns, no rank reads rows of
+        another any more."""
         unit = self.unit
         if unit.shows_whole:
             return parameter._sherd_whole.clone()
         unit.unshard()
         try:
-            return parameter._sherd_whole.clone()
+            copy = parameter._sherd_whole.clone()
+            self.world.transport.barrier()
+            return copy
         finally:
             unit.reshard()
 
@@ -107,7 +108,6 @@ class Root:
         MODELS.add(model)
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
-        model.set_divisor(float(world.size))
 
     @contextlib.contextmanager
     def shards_shown(self) -> Iterator[None]:
@@ -127,19 +127,24 @@ def run_forward(module: nn.Module, method: Callable, args: tuple, kwargs: dict) 
     handle = module.__dict__[HELD]
     unit = handle.unit or handle.ready()
     precision = handle.options.precision
-    if precision.input_dtype is not None:
-        args, kwargs = cast((args, kwargs), precision.input_dtype)
+    given = None
     unit.enter(args, kwargs)
     try:
+        if precision.input_dtype is not None or precision.output_dtype is not None:
+            given = Given(precision.input_dtype)
+            args, kwargs = given.cast(args, kwargs)
         result = method(*args, **kwargs)
     except BaseException as error:
-        unit.fail(f"{type(error).__name__}: {error}")
+        unit.fail(cause_of(error))
         raise
+    finally:
+        if given is not None:
+            given.take_back()
     unit.leave(result)
-    return result if precision.output_dtype is None else cast(result, precision.output_dtype)
+    return result if precision.output_dtype is None else given.cast_result(result, precision.output_dtype)
 
 
-class ShardedModule:
+class ShardedModule(Surface):
     """What every module given to ``fully_shard`` is, beside its own class. See :func:`sherd.fully_shard`."""
 
     @functools.partial(torch._dynamo.disable, recursive=False)
@@ -192,58 +197,6 @@ class ShardedModule:
         """Gives this unit's whole parameters up: this rank's rows are left."""
         self.__dict__[HELD].ready().reshard()
 
-    def set_requires_gradient_sync(self, requires_gradient_sync: bool, *, recurse: bool = True) -> None:
-        """False: following backwards keep their gradients on this rank (``no_sync``), for a later one that reduces the
-        sum. To be set on the root: all units of a model reduce together."""
-        handle = self._root_handle("set_requires_gradient_sync")
-        handle.sync = requires_gradient_sync
-        handle.tell_gradients()
-
-    def set_requires_all_reduce(self, requires_all_reduce: bool, *, recurse: bool = True) -> None:
-        """False, on a mesh of two axes: following backwards reduce along the shard axis alone, and keep these sums (fp32, this
-        rank's rows) for a later one that adds up the replicas too. Else it changes nothing. To be set on the root."""
-        handle = self._root_handle("set_requires_all_reduce")
-        handle.all_reduce = requires_all_reduce
-        handle.tell_gradients()
-
-    def _root_handle(self, caller: str) -> "UnitHandle":
-        handle = self.__dict__[HELD]
-        if handle.root_module is not self:
-            raise ConfigError(f"[{caller}] got a unit inside of another, expected the outermost: units of one model reduce together; "
-                              "try it on the root")
-        return handle
-
-    def set_modules_to_forward_prefetch(self, modules: list[nn.Module]) -> None:
-        """The units whose parameters are fetched while this one's forward runs, the same on every rank. Unset, and with []: the
-        one that ran next the last time. Costs the memory of those units' parameters."""
-        self._set_prefetch(_C.Pass.forward, modules)
-
-    def set_modules_to_backward_prefetch(self, modules: list[nn.Module]) -> None:
-        """The same for this unit's backward. Unset, and with []: the one that ran before it in forward."""
-        self._set_prefetch(_C.Pass.backward, modules)
-
-    def _set_prefetch(self, which: _C.Pass, modules: list[nn.Module]) -> None:
-        handle = self.__dict__[HELD]
-        for module in modules:
-            if not isinstance(module, ShardedModule) or module.__dict__[HELD].root_module is not handle.root_module:
-                raise ConfigError(f"[prefetch] got a {type(module).__name__} that is no unit of this model, expected modules given to "
-                                  "fully_shard")
-        handle.ready().set_prefetch(which, [module.__dict__[HELD].ready() for module in modules])
-
-    def set_reshard_after_forward(self, reshard_after_forward: bool, recurse: bool = True) -> None:
-        """Whether whole parameters are given up between forward and backward; of all units inside too."""
-        for module in self.modules() if recurse else (self,):
-            if isinstance(module, ShardedModule):
-                handle = module.__dict__[HELD]
-                handle.options.reshard_after_forward = reshard_after_forward
-                handle.ready().set_after_forward(after_forward(reshard_after_forward))
-
-    def set_gradient_divide_factor(self, factor: float) -> None:
-        """What the sum of all ranks' gradients is divided by; the number of ranks at first. For the whole model."""
-        if not factor > 0:
-            raise ConfigError(f"[set_gradient_divide_factor] got {factor!r}, expected a number above 0; try 1.0")
-        self.__dict__[HELD].whole_model().model.set_divisor(float(factor))
-
 
 class Unsharded:
     """The handle of unshard(async_op=True)."""
@@ -252,14 +205,10 @@ class Unsharded:
         """Returns at once."""
 
 
-def after_forward(reshard: bool) -> _C.AfterForward:
-    return _C.AfterForward.reshard if reshard else _C.AfterForward.show
-
-
 @functools.cache
 def unit_class(cls: type) -> type:
-    """``cls`` with ShardedModule's methods, under its own name."""
-    return type(cls.__name__, (ShardedModule, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__,
+    """``cls`` with ShardedModule's methods, under its own name; a class of FSDP2's modules too."""
+    return type(cls.__name__, (ShardedModule, cls, FSDPModule), {"__module__": cls.__module__, "__qualname__": cls.__qualname__,
                                                      "__doc__": cls.__doc__})
 
 
@@ -382,7 +331,8 @@ def build(root: nn.Module) -> Root:
                                  parameters=planned, after_forward=default if reshard is None else after_forward(reshard)))
     try:
         model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
-                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__, make_gradient=gradient_over)
+                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__,
+                         make_gradient=gradient_over)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None
@@ -396,6 +346,8 @@ def build(root: nn.Module) -> Root:
     for module in uses.modules:
         getattr(module, HELD).root = result
         getattr(module, HELD).converted.clear()
+    for module in uses.modules:
+        tell(getattr(module, HELD))
     return result
 
 

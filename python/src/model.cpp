@@ -9,7 +9,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/shard/hooks.h"
-#include "sherd/shard/reduction.h"
+#include "sherd/shard/row_norm.h"
 
 namespace sherd::python {
 namespace {
@@ -34,14 +34,19 @@ at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard)
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
-  try {
-    step();
-  } catch (const FaultError& error) {
+  const auto raise = [](const char* type, const std::exception& error) {
     const py::gil_scoped_acquire gil;
-    PyErr_SetString(py::module_::import("sherd._C").attr("FaultError").ptr(), error.what());
+    PyErr_SetString(py::module_::import("sherd._C").attr(type).ptr(), error.what());
     python_error as_python;
     as_python.persist();
     throw as_python;
+  };
+  try {
+    step();
+  } catch (const FaultError& error) {
+    raise("FaultError", error);
+  } catch (const ConfigError& error) {
+    raise("ConfigError", error);
   }
 }
 
@@ -58,7 +63,8 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
+    for (const auto& p : plan.parameters)
+      types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
@@ -79,7 +85,11 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
     make_gradients(g);
   }
   wanted_hash_ = hash_of(wanted_gradients());
-  for (const auto& unit : core_->units) unit->belong_to(this);
+  for (const auto& unit : core_->units) {
+    unit->belong_to(this);
+    for (const auto* group : unit->groups())
+      for (Face& face : faces_[group->index()]) face.unit = unit.get();
+  }
   model.publish();
   for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
@@ -111,92 +121,6 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   face.shard = py::cast(face.parameter.shard);
   face.rows = py::cast(face.parameter.local);
   faces_[g].push_back(std::move(face));
-}
-
-// Where `outside` is the module's own parameter, its group points it to the store's memory.
-void Model::show_outside(size_t g) {
-  ParamGroup& group = *core_->model->groups()[g];
-  Store& store = core_->model->store();
-  if (group.type() == group.compute_type()) {
-    group.unshard();
-    group.reshard();
-  }
-  const at::Tensor whole = store.unshard(g);
-  auto* base = static_cast<std::byte*>(const_cast<void*>(whole.const_data_ptr()));
-  for (size_t p = 0; p < faces_[g].size(); ++p) {
-    Face& face = faces_[g][p];
-    const at::Tensor& outside = face.parameter.outside;
-    face.outside_memory = outside.storage();
-    if (outside.is_same(face.parameter.whole)) continue;
-    auto* storage = outside.storage().unsafeGetStorageImpl();
-    storage->clear_data_ptr_access_error_msg_();
-    auto* owner = new std::shared_ptr<Core>(core_);
-    storage->set_data_ptr_noswap(at::DataPtr(
-        base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
-        [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
-  }
-}
-
-bool Model::is_written(const Face& face) const {
-  const at::Tensor& outside = face.parameter.outside;
-  return outside.defined() &&
-         (outside._version() != face.outside_version || !outside.storage().is_alias_of(face.outside_memory));
-}
-
-bool Model::written_outside() const {
-  if (!sees_whole_) return false;
-  if (core_->model->store().was_written()) return true;
-  for (const auto& faces : faces_)
-    for (const auto& face : faces)
-      if (is_written(face)) return true;
-  return false;
-}
-
-// While no rank reads.
-void Model::take_written() {
-  const at::NoGradGuard no_grad;
-  Store& store = core_->model->store();
-  for (size_t g = 0; g < faces_.size(); ++g) {
-    for (size_t p = 0; p < faces_[g].size(); ++p) {
-      Face& face = faces_[g][p];
-      const at::Tensor &outside = face.parameter.outside, &local = face.parameter.local;
-      const bool moved = !outside.storage().is_alias_of(face.outside_memory);
-      if (moved && (outside.scalar_type() != local.scalar_type() || outside.sizes() != face.parameter.shard.sizes()))
-        config_error("shard", "got data of {} of sizes {} for parameter '{}', expected {} of sizes {}",
-                     c10::toString(outside.scalar_type()), c10::str(outside.sizes()), face.parameter.fqn,
-                     c10::toString(local.scalar_type()), c10::str(face.parameter.shard.sizes()));
-      if (local.numel() > 0 && (moved || is_written(face) || store.was_written())) {
-        const GroupLayout& layout = core_->model->groups()[g]->layout();
-        const int64_t first = layout.elements(p, store.index()).first - layout.parameters[p].offset;
-        const at::Tensor values = outside.detach().reshape(-1).narrow(0, first, local.numel());
-        if (values.const_data_ptr() != local.const_data_ptr()) local.view(-1).copy_(values);
-      }
-      if (!moved) continue;
-      outside.unsafeGetTensorImpl()->set_storage_keep_dtype(face.outside_memory);
-      outside.unsafeGetTensorImpl()->set_sizes_contiguous(face.parameter.shard.sizes());
-      outside.unsafeGetTensorImpl()->set_storage_offset(0);
-    }
-  }
-  store.take_back();
-  updated_ = true;
-}
-
-// Programs freeze and unfreeze what they see.
-void Model::follow_outside() {
-  for (size_t g = 0; g < faces_.size(); ++g) {
-    for (size_t p = 0; p < faces_[g].size(); ++p) {
-      const Parameter& parameter = faces_[g][p].parameter;
-      const bool wanted = parameter.outside.requires_grad();
-      if (!parameter.outside.is_same(parameter.whole) && wanted != (role(g, p) == Role::awaited))
-        parameter.shard.set_requires_grad(wanted);
-    }
-  }
-}
-
-void Model::settle() {
-  entering_forward();
-  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
-  remember_versions();
 }
 
 void Model::make_gradients(size_t g) {
@@ -318,11 +242,11 @@ void Model::before_update() {
 
 // See [Note: Windows].
 void Model::begin_backward() {
-  leave_out_frozen();
+  follow_in_backward();
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
-    if (!core_->model->groups()[g]->takes_part()) continue;
+    if (!core_->model->groups()[g]->takes_part() || core_->model->holds(g)) continue;
     bool fresh = true;
     for (size_t p = 0; p < faces_[g].size(); ++p)
       fresh = fresh && !(takes_part(g, p) && faces_[g][p].parameter.shard.grad().defined());
@@ -354,24 +278,20 @@ at::Tensor Model::local_gradient(const Face& face) const {
   return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
 }
 
-double Model::gradient_norm() {
-  ExactSum squares;
+double Model::gradient_norm(double order) {
+  RowNorm norm(order);
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      const bool counted_elsewhere =
-          face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
+      const bool counted_elsewhere = face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
       if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
-      const at::Tensor local = local_gradient(face).detach().contiguous();
-      add_row_squares(local.view(-1), local.dim() == 0 ? 1 : local.numel() / local.size(0), squares);
+      const at::Tensor local = local_gradient(face).detach();
+      norm.add(local, local.dim() == 0 ? 1 : local.numel() / local.size(0));
     }
   }
   const py::gil_scoped_release no_gil;
-  const auto digits = squares.digits();
-  const std::vector<double> all = core_->transport->exchange({digits.begin(), digits.end()});
-  ExactSum sum;  // over one replica: the others have the same
-  const size_t once = all.size() / static_cast<size_t>(replicate_);
-  for (size_t first = 0; first < once; first += digits.size()) sum.add_digits({&all[first], digits.size()});
-  return std::sqrt(sum.value());
+  const std::vector<double> all = core_->transport->exchange(norm.parts());
+  // Over one replica: the others have the same.
+  return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
 }
 
 std::map<std::string, int64_t> Model::memory() const {
@@ -389,7 +309,7 @@ void Model::take_over(Face& face) {
   const at::Tensor& shard = face.parameter.shard;
   const at::Tensor& gradient = shard.grad();
   face.had = gradient.defined();
-  const bool hooked = !torch::autograd::impl::hooks(shard).empty();
+  const bool hooked = !torch::autograd::impl::hooks(shard).empty() || !face.unit->reduced_hook().is_none();
   if (face.had && hooked) face.before = local_gradient(face).clone();
   if (!face.had || hooked) {
     face.buffer.zero_();
@@ -437,12 +357,24 @@ void Model::end_backward() {
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
   const py::gil_scoped_acquire gil;
+  call_reduced_hooks(seen);
   size_t i = 0;
   for (size_t g = 0; g < faces_.size(); ++g) {
     for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
       Face& face = faces_[g][p];
-      if (takes_part(g, p) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
+      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
     }
+  }
+}
+
+// Of units that any rank has used.
+void Model::call_reduced_hooks(const std::vector<bool>& seen) {
+  auto first = seen.begin();
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    const auto end = first + static_cast<std::ptrdiff_t>(faces_[g].size());
+    const py::object& hook = faces_[g].front().unit->reduced_hook();
+    if (!hook.is_none() && std::count(first, end, true) > 0) hook(core_->model->store().gradient(g));
+    first = end;
   }
 }
 
@@ -457,7 +389,10 @@ void Model::show_gradient(Face& face) {
     torch::autograd::variable_list gradients{face.gradient.cast<at::Tensor>()};
     for (const auto& hook : hooks) gradients = (*hook)(gradients);
     face.buffer.copy_(rows_of_gradient(py::cast(gradients[0]), shard));
-    if (face.before.defined()) face.buffer.add_(face.before);
+    make();
+  }
+  if (face.before.defined()) {
+    face.buffer.add_(face.before);
     make();
   }
   if (shard.grad().defined()) {

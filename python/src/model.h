@@ -11,10 +11,10 @@
 // that it owns from its own.
 //
 // [Note: Freezing] requires_grad may change between steps, of the DTensors or of the whole parameters where those are
-// shown: the next forward follows it (roles.cpp), and a backward leaves alone what has been frozen since its forward. A
-// parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another change,
-// so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What no_sync() holds
-// of a parameter that was frozen since is reduced all the same.
+// shown: the next forward or backward follows it (roles.cpp). Adapters may be switched off and on for another forward.
+// A parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another
+// change, so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What
+// no_sync() holds of a parameter that was frozen since is reduced all the same.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -81,8 +81,9 @@ class Model {
   void before_update();
   /// The same, where this rank has read any since it last waited.
   void before_write();
-  /// Global norm of the gradients in .grad, the same bits on all ranks and for any number of them. Collective.
-  double gradient_norm();
+  /// Global norm, of any order but 0, of the gradients in .grad: the same bits on all ranks and for any number of them.
+  /// Collective.
+  double gradient_norm(double order);
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
   std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
   /// Parameters that are seen whole outside are up to date. Collective.
@@ -103,8 +104,9 @@ class Model {
   std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
                                  const std::vector<std::optional<at::Tensor>>& gradients);
   Gradients gradients() const { return core_->model->gradients(); }
+  void set_gradients(const UnitState& unit, Gradients gradients) { core_->model->set_gradients(unit, gradients); }
   void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
-  void set_divisor(double divisor) { core_->model->store().set_divisor(divisor); }
+  void set_divisor(size_t g, double divisor) { core_->model->store().set_divisor(g, divisor); }
   /// Bytes held on this rank, by kind.
   std::map<std::string, int64_t> memory() const;
   const std::vector<std::string>& warnings() const { return core_->model->warnings(); }
@@ -123,6 +125,7 @@ class Model {
     at::Tensor buffer = {};            // a view of the store's gradient, where it has a place
     py::object gradient = {};          // the DTensor over it, or over a copy of the parameter's type
     Py_ssize_t references = 0;
+    Unit* unit = nullptr;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
     bool had = false;   // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
@@ -153,12 +156,13 @@ class Model {
   void compare_wanted(std::span<const double> hashes);
   void follow_requires_grad();
   void set_roles();
-  void leave_out_frozen();
+  void follow_in_backward();
   void end_leaving_out();
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;
   void take_over(Face& face);
+  void call_reduced_hooks(const std::vector<bool>& seen);
   std::vector<bool> seen_by_any_rank();
   void show_gradient(Face& face);
 
@@ -172,12 +176,12 @@ class Model {
   std::string failure_;  // where the exception began that is on its way out of them
   bool sees_whole_ = false;  // parameters are seen whole outside
   bool updated_ = false, aliased_ = false;
-  bool has_read_ = true;      // since this rank last waited for the others
-  bool has_reduced_ = false;  // since the last forward
-  bool in_end_ = false;       // in end_backward()
-  bool holding_ = false;      // gradients, for a backward that reduces
-  int unsettled_ = 0;         // backwards until places for gradients that are not used are given up
-  double wanted_hash_ = 0;    // of wanted_gradients(), when they were agreed on last
+  bool has_read_ = true;              // since this rank last waited for the others
+  bool has_reduced_ = false;          // since the last forward
+  bool in_end_ = false;               // in end_backward()
+  bool holding_ = false;              // gradients, for a backward that reduces
+  int unsettled_ = 0;                 // backwards until places for gradients that are not used are given up
+  double wanted_hash_ = 0;            // of wanted_gradients(), when they were agreed on last
   std::vector<at::Tensor> left_out_;  // whole parameters that were frozen after the forward of this backward
 };
 

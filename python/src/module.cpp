@@ -77,6 +77,12 @@ void add_model(py::module& module) {
       .value("reshard", AfterForward::reshard)
       .value("keep", AfterForward::keep)
       .value("show", AfterForward::show);
+  py::enum_<InBackward>(module, "InBackward")
+      .value("unshard", InBackward::unshard)
+      .value("leave", InBackward::leave);
+  py::enum_<AfterBackward>(module, "AfterBackward")
+      .value("reshard", AfterBackward::reshard)
+      .value("keep", AfterBackward::keep);
   py::enum_<Pass>(module, "Pass").value("forward", Pass::forward).value("backward", Pass::backward);
   py::enum_<Gradients>(module, "Gradients")
       .value("reduce", Gradients::reduce)
@@ -95,6 +101,11 @@ void add_model(py::module& module) {
       .def("show_shards", &Unit::show_shards)
       .def_property_readonly("shows_whole", &Unit::shows_whole)
       .def("set_after_forward", &Unit::set_after_forward)
+      .def("set_gradients", &Unit::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
+      .def("set_in_backward", &Unit::set_in_backward)
+      .def("set_after_backward", &Unit::set_after_backward)
+      .def("set_divisor", &Unit::set_divisor, py::arg("divisor"))
+      .def("set_reduced_hook", &Unit::set_reduced_hook, py::arg("hook"))
       .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
   py::enum_<Copies>(module, "Copies").value("one", Copies::one).value("each_rank", Copies::each_rank);
   py::class_<Parameter>(module, "Parameter")
@@ -120,15 +131,14 @@ void add_model(py::module& module) {
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
       .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
       .def("note_alias", &Model::note_alias)
-      .def("gradient_norm", &Model::gradient_norm)
+      .def("gradient_norm", &Model::gradient_norm, py::arg("order"))
       .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)
       .def("settle", &Model::settle, py::call_guard<py::gil_scoped_release>())
       .def("expect_backward", &Model::expect_backward, py::arg("roots"), py::call_guard<py::gil_scoped_release>())
       .def("reduce", &Model::reduce, py::arg("shards"), py::arg("gradients"))
       .def_property_readonly("gradients", &Model::gradients)
-      .def("set_gradients", &Model::set_gradients, py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
-      .def("set_divisor", &Model::set_divisor, py::arg("divisor"))
+      .def("set_gradients", py::overload_cast<Gradients>(&Model::set_gradients), py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
       .def("memory", &Model::memory)
       .def_property_readonly("warnings", &Model::warnings);
 }

@@ -64,7 +64,11 @@ void Unit::reshard() {
   state_->reshard();
 }
 
-void Unit::set_after_forward(AfterForward after_forward) { state_->set_after_forward(after_forward); }
+void Unit::set_gradients(Gradients gradients) { model_->set_gradients(*state_, gradients); }
+
+void Unit::set_divisor(double divisor) {
+  for (const auto* group : groups()) model_->set_divisor(group->index(), divisor);
+}
 
 void Unit::set_prefetch(Pass pass, const std::vector<std::shared_ptr<Unit>>& units) {
   std::vector<std::weak_ptr<UnitState>> states;

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sherd/shard/reducer.h"
 #include "sherd/shard/unit.h"
 
 namespace sherd::python {
@@ -38,7 +39,18 @@ class Unit : public UnitBase, public UnitFace {
   /// By hand: whole parameters from here on, and shards again.
   void unshard();
   void reshard();
-  void set_after_forward(AfterForward after_forward);
+  void set_after_forward(AfterForward after_forward) { state_->set_after_forward(after_forward); }
+  /// `hold`: following backwards leave its gradients on this rank, whatever other units' do.
+  void set_gradients(Gradients gradients);
+  void set_in_backward(InBackward in_backward) { state_->set_in_backward(in_backward); }
+  void set_after_backward(AfterBackward after_backward) { state_->set_after_backward(after_backward); }
+  /// What the sums of its gradients are divided by.
+  void set_divisor(double divisor);
+  /// Is given the reduced gradients of a group at the end of a backward, this rank's rows in one tensor, and may change
+  /// them. None: nothing.
+  void set_reduced_hook(const py::object& hook) { reduced_hook_ = hook; }
+  const py::object& reduced_hook() const { return reduced_hook_; }
+  const std::vector<ParamGroup*>& groups() const { return state_->groups(); }
   /// Which units to unshard while this one runs. Empty: the one that came next the last time.
   void set_prefetch(Pass pass, const std::vector<std::shared_ptr<Unit>>& units);
 
@@ -58,6 +70,7 @@ class Unit : public UnitBase, public UnitFace {
   Model* model_ = nullptr;
   std::vector<Place> places_;
   std::vector<Guest> guests_;
+  py::object reduced_hook_ = py::none();
   bool whole_shown_ = false;
   std::vector<std::unique_ptr<ForwardScope>> scopes_;  // forwards under way, the innermost last
 };

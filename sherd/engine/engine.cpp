@@ -91,6 +91,7 @@ Engine::~Engine() = default;
 
 void Engine::backward(const at::Tensor& loss) {
   try {
+    model_->expect_backward({loss});
     (scaler_ ? loss * scaler_->scale() : loss).backward();
     model_->finish_backward();
   } catch (const std::exception& error) {
@@ -110,6 +111,7 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   try {
     model_->recover();
     model_->finish_backward();
+    model_->check_roles();
     // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
     const double scaled_norm = global_norm(shared_values, report.shared);
     report.loss_scale = loss_scale();

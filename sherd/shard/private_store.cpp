@@ -255,7 +255,7 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
   const at::Tensor all = transport_.size() == 1 ? slot_tensor(g) : groups_[g].exchanged.tensor();
   std::vector<at::Tensor> sources;
   for (int r = 0; r < transport_.size(); ++r) sources.push_back(all.narrow(0, r * piece, piece));
-  if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round, divisor_);
+  if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round, groups_[g].divisor);
 
   BufferPool::Loan& sum = groups_[g].kept_back;
   const Round here = keeps_back(g) ? Round::later : Round::first;
@@ -266,10 +266,11 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sums = communication_.lend(piece * replicas, type);
-  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit)).wait();
+  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit))
+      .wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
-  canonical_sum(sources, mine, round, divisor_);
+  canonical_sum(sources, mine, round, groups_[g].divisor);
   sum.give_back();
 }
 

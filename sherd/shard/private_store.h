@@ -30,7 +30,7 @@ class PrivateStore : public Store {
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(double divisor) override { divisor_ = divisor; }
+  void set_divisor(size_t g, double divisor) override { groups_[g].divisor = divisor; }
   void set_reach(Reach reach) override { reach_ = reach; }
   bool keeps_back(size_t g) const override { return groups_[g].kept_back.tensor().defined(); }
   void drop() noexcept override;
@@ -56,6 +56,7 @@ class PrivateStore : public Store {
     Pending exchange, spread;
     bool outstanding = false;  // contributed, not yet reduced
     at::Tensor gradient;
+    double divisor = 1;
   };
 
   bool keeps_whole(size_t g) const { return plan_.groups[g].parameters == Spread::whole || transport_.size() == 1; }
@@ -72,7 +73,6 @@ class PrivateStore : public Store {
   StoreTransports transports_;
   Transport& transport_;  // transports_.shard
   StorePlan plan_;
-  double divisor_ = 1;
   Reach reach_ = Reach::all;
   std::vector<int> owned_;
   BufferPool unsharded_, communication_;

@@ -53,7 +53,7 @@ bool Reducer::accumulated(size_t g, size_t p) {
     last = ++entry.seen_count == entry.awaited;
     entry.complete = last || entry.complete;
   }
-  if (gradients_ == Gradients::hold) return last;
+  if (gradients_ == Gradients::hold || holds(g)) return last;
   if (entry.contributed) return last;  // Late: one more round at the end.
   if (!entry.slot.defined() && may_open(g)) open(g);
   if (entry.slot.defined()) deposit_waiting(g);
@@ -148,7 +148,8 @@ bool Reducer::reduce_oldest(Patience patience) {
 }
 
 void Reducer::advance() {
-  while (next_ < order_.size() && entries_[order_[next_]].complete) contribute(order_[next_++]);
+  for (; next_ < order_.size() && (holds(order_[next_]) || entries_[order_[next_]].complete); ++next_)
+    if (!holds(order_[next_])) contribute(order_[next_]);
   while (!pending_.empty() && reduce_oldest(Patience::now_or_not)) {
   }
   if (next_ < order_.size() && has_waiting(order_[next_])) {
@@ -160,9 +161,10 @@ void Reducer::advance() {
 
 void Reducer::finish() {
   if (gradients_ == Gradients::hold) return;
-  while (next_ < order_.size()) contribute(order_[next_++]);
+  for (; next_ < order_.size(); ++next_)
+    if (!holds(order_[next_])) contribute(order_[next_]);
   for (const size_t g : order_)
-    if (has_waiting(g)) contribute(g);
+    if (!holds(g) && has_waiting(g)) contribute(g);
   while (!pending_.empty()) reduce_oldest(Patience::wait);
   store_.finish_round();
 }

@@ -1,11 +1,11 @@
 // Brings gradients from autograd into the store, group by group, in one order on all ranks.
 //
-// [Note: Rounds] A backward that reduces is one round of every group with a parameter that takes part (Role). As a parameter's gradient is complete,
-// it is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed
-// order (the reverse of the units' order in the model, units with children last): gradients of a later group wait in
-// .grad for their turn. At most kInFlight groups are under way. At the end of backward what has no gradient counts as
-// zero. A gradient that comes after its group was contributed (re-entrant recompute of a unit that is used twice) makes
-// one more round at the end.
+// [Note: Rounds] A backward that reduces is one round of every group with a parameter that takes part (Role). As a
+// parameter's gradient is complete, it is copied into the group's slot and dropped; a group whose gradients are all
+// there is contributed, in the fixed order (the reverse of the units' order in the model, units with children last):
+// gradients of a later group wait in .grad for their turn. At most kInFlight groups are under way. At the end of
+// backward what has no gradient counts as zero. A gradient that comes after its group was contributed (re-entrant
+// recompute of a unit that is used twice) makes one more round at the end.
 #pragma once
 
 #include <algorithm>
@@ -41,6 +41,10 @@ class Reducer {
   /// How many rounds a step may have; one more is an error.
   void allow_rounds(int most) { most_rounds_ = most; }
 
+  /// `hold`: following backwards leave this group's gradients in .grad, whatever the others do; `reduce`: no more.
+  void set_gradients(size_t g, Gradients gradients) { entries_[g].gradients = gradients; }
+  bool holds(size_t g) const { return entries_[g].gradients == Gradients::hold; }
+
   /// A backward begins.
   void begin(Gradients gradients);
   /// Parameter p of group g has its gradient of this backward in .grad. True when it was the group's last.
@@ -74,6 +78,7 @@ class Reducer {
     bool complete = false;     // all that are awaited are seen
     bool contributed = false;  // in this backward
     int rounds = 0;            // reduced in this window
+    Gradients gradients = Gradients::reduce;
   };
 
   bool may_open(size_t g) const;

@@ -12,6 +12,7 @@
 namespace sherd {
 namespace {
 
+constexpr int64_t kWorthATry = 64 << 20;  // bytes at once that smaller units would save some of
 
 AfterForward after_forward(ReshardPolicy option, bool is_root) {
   if (option == ReshardPolicy::all) return AfterForward::reshard;
@@ -130,8 +131,19 @@ void ShardedModel::watch_gradients() {
   }
 }
 
+void ShardedModel::check_roles() const {
+  for (const auto& group : groups_)
+    for (size_t p = 0; p < group->parameters().size(); ++p) {
+      const bool trains = group->roles()[p] == Role::awaited;
+      if (group->parameters()[p].requires_grad() != trains)
+        config_error("shard",
+                     "got requires_grad={} of parameter '{}', which was {} when the engine took its model, expected no "
+                     "change; try to freeze parameters before, or a new engine",
+                     !trains, group->layout().parameters[p].fqn, trains ? "trainable" : "frozen");
+    }
+}
+
 std::vector<size_t> ShardedModel::set_roles(const std::vector<Roles>& roles) {
-  finish_backward();
   store_->set_roles(roles);
   std::vector<size_t> moved;
   for (size_t g = 0; g < groups_.size(); ++g)
@@ -228,7 +240,7 @@ void ShardedModel::warn_of_large_units(const StorePlan& plan) {
     all += plan.groups[g].layout.whole_elements * plan.groups[g].element_bytes();
   }
   const auto largest = std::max_element(bytes.begin(), bytes.end());
-  if (transport_.size() == 1 || 2 * *largest <= all) return;
+  if (transport_.size() == 1 || 2 * *largest <= all || 2 * *largest < kWorthATry) return;
   const std::string& name = units_[static_cast<size_t>(largest - bytes.begin())]->name();
   warnings_.push_back(fmt::format(
       "{} holds {} of the model's {}: whole parameters and gradients of it take up to {} on each rank at once; "
@@ -247,6 +259,11 @@ void ShardedModel::set_gradients(Gradients gradients) {
   gradients_ = gradients;
 }
 
+void ShardedModel::set_gradients(const UnitState& unit, Gradients gradients) {
+  finish_backward();
+  for (const auto* group : unit.groups()) reducer_->set_gradients(group->index(), gradients);
+}
+
 void ShardedModel::entering_forward(UnitState& unit) {
   if (inside_backward()) {
     entering_backward();
@@ -263,13 +280,13 @@ void ShardedModel::entering_forward(UnitState& unit) {
 void ShardedModel::unsharded(UnitState& unit, Pass pass) {
   if (pass == Pass::forward) {
     const auto here = std::find(forward_order_.begin(), forward_order_.end(), unit.index());
-    if (here != forward_order_.end() && here + 1 != forward_order_.end()) units_[*(here + 1)]->begin_unshard();
+    if (here != forward_order_.end() && here + 1 != forward_order_.end()) units_[*(here + 1)]->begin_unshard(pass);
     return;
   }
   const auto here = std::find(forward_order_now_.begin(), forward_order_now_.end(), unit.index());
   if (here == forward_order_now_.end() || here == forward_order_now_.begin()) return;
   UnitState& before = *units_[*(here - 1)];
-  if (!all_gradients_seen(before)) before.begin_unshard();
+  if (!all_gradients_seen(before)) before.begin_unshard(pass);
 }
 
 void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) {

@@ -118,12 +118,18 @@ class ShardedModel : public UnitObserver {
   void forget_schedule() { schedule_.clear(); }
 
   /// Other roles of parameters, by group; at first those that require gradients are awaited, the others frozen.
-  /// Between backwards, the same on all ranks; collective. Returns the groups whose gradients have moved: see
-  /// Store::set_roles.
+  /// Between backwards or in BackwardEvents::begin, the same on all ranks; collective. Returns the groups whose
+  /// gradients have moved: see Store::set_roles.
   std::vector<size_t> set_roles(const std::vector<Roles>& roles);
+  /// Throws ConfigError naming a parameter whose requires_grad is not what its role says.
+  void check_roles() const;
   /// What the following backwards do with gradients; `reduce` until told otherwise.
   void set_gradients(Gradients gradients);
   Gradients gradients() const { return gradients_; }
+  /// Of one unit: `hold`, whatever the others do, or as they do.
+  void set_gradients(const UnitState& unit, Gradients gradients);
+  /// Whether group g's are held by that.
+  bool holds(size_t g) const { return reducer_->holds(g); }
   /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by its
   /// forward's results.
   void expect_backward(const std::vector<at::Tensor>& roots);

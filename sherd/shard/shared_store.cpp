@@ -256,7 +256,7 @@ bool SharedStore::reduce(size_t g, Round round, Patience patience) {
     sources.push_back(slot_piece(r, line.slot_offset.load(std::memory_order_relaxed), g,
                                  host_.rank() * layout.shard_elements, layout.shard_elements));
   }
-  canonical_sum(sources, group.gradient, round, divisor_);
+  canonical_sum(sources, group.gradient, round, group.divisor);
   epochs(g, host_.rank()).reduced.store(++group.reduced, std::memory_order_release);
   host_.notify();
   return true;

@@ -33,7 +33,7 @@ class SharedStore : public Store {
   void take_back() override;
   void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
-  void set_divisor(double divisor) override { divisor_ = divisor; }
+  void set_divisor(size_t g, double divisor) override { groups_[g].divisor = divisor; }
   void drop() noexcept override {}
   void restart() override;
 
@@ -49,6 +49,7 @@ class SharedStore : public Store {
     uint64_t contributed = 0, reduced = 0, published = 0;
     Buffer gradient_buffer;  // where it is summed apart
     at::Tensor gradient;
+    double divisor = 1;
     Booking rows_booking;
     std::vector<Booking> slot_bookings;
   };
@@ -66,7 +67,6 @@ class SharedStore : public Store {
   HostSegment& host_;
   Ledger& ledger_;
   StorePlan plan_;
-  double divisor_ = 1;
   std::vector<int> owned_;
   std::vector<Group> groups_;
 

@@ -3,9 +3,9 @@
 // each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
 //
 // All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients (by the plan's second
-// layout) on their way of its reduce type (see summed_in()), reduced ones of kept_gradient_type(). Collective calls (publish, unshard,
-// contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks that the parameters
-// are spread over.
+// layout) on their way of its reduce type (see summed_in()), reduced ones of kept_gradient_type(). Collective calls
+// (publish, unshard, contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks
+// that the parameters are spread over.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -138,8 +138,8 @@ class Store {
   virtual at::Tensor gradient(size_t g) = 0;
   /// A new buffer in the place of gradient(g): whoever holds the old one keeps it as it is. Not where it is in_place.
   virtual void renew_gradient(size_t g) = 0;
-  /// What the following reductions divide their sums by: 1 at first.
-  virtual void set_divisor(double divisor) = 0;
+  /// What the following reductions of group g divide their sums by: 1 at first.
+  virtual void set_divisor(size_t g, double divisor) = 0;
   /// Of the following reductions; `all` at first, and always where there are no replicas.
   virtual void set_reach(Reach) {}
   /// Whether sums of group g are kept back: gradient(g) lacks them.

@@ -23,7 +23,8 @@ struct UnitState::ForwardRecord {
   size_t reached = 0;     // of them, in that backward
 };
 
-void UnitState::begin_unshard() {
+void UnitState::begin_unshard(Pass pass) {
+  if (pass == Pass::backward && in_backward_ == InBackward::leave) return;
   const OutsideOfTransforms guard(kTransforms);
   for (auto* group : groups_) group->begin_unshard();
 }
@@ -41,7 +42,7 @@ void UnitState::begin_next(Pass pass) {
   if (chosen.empty()) return observer_.unsharded(*this, pass);
   for (const auto& weak : chosen) {
     const auto unit = weak.lock();
-    if (unit && (pass == Pass::forward || !observer_.all_gradients_seen(*unit))) unit->begin_unshard();
+    if (unit && (pass == Pass::forward || !observer_.all_gradients_seen(*unit))) unit->begin_unshard(pass);
   }
 }
 
@@ -69,13 +70,19 @@ void UnitState::unshard_until_end() {
 void UnitState::maybe_reshard() {
   if (until_end_) return;
   const bool passed = active_ == 0 && passed_ == observer_.backward_number();
-  if (passed && observer_.all_gradients_seen(*this)) reshard();
+  if (passed && observer_.all_gradients_seen(*this)) pass_backward();
+}
+
+void UnitState::pass_backward() {
+  if (after_backward_ == AfterBackward::reshard) return reshard();
+  by_hand_ = false;
+  show_shards();
 }
 
 void UnitState::end_backward() {
   active_ = 0;
   until_end_ = false;
-  reshard();
+  pass_backward();
 }
 
 void UnitState::interrupt() noexcept {
@@ -88,7 +95,7 @@ void UnitState::interrupt() noexcept {
 void UnitState::output_reached(ForwardRecord& record) {
   observer_.entering_backward();
   met_in_ = observer_.backward_number();
-  unshard();
+  if (in_backward_ == InBackward::unshard) unshard();
   begin_next(Pass::backward);
   if (record.producers == 0 || record.backward == observer_.backward_number()) return;
   record.backward = observer_.backward_number();

@@ -56,6 +56,14 @@ enum class AfterForward {
   keep,  // whole, but not shown: the module has shards again
   show,  // whole and shown
 };
+enum class InBackward {
+  unshard,
+  leave,  // nothing in its backward needs parameters: an embedding's
+};
+enum class AfterBackward {
+  reshard,
+  keep,  // whole, but not shown, until the next forward or update
+};
 enum class Activations { keep, recompute };
 
 class UnitState : public std::enable_shared_from_this<UnitState> {
@@ -77,10 +85,12 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   /// `face` outlives the state, or is taken back with null.
   void set_face(UnitFace* face) { face_ = face; }
   void set_after_forward(AfterForward after_forward) { after_forward_ = after_forward; }
+  void set_in_backward(InBackward in_backward) { in_backward_ = in_backward; }
+  void set_after_backward(AfterBackward after_backward) { after_backward_ = after_backward; }
   /// Which units to unshard while this one runs, in the place of the one that came next the last time. Empty: that one.
   void set_prefetch(Pass pass, std::vector<std::weak_ptr<UnitState>> units) { prefetch(pass) = std::move(units); }
 
-  void begin_unshard();
+  void begin_unshard(Pass pass);
   void unshard();
   /// At a user's word: stays shown too until the next backward has ended, where the memory stays.
   void unshard_by_hand();
@@ -102,6 +112,7 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
     return pass == Pass::forward ? prefetch_in_forward_ : prefetch_in_backward_;
   }
   void begin_next(Pass pass);
+  void pass_backward();
   void output_reached(ForwardRecord& record);
   void producer_reached(ForwardRecord& record);
 
@@ -109,6 +120,8 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   std::string name_;
   size_t index_;
   AfterForward after_forward_;
+  InBackward in_backward_ = InBackward::unshard;
+  AfterBackward after_backward_ = AfterBackward::reshard;
   Activations activations_;
   UnitFace* face_ = nullptr;
   std::vector<ParamGroup*> groups_;

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <barrier>
+#include <numeric>
 #include <random>
 #include <set>
 
@@ -158,6 +159,32 @@ TEST_P(RecoverTest, AfterItAnAbortIsHeardAgain) {
       transport.recover();
     }
     expect_that_it_works(transport, 0);
+  });
+}
+
+// Whoever uses the ranks next, here a subgroup of theirs, makes them work again.
+TEST_P(RecoverTest, ResumeIsThatOfWhoeverGaveUpOrHeardOfIt) {
+  run_ranks(ranks(), kind(), [](Transport& transport) {
+    std::vector<int> all(static_cast<size_t>(transport.size()));
+    std::iota(all.begin(), all.end(), 0);
+    const auto group = transport.subgroup(all);
+    Transport& next = transport.size() > 1 ? *group : transport;  // of one rank there is no family
+    next.resume();
+    EXPECT_EQ(next.recoveries(), 0u);
+    for (uint64_t round = 1; round <= 3; ++round) {
+      if (transport.rank() == 0) {
+        transport.abort("it gives up");
+      } else {
+        EXPECT_TRUE(has(recover_fault_of([&] { barrier(transport); }), "it gives up"));
+      }
+      next.resume();
+      EXPECT_EQ(next.recoveries(), round);
+      EXPECT_EQ(transport.recoveries(), round);
+      transport.resume();
+      EXPECT_EQ(transport.recoveries(), round);
+      expect_that_it_works(next, static_cast<int>(round));
+      expect_that_it_works(transport, static_cast<int>(round));
+    }
   });
 }
 

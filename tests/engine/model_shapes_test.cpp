@@ -62,6 +62,26 @@ TEST_P(ModelShapes, FrozenParameters) {
   for (const auto& options : ways()) expect_same<BlockImpl>(GetParam(), options, freeze);
 }
 
+TEST(ModelShapes, ParametersThatAreFrozenLaterAreNamed) {
+  const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
+  model->blocks[1]->up.requires_grad_(false);
+  const Values start = values_of(*model);
+  Engine engine(model, solo_transport(), {}, source_of(start));
+  for (at::Tensor* changed : {&model->entry, &model->blocks[1]->up}) {
+    changed->requires_grad_(!changed->requires_grad());
+    try {
+      engine.step();
+      ADD_FAILURE() << "made a step";
+    } catch (const ConfigError& error) {
+      const std::string name =
+          changed == &model->entry ? "'entry', which was trainable" : "'block1.up', which was frozen";
+      EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
+    }
+    changed->requires_grad_(!changed->requires_grad());
+  }
+  engine.step();
+}
+
 TEST_P(ModelShapes, FrozenBeginning) {  // nothing before block2 needs gradients, inputs of units neither
   const auto freeze = [](auto& model) {
     for (auto& parameter : model.parameters()) parameter.requires_grad_(false);
@@ -368,15 +388,17 @@ TEST(Hsdp, ReplicasAreItsOwn) {
 
 TEST(Warnings, AboutAUnitThatHoldsMostOfTheModel) {
   run_ranks(2, Kind::threads, [](std::shared_ptr<Transport> transport) {
-    const auto warnings = [&](int64_t count) {
-      ModelImpl<BlockImpl> plain(6, 500, count);
-      const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(6, 500, count);
+    const auto warnings = [&](int64_t count, int64_t hidden) {
+      ModelImpl<BlockImpl> plain(64, hidden, count);
+      const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>(64, hidden, count);
       const Engine engine(model, transport, clipping(), source_of(values_of(plain)));
       return engine.warnings();
     };
-    EXPECT_TRUE(warnings(2).empty());
-    ASSERT_EQ(warnings(1).size(), 1u);
-    EXPECT_NE(warnings(1)[0].find("unit 'block0' holds"), std::string::npos) << warnings(1)[0];
+    EXPECT_TRUE(warnings(2, 70000).empty());
+    EXPECT_TRUE(warnings(1, 500).empty()) << "a toy";
+    const std::vector<std::string> said = warnings(1, 70000);
+    ASSERT_EQ(said.size(), 1u);
+    EXPECT_NE(said[0].find("unit 'block0' holds"), std::string::npos) << said[0];
   });
 }
 

@@ -35,6 +35,14 @@ TEST(SumOfSquares, GivesTheReferenceBitsOnEveryTarget) {
   }
 }
 
+TEST(SumOfSquares, OfFp64HasTheSameOrder) {
+  for (const int64_t n : kSizes) {
+    const std::vector<float> x = random_floats(n, 8);
+    const std::vector<double> wide(x.begin(), x.end());
+    EXPECT_EQ(sum_of_squares(wide.data(), n), sum_of_squares(x.data(), n)) << n;
+  }
+}
+
 TEST(SumOfSquares, IsAccurate) {
   const std::vector<float> x = random_floats(100'003, 6);
   long double exact = 0;

@@ -1,4 +1,6 @@
 """What fully_shard says to a user's mistakes, and that all ranks go on after an exception of one."""
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -47,6 +49,8 @@ def recovers(where, last=True):
                 assert type(caught.value) is ValueError and "trap" in str(caught.value)
             else:
                 assert f"rank {pair.size - 1 if last else 0} gave up" in str(caught.value)
+                if where == "forward":
+                    assert re.search(r"ValueError: trap in forward \(in .*test_fsdp_errors.py, line \d+: raise Val", str(caught.value))
             trap.where = None
             pair.optimizers[1].zero_grad()
         pair.step(token_loss, step)
@@ -301,16 +305,28 @@ def test_a_mesh_that_is_not_the_world_is_rejected():
     run(2, joined, "auto", (meshes,))
 
 
-def float64():
+def cast_after_sharding():
+    pair = Pair(Net)
+    for model in (pair.plain, pair.ours):
+        model.double()
+    pair.train(token_loss, 2)
+    assert all(p.dtype == torch.float64 for p in pair.ours.parameters())
+
+
+def test_a_cast_between_sharding_and_the_first_forward_counts():
+    run(2, joined, "auto", (cast_after_sharding,))
+
+
+def float8():
     import sherd
     model = shard_layers(Net())
-    with pytest.raises(sherd.ConfigError, match="float64"):
-        model.double()
+    with pytest.raises(sherd.ConfigError, match="float8_e5m2.*requires_grad_"):
+        model.to(torch.float8_e5m2)
         model(tokens(0, 0))
 
 
-def test_a_type_that_sherd_cannot_shard_is_rejected_after_a_cast():
-    run(2, joined, "auto", (float64,))
+def test_a_type_that_cannot_be_trained_is_rejected_after_a_cast():
+    run(2, joined, "auto", (float8,))
 
 
 def fault_type():
@@ -366,3 +382,43 @@ def clamped():
 
 def test_a_write_that_changes_nothing_is_none():
     run(2, joined, "auto", (clamped,))
+
+
+def plain_states():
+    import sherd
+    net = Net()
+    state = net.state_dict()
+    values = {name: value.clone() for name, value in state.items()}
+    ours = shard_layers(Net())
+    with torch.no_grad(), pytest.raises(sherd.FaultError, match=r"parameter 'head.weight', expected a DTensor.*load_full_state_dict"):
+        ours.head.weight.copy_(values["head.weight"])
+    for _ in range(2):
+        for options in ({}, {"strict": False}, {"assign": True}):
+            for part, prefix in ((ours, ""), (nn.ModuleDict({"a": ours}), "a."), (ours.layers[0], "")):
+                given = {prefix + name: value for name, value in (values if part is not ours.layers[0] else net.layers[0].state_dict()).items()}
+                with pytest.raises(sherd.ConfigError, match=r"sharded parameter '.*weight'.*DTensor.*sherd.load_full_state_dict"):
+                    part.load_state_dict(given, **options)
+        sherd.load_full_state_dict(ours, values)
+        close(ours(tokens(0, 0)), net(tokens(0, 0)))
+        ours.load_state_dict(ours.state_dict())
+    with sherd.GatheredParameters(ours, modifier_rank=0):
+        ours.load_state_dict({name: value + 1 for name, value in values.items()})
+    close(ours.norm.weight.full_tensor(), values["norm.weight"] + 1)
+
+
+def test_a_plain_state_dict_is_refused_with_the_way_to_load_it():
+    run(2, joined, "auto", (plain_states,))
+
+
+def warnings_of_a_toy():
+    import logging
+    import sherd
+    said = []
+    logging.getLogger("sherd").addHandler(type("Kept", (logging.Handler,), {"emit": lambda self, record: said.append(record.getMessage())})())
+    model = sherd.fully_shard(Net())
+    model(tokens(0, 0))
+    return said
+
+
+def test_toys_are_not_warned_about():
+    assert run(2, warnings_of_a_toy) == [[], []]

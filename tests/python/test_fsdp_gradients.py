@@ -1,4 +1,6 @@
 """Gradients of sharded parameters until the step: accumulation, zero_grad, what users do to .grad, clipping."""
+import functools
+
 import pytest
 import torch
 from torch.distributed.tensor import DTensor
@@ -56,15 +58,39 @@ def test_reduced_and_held_micro_batches_mix():
 
 
 def accumulation_within_a_unit():
-    import sherd
-    pair = Pair(Net)
-    with pytest.raises(sherd.ConfigError, match="outermost"):
-        pair.ours.layers[0].set_requires_gradient_sync(False)
-    pair.ours.set_requires_gradient_sync(True, recurse=True)
-    pair.train(token_loss, 2)
+    """Some units hold what others reduce; what they hold comes with the next reduction of theirs."""
+    pair = Pair(functools.partial(Net, 3), optimizer=sgd)
+    one, two = pair.ours.layers[0], pair.ours.layers[1]
+    plain = {id(module): other for module, other in zip(pair.ours.modules(), pair.plain.modules())}
+    for step in range(3):
+        for micro, held in enumerate(((one,), (one, two, pair.ours), ())):
+            for module in (pair.ours, one, two):
+                module.set_requires_gradient_sync(module not in held, recurse=False)
+            pair.backward(token_loss, 10 * step + micro)
+            late = {id(p) for module in held for p in (plain[id(module)].parameters(recurse=module is not pair.ours))}
+            late |= {id(p) for p in (pair.plain.embed.weight, *pair.plain.norm.parameters(), pair.plain.head.weight)} if pair.ours in held else set()
+            for (name, p), q in zip(pair.plain.named_parameters(), pair.ours.parameters()):
+                if id(p) not in late:
+                    close(whole(q.grad), p.grad, msg=lambda m: f"{name}: {m}")
+                elif micro == 0:
+                    assert q.grad is None, name
+        pair.compare_gradients()
+        pair.update()
+    # All of them, and then all but one.
+    pair.ours.set_requires_gradient_sync(False)
+    pair.backward(token_loss, 50)
+    assert all(q.grad is None for q in pair.ours.parameters())
+    two.set_requires_gradient_sync(True)
+    pair.backward(token_loss, 51)
+    assert [name for name, q in pair.ours.named_parameters() if q.grad is not None] == [f"layers.1.{n}" for n, _ in two.named_parameters()]
+    pair.ours.set_requires_gradient_sync(True)
+    pair.backward(token_loss, 52)
+    pair.compare_gradients()
+    pair.update()
+    pair.compare_weights()
 
 
-def test_gradient_sync_is_set_on_the_root():
+def test_gradient_sync_of_some_units():
     run(2, joined, "auto", (accumulation_within_a_unit,))
 
 
@@ -200,5 +226,5 @@ def test_clip_grad_value():
 
 
 def test_the_same_by_gloo():
-    run(3, joined, "gloo", (accumulate_all,), (mixed_accumulation,), (divided,), (zeroed,), (kept,), (replaced,),
+    run(3, joined, "gloo", (accumulate_all,), (mixed_accumulation,), (accumulation_within_a_unit,), (divided,), (zeroed,), (kept,), (replaced,),
         (changed_in_place,), (clipped_all, None), (clip_by_value,))

@@ -131,10 +131,10 @@ class Scaled(nn.Module):
 def rejected_parameters():
     import sherd
     sherd.init()
-    with pytest.raises(sherd.ConfigError, match="'scale' without dimensions"):
-        sherd.fully_shard(Scaled(torch.tensor(1.0)))
-    with pytest.raises(sherd.ConfigError, match="'scale' of torch.float64"):
-        sherd.fully_shard(Scaled(torch.ones(3, dtype=torch.float64)))
+    with pytest.raises(sherd.ConfigError, match="'scale' of torch.float8_e4m3fn"):
+        sherd.fully_shard(Scaled(torch.ones(3).to(torch.float8_e4m3fn)))
+    with pytest.raises(sherd.ConfigError, match="'scale' of .* layout torch.sparse_coo"):
+        sherd.fully_shard(Scaled(torch.eye(3).to_sparse()))
     strided = sherd.fully_shard(Scaled(torch.arange(12.0).view(3, 4).t()))
     torch.testing.assert_close(strided(torch.ones(2)), torch.full((2,), 66.0))
 

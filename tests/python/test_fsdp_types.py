@@ -29,7 +29,7 @@ class Codes(nn.Parameter):
 
     def __new__(cls, data, offset):
         parameter = torch.Tensor._make_subclass(cls, data, False)
-        parameter.offset = offset
+        parameter.offset = parameter.quant_state = offset
         return parameter
 
     def __deepcopy__(self, memo):
@@ -50,9 +50,10 @@ class Quantized(Block):
             values = torch.randint(0, 2, (*shape, dtype.itemsize), dtype=torch.uint8, generator=generator).view(dtype).squeeze(-1)
             self.register_parameter("of_" + str(dtype).split(".")[1], nn.Parameter(values, requires_grad=False))
         self.codes = Codes(torch.randint(0, 255, (WIDTH, WIDTH), dtype=torch.uint8, generator=generator), 2.0)
+        self.stored_as_fp32 = Codes(torch.randint(0, 255, (3, 12), dtype=torch.uint8, generator=generator).view(torch.float32), 2.0)
 
     def forward(self, x):
-        assert type(self.codes) is Codes
+        assert type(self.codes) is Codes and self.stored_as_fp32.dtype == torch.float32
         x = super().forward(x) + x @ self.codes.read().to(x.dtype)
         total = sum(bits(p).double().sum() for p in self.parameters(recurse=False))
         return x * (total / 4000).to(x.dtype)
@@ -134,6 +135,18 @@ def in_double(strategy, **options):
         torch.testing.assert_close(whole(q), p, rtol=1e-10, atol=1e-10, msg=lambda m: f"{name}: {m}")
 
 
+def cast_after_sharding():
+    """model.double() of a sharded model, before it has run."""
+    pair = Pair(Net)
+    pair.ours.double()
+    pair.plain.double()
+    for optimizer in pair.optimizers:
+        optimizer.zero_grad()
+    pair.optimizers = [torch.optim.Adam(m.parameters(), lr=1e-2) for m in (pair.plain, pair.ours)]
+    pair.train(token_loss)
+    assert all(p.dtype == torch.float64 for p in pair.ours.parameters())
+
+
 def norms(strategy):
     """Of fp64, complex and scalar gradients beside fp32 ones, torch's and ours."""
     import sherd
@@ -167,6 +180,7 @@ class Scaled(nn.Module):
 
 
 def trainable():
+    cast_after_sharding()
     for strategy in STRATEGIES:
         in_double(strategy)
         norms(strategy)
@@ -316,6 +330,15 @@ def refused():
         block = nn.Module()
         block.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn))
         sherd.fully_shard(block)
+    codes = nn.Linear(4, 4)
+    codes.register_parameter("codes", nn.Parameter(torch.ones(4, 4).to(torch.float8_e4m3fn), requires_grad=False))
+    sherd.fully_shard(codes)
+    codes(torch.ones(1, 4)).sum().backward()
+    codes.codes.requires_grad_(True)
+    with pytest.raises(sherd.ConfigError, match="'codes' of Float8_e4m3fn"):
+        codes(torch.ones(1, 4))
+    codes.codes.requires_grad_(False)
+    codes(torch.ones(1, 4)).sum().backward()
     pair = Pair(lambda: Layers(Scaled(), Block()), optimizer=lambda parameters: None)
     for master in ("nearest", "none", "split"):
         half = Layers(Block(), Scalar())

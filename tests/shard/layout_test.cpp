@@ -66,6 +66,33 @@ TEST(LayOut, PlacesParametersAlignedAndInOrder) {
   EXPECT_EQ(group.shard_elements, 32 + 400);
 }
 
+TEST(LayOut, GivesARowOfEachRankToWhatIsWholeOnAllOfThem) {
+  const GroupLayout group = lay_out("u", {{"scale", {}, Copies::each_rank}, {"one", {1, 5}, Copies::each_rank}}, 3);
+  for (size_t p = 0; p < 2; ++p) {
+    const ParameterLayout& parameter = group.parameters[p];
+    EXPECT_EQ(parameter.rows, 3);
+    EXPECT_EQ(parameter.row_elements, p == 0 ? 1 : 5);
+    EXPECT_EQ(parameter.offset, 256 * static_cast<int64_t>(p));
+    EXPECT_EQ(parameter.shard_offset, 16 * static_cast<int64_t>(p));
+    for (int r = 0; r < 3; ++r) EXPECT_EQ(group.elements(p, r).count, parameter.row_elements);
+  }
+  EXPECT_EQ(group.shard_elements, 32);
+}
+
+TEST(WithRowsOf, LeavesNoPlaceForTheOthers) {
+  const GroupLayout all = lay_out("u", {{"a", {7, 3}}, {"b", {40}}, {"c", {5}}}, 2);
+  const GroupLayout some = with_rows_of(all, {true, false, true});
+  EXPECT_EQ(some.parameters[0].shard_offset, 0);
+  EXPECT_EQ(some.parameters[2].shard_offset, 16);
+  EXPECT_EQ(some.shard_elements, 32);
+  EXPECT_EQ(some.whole_elements, all.whole_elements);
+  for (int r = 0; r < 2; ++r) {
+    EXPECT_EQ(some.elements(1, r).count, 0);
+    EXPECT_EQ(some.elements(2, r).count, all.elements(2, r).count);
+  }
+  EXPECT_EQ(with_rows_of(all, {false, false, false}).shard_elements, 0);
+}
+
 TEST(LayOut, OfNothingIsEmpty) {
   const GroupLayout group = lay_out("", {}, 2);
   EXPECT_EQ(group.whole_elements, 0);

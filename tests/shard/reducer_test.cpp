@@ -35,7 +35,7 @@ class Recorder : public Store {
   at::Tensor gradient(size_t g) override { return inner_->gradient(g); }
   void set_roles(const std::vector<Roles>& roles) override { inner_->set_roles(roles); }
   void renew_gradient(size_t g) override { inner_->renew_gradient(g); }
-  void set_divisor(double divisor) override { inner_->set_divisor(divisor); }
+  void set_divisor(size_t g, double divisor) override { inner_->set_divisor(g, divisor); }
   int index() const override { return inner_->index(); }
   void drop() noexcept override { inner_->drop(); }
   void restart() override { inner_->restart(); }
@@ -69,6 +69,15 @@ class Rank {
     store.drop();
     transport_.recover();
     store.restart();
+  }
+
+  void set_roles(const std::vector<Roles>& roles) {
+    store.set_roles(roles);
+    for (size_t g = 0; g < 4; ++g) {
+      plan.groups[g].set_roles(roles[g]);
+      groups_[g]->set_roles(roles[g]);
+    }
+    reducer->follow_roles();
   }
 
   /// What autograd does: adds a gradient of `round` to .grad, then tells.
@@ -334,6 +343,42 @@ TEST_P(Reducers, AbandonDropsTheRoundAndTheWindow) {
     rank.abandon();  // between backwards
     rank.whole_round(4);
     rank.expect_sums(4, 5);
+  });
+}
+
+TEST_P(Reducers, FollowWhatIsFrozenAndUnfrozen) {
+  with_all([](Rank& rank, int) {
+    rank.whole_round(0);
+    rank.reducer->start_window();
+    // Of group 0 one is frozen and still has what was held; 1 waits for two of three; 2 is idle, 3 has no place at all.
+    constexpr Role awaited = Role::awaited, frozen = Role::frozen, idle = Role::idle;
+    rank.reducer->begin(Gradients::hold);
+    rank.give(0, 1, 1);
+    rank.reducer->finish();
+    rank.set_roles({{awaited, Role::held}, {awaited, frozen, awaited}, {idle, idle}, {frozen, frozen}});
+    EXPECT_FALSE(rank.store.gradient(3).defined());
+    EXPECT_TRUE(rank.reducer->awaits_none(2) && rank.reducer->awaits_none(3) && !rank.reducer->awaits_none(0));
+    rank.store.contributed.clear();
+    rank.reducer->begin(Gradients::reduce);
+    EXPECT_FALSE(rank.give(1, 0, 1));
+    EXPECT_TRUE(rank.give(1, 2, 1));
+    EXPECT_TRUE(rank.give(0, 0, 1));
+    rank.reducer->finish();
+    EXPECT_EQ(rank.store.contributed, (Order{1, 0}));
+    EXPECT_TRUE(rank.reducer->given(0, 1) && !rank.reducer->given(2, 0));
+    for (const size_t g : {0u, 1u}) {
+      const GroupLayout& where = rank.plan.groups[g].gradients;
+      std::vector<at::Tensor> expected;
+      for (size_t p = 0; p < where.parameters.size(); ++p)
+        expected.push_back(toy_sum(rank.plan.groups[g].layout, p, 1, 2));
+      expect_gradient(rank.store, where, g, expected);
+    }
+    std::vector<Roles> all;
+    for (const auto& group : rank.plan.groups) all.emplace_back(group.layout.parameters.size(), awaited);
+    rank.set_roles(all);
+    rank.reducer->start_window();
+    rank.whole_round(2);
+    rank.expect_sums(2, 3);
   });
 }
 

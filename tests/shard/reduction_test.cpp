@@ -95,6 +95,39 @@ TEST(CanonicalSum, Of16BitsIsTheSumOfTheirFp32Values) {
   }
 }
 
+TEST(CanonicalSum, OfFp64AndComplexNumbersIsTheTreeInTheirTypes) {
+  for (const at::Device device : test_devices()) {
+    for (const at::ScalarType type : {at::kDouble, at::kComplexFloat, at::kComplexDouble}) {
+      for (int count = 1; count <= 5; ++count) {
+        std::vector<at::Tensor> sources;
+        for (const auto& source : sources_of(count, 37, device)) {
+          sources.push_back(source.to(type) / 3.0);
+          if (sources.back().is_complex()) sources.back() *= c10::complex<double>(0.6, 1.7);
+        }
+        SCOPED_TRACE(fmt::format("{} sources of {} on {}", count, toString(type), device.str()));
+        const at::Tensor sum = at::full({37}, 5, sources[0].options());
+        canonical_sum(sources, sum, Round::later);
+        EXPECT_TRUE(at::equal(sum, 5 + tree(sources)));
+        canonical_sum(sources, sum, Round::first);
+        EXPECT_TRUE(at::equal(sum, tree(sources)));
+        canonical_sum(sources, sum, Round::first, 4);
+        EXPECT_TRUE(at::equal(sum, tree(sources) / 4.0));
+      }
+    }
+  }
+}
+
+TEST(AddSquares, OfFp64AndComplexNumbers) {
+  for (const at::Device device : test_devices()) {
+    const at::Tensor values = sources_of(1, 35, device)[0].to(at::kDouble) / 3;
+    ExactSum real, complex;
+    add_row_squares(values, 7, real);
+    EXPECT_DOUBLE_EQ(real.value(), values.square().sum().item<double>());
+    add_row_squares(values.to(at::kComplexDouble) * c10::complex<double>(3, 4), 7, complex);
+    EXPECT_NEAR(complex.value(), 25 * real.value(), 1e-12 * complex.value());
+  }
+}
+
 TEST(AddSquares, Of16BitsIsThatOfTheirFp32Values) {
   for (const at::ScalarType type : {at::kBFloat16, at::kHalf}) {
     for (const int64_t width : {1, 3, 1000, 100000}) {
