@@ -6,6 +6,13 @@
 
 namespace sherd::python {
 
+Unit::~Unit() {
+  const py::gil_scoped_acquire gil;
+  reduced_hook_ = py::object();
+  guests_.clear();
+  places_.clear();
+}
+
 void Unit::belong_to(Model* model) {
   model_ = model;
   if (model_ != nullptr) return state_->set_face(this);
