@@ -168,8 +168,8 @@ class ShardedModule(Surface):
 
     def unshard(self, async_op: bool = False) -> "Unsharded | None":
         """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard`, the end of its next forward or, of a
-        unit that is not resharded then, of the next backward. Collective where ranks do not share a host's memory. async_op: returns something to wait() for, as in
-        FSDP2; the parameters are there already."""
+        unit that is not resharded then, of the next backward. Collective where ranks do not share a host's memory. async_op: returns
+        something to wait() for, as in FSDP2; the parameters are there already."""
         self.__dict__[HELD].ready().unshard()
         return Unsharded() if async_op else None
 
@@ -352,7 +352,8 @@ def build(root: nn.Module) -> Root:
     result = Root(model, world, all_places)
     result.shortening = shortening
     for owner, name, shard in all_places:
-        owner._parameters[name] = seen(shard)
+        if owner._parameters[name] is shard:  # else a guest, for this forward
+            owner._parameters[name] = seen(shard)
     for module in uses.modules:
         getattr(module, HELD).root = result
         getattr(module, HELD).converted.clear()
