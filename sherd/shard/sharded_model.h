@@ -142,6 +142,8 @@ class ShardedModel : public UnitObserver {
   /// After an abort: waits for all ranks. Where one of them was interrupted in this model, makes everything ready for a
   /// new step from the parameters of the last one, and returns true. Collective; else nothing.
   bool recover();
+  /// Whether this rank's step was interrupted, and nothing has recovered since.
+  bool interrupted() const { return interrupted_; }
   /// After the update: publishes every group and starts a new window of rounds.
   void publish();
 
