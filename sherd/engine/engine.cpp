@@ -110,7 +110,8 @@ StepReport Engine::step(double lr_scale, std::span<const double> shared_values) 
   const Said said(*model_, "step");
   StepReport report;
   try {
-    model_->recover();
+    // A step is the end of what a forward began: an abort since then, whoever gave up, is this step's too.
+    if (model_->interrupted()) model_->recover();
     model_->finish_backward();
     model_->check_roles();
     // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
