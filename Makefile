@@ -3,6 +3,7 @@
 #   make train    train a small model on the Python library's own source text, and let it write
 #   make test     build everything, check layers and sizes, run all tests
 #   make bench    the benchmarks
+#   make soak     programs of Hugging Face's libraries, of several versions, under sherd (fetches them; an hour)
 #   make build    the command: build/sherd
 #   make lint     clang-format and clang-tidy on changed sources (LINT=all for all of them)
 #   make format   clang-format, in place
@@ -10,7 +11,7 @@
 #                 tsan: those of the transports (not Gloo) under ThreadSanitizer
 #   make matrix   the Python package built and tested beside each version of torch that it is for (MATRIX="2.11 2.15": these)
 #   make clean    remove what was built (.venv stays)
-.PHONY: train test bench build format lint asan ubsan tsan matrix clean setup
+.PHONY: train test bench soak build format lint asan ubsan tsan matrix clean setup
 .DEFAULT_GOAL := build
 .DELETE_ON_ERROR:
 
@@ -55,6 +56,12 @@ bench: setup
 	@$(PYTHON) benchmarks/optimizers.py --millions 4 --rounds 3
 	@$(PYTHON) benchmarks/growth.py --quick
 	@$(PYTHON) benchmarks/compare.py $(BENCH)
+
+# SOAK: arguments of pytest, as SOAK="-k sft".
+soak: setup
+	@cmake --preset default
+	@cmake --build build --target sherd_python
+	@scripts/soak.sh $(SOAK)
 
 # libtorch is not instrumented: leaks and races inside of it are suppressed, ours are not.
 # Tests look at how a process ends by SIGSEGV.

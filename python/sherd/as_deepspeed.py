@@ -1,297 +1,136 @@
 """sherd where a program expects DeepSpeed: Accelerate and transformers' Trainer run under it with no line changed.
 
     torchrun --nproc-per-node 2 -m sherd.as_deepspeed train.py ARGS     # in the place of: torchrun ... train.py ARGS
+    torchrun --nproc-per-node 2 -m sherd.as_deepspeed -m package.module ARGS
+    python -m sherd.accelerate launch --config_file config.yaml train.py ARGS       # see sherd.accelerate
 
-The module ``deepspeed`` that the program then imports is this file: ``initialize``, ``DeepSpeedEngine``, ``zero.Init``,
-``zero.GatheredParameters``, ``comm`` and the few names that Accelerate 1.15 and transformers 4.57 look for. Accelerate is told
-to take its DeepSpeed branch (``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says
-another). Of a DeepSpeed configuration it follows the ZeRO stage, batch sizes, accumulation, clipping, optimizer, fp16 and bf16 (with
-fp32 parameters as masters; bf16 gradients that are not finite are an error, not a skipped step); what sherd does not have is a ConfigError, what only tunes DeepSpeed is logged and left.
+The package ``deepspeed`` that the program then imports is sherd's (deepspeed_names.py): what Accelerate, transformers, TRL, PEFT
+and Lightning look for in DeepSpeed 0.19.8; other names say that they are not there. Accelerate is told to take its DeepSpeed branch
+(``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says another).
+
+What programs see of parameters outside of forwards: at stages 0, 1 and 2 whole, plain parameters, up to date after each step, which
+may be read by one rank alone, and written: each rank's own rows count from the next forward or step on. (With bf16 or fp16 these
+are the fp32 masters.) Their gradients are the optimizer's: ``deepspeed.utils.safe_get_full_grad``. At stage 3 DTensors of this
+rank's rows; where they meet plain tensors (an encoder that is called by itself, a moving average) they are gathered, by all ranks
+together, and ``save_pretrained`` writes whole weights.
+
+A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not followed is warned of
+on rank 0, and what sherd cannot do is a ConfigError.
 """
 from __future__ import annotations
 
-import contextlib
-import importlib.abc
-import importlib.machinery
-import importlib.metadata
-import json
+import functools
 import logging
 import os
 import pathlib
 import runpy
 import sys
-import types
-from typing import Any
+from typing import Any, Callable
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
-from . import checkpoint, distributed, engine, gather, zero
+from . import deepspeed_names, deepspeed_parameters, deepspeed_schedules, engine, hugging_face
 from ._C import ConfigError
+from .deepspeed_engine import DeepSpeedEngine
+from .deepspeed_settings import Settings, cast_buffers, cast_inputs, groups_of, keep_masters, native, native_of, read, settings_of  # noqa: F401 native
+from .units import HELD
 
 log = logging.getLogger("sherd")
-VERSION = "0.19.8"  # of DeepSpeed, whose interface this is
-STAGES = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3"}
-OPTIMIZERS = {"adamw": "adamw", "adam": "adam", "sgd": "sgd"}
-FOLLOWED = {"zero_optimization", "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps",
-            "gradient_clipping", "optimizer", "fp16", "bf16", "communication_data_type", "steps_per_print", "zero_allow_untested_optimizer"}
-
-
-class DeepSpeedEngine(engine.Engine):
-    """sherd's engine with the names that DeepSpeed's has besides."""
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
-
-    def zero_optimization_stage(self) -> int:
-        return next(stage for stage, name in STAGES.items() if name == self.settings["strategy"])
-
-    def zero_gather_16bit_weights_on_model_save(self) -> bool:
-        return True
-
-    def _zero3_consolidated_16bit_state_dict(self, exclude_frozen_parameters: bool = False) -> dict[str, torch.Tensor]:
-        state = checkpoint.full_state_dict(self.module)
-        if exclude_frozen_parameters:
-            frozen = {name for name, p in self.module.named_parameters() if not p.requires_grad}
-            state = {name: value for name, value in state.items() if name not in frozen}
-        return state
-
-    _consolidated_16bit_state_dict = _zero3_consolidated_16bit_state_dict
-
-    def save_16bit_model(self, save_dir: str, save_filename: str = "pytorch_model.bin",
-                         exclude_frozen_parameters: bool = False) -> bool:
-        """Whole weights, by rank 0. Collective."""
-        state = self._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters)
-        if self.world.rank == 0:
-            pathlib.Path(save_dir).mkdir(parents=True, exist_ok=True)
-            torch.save(state, pathlib.Path(save_dir) / save_filename)
-        return True
-
-    def save_checkpoint(self, save_dir: str, tag: str | None = None, client_state: dict | None = None,
-                        save_latest: bool = True, exclude_frozen_parameters: bool = False) -> bool:
-        super().save_checkpoint(save_dir, tag, client_state)
-        return True
-
-    def load_checkpoint(self, load_dir: str, tag: str | None = None, load_module_strict: bool = True,
-                        load_optimizer_states: bool = True, load_lr_scheduler_states: bool = True,
-                        load_module_only: bool = False, **_: Any) -> tuple[str | None, dict]:
-        if load_module_only or not load_optimizer_states:
-            raise ConfigError("[load_checkpoint] got a part of a checkpoint to load, expected all of it; try without")
-        return super().load_checkpoint(load_dir, tag)
 
 
 def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any = None, model_parameters: Any = None,
                training_data: Any = None, lr_scheduler: Any = None, distributed_port: int | None = None, mpu: Any = None,
                dist_init_required: bool | None = None, collate_fn: Any = None, config: Any = None,
                config_params: Any = None, **_: Any) -> tuple:
-    """deepspeed.initialize: see :func:`sherd.initialize`."""
+    """deepspeed.initialize: see :func:`sherd.initialize`. A model without trainable parameters, and one for which neither the program
+    nor the configuration has an optimizer, gets an engine that only computes."""
     document = config if config is not None else config_params
-    if document is None:
-        document = getattr(args, "deepspeed_config", None) or {}
-    if isinstance(document, (str, os.PathLike)):
-        document = json.loads(pathlib.Path(document).read_text())
+    named = getattr(args, "deepspeed_config", None)
+    if document is not None and named is not None:
+        raise ConfigError("[initialize] got config and args.deepspeed_config, expected one of them")
     if mpu is not None:
         raise ConfigError("[initialize] got mpu, expected none: sherd shards data-parallel training only")
-    settings = native(document)
-    if "compute" in settings.get("precision", {}):
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
+    settings = settings_of(read(named if document is None else document))
+    make = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer_on(model, model_parameters, optimizer, settings)
+    if lr_scheduler is None and settings.section("scheduler"):
+        lr_scheduler = functools.partial(deepspeed_schedules.schedule_of, settings.section("scheduler"))
+    if settings.kind != "fp32":
         keep_masters(model)
-    made, *rest = engine.initialize(model=model, config=settings, optimizer=optimizer, lr_scheduler=lr_scheduler,
-                                    training_data=training_data, collate_fn=collate_fn)
-    made.__class__ = DeepSpeedEngine
-    return (made, *rest)
+    cast_buffers(model, settings)
+    cast_inputs(model, settings)
+    made, *_ = engine.initialize(model=model, config=native_of(settings), optimizer=make, lr_scheduler=lr_scheduler)
+    take_over(made, settings)
+    loader = None if training_data is None else made.loader(training_data, collate_fn)
+    return made, made.optimizer, loader, made.lr_scheduler
 
 
-def native(document: dict) -> dict:
-    """A DeepSpeed configuration in sherd's words. Raises ConfigError for what sherd cannot do."""
-    stages = document.get("zero_optimization", {})
-    for key in ("offload_optimizer", "offload_param"):
-        if (stages.get(key) or {}).get("device", "none") not in ("none", None):
-            raise ConfigError(f"[as_deepspeed] got zero_optimization.{key}, expected none; try without offloading")
-    if "scheduler" in document:
-        raise ConfigError("[as_deepspeed] got scheduler in the configuration, expected the program's own (lr_scheduler); try without")
-    if stages.get("stage", 0) not in STAGES:
-        raise ConfigError(f"[as_deepspeed] got zero_optimization.stage {stages.get('stage')!r}, expected 0 to 3; try 3")
-    left = sorted(document.keys() - FOLLOWED) + [f"zero_optimization.{key}" for key in sorted(stages.keys() - {"stage"})]
-    if left:
-        log.info("as_deepspeed: not used: %s", ", ".join(left))
-    clip = number(document.get("gradient_clipping"), 0.0)
-    micro = int(number(document.get("train_micro_batch_size_per_gpu"), 1))
-    config: dict[str, Any] = {
-        "strategy": STAGES[stages.get("stage", 0)], "clip": clip if clip > 0 else None,
-        "batch": {"rows": micro * distributed.world().size, "micro": micro,
-                  "accumulate": int(number(document.get("gradient_accumulation_steps"), 1))}}
-    if "optimizer" in document:
-        config["optimizer"] = native_optimizer(document["optimizer"])
-    return {**config, **native_precision(document)}
+def optimizer_on(model: nn.Module, model_parameters: Any, make: Any, settings: Settings) -> Callable[[list], torch.optim.Optimizer | None]:
+    """What makes the optimizer, of the program's function (`make`) or of the configuration, once the parameters are sharded."""
+    groups = groups_of(model_parameters, model, settings.stage)
+    trains = any(parameter.requires_grad for parameter in model.parameters())
+    if trains and not groups:
+        raise ConfigError("[initialize] got model_parameters without one that is trainable, expected some; try model.parameters()")
 
-
-def keep_masters(model: nn.Module) -> None:
-    """Trainable parameters as fp32: what 16-bit ones were read as is computed with, not kept."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
-            if isinstance(parameter, DTensor):
-                raise ConfigError(f"[as_deepspeed] got parameter '{name}' of {parameter.dtype}, sharded while it was read, expected fp32: "
-                                  "masters are; try dtype=torch.float32 in from_pretrained")
-            parameter.data = parameter.data.float()
-
-
-def native_precision(document: dict) -> dict:
-    """The sections fp16 and bf16: 16-bit computation with fp32 masters, which here are the parameters themselves."""
-    wire = document.get("communication_data_type")
-    if wire not in (None, "fp32", "fp16", "bf16"):
-        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; try to leave it out")
-    enabled = [section for section in ("fp16", "bf16") if document.get(section, {}).get("enabled") not in (None, False, "auto")]
-    if not enabled:
-        return {} if wire is None else {"precision": {"reduce": wire}}
-    if len(enabled) > 1:
-        raise ConfigError("[as_deepspeed] got fp16.enabled and bf16.enabled, expected one of them")
-    kind = enabled[0]
-    config: dict[str, Any] = {"precision": {"compute": kind, "storage": "fp32", "reduce": wire or kind, "norms": "compute"}}
-    if kind == "fp16":
-        section = document["fp16"]
-        fixed = number(section.get("loss_scale"), 0.0)
-        config["loss_scale"] = fixed if fixed > 0 else {
-            "initial": 2.0 ** number(section.get("initial_scale_power"), 16), "window": int(number(section.get("loss_scale_window"), 1000)),
-            "hysteresis": int(number(section.get("hysteresis"), 2)), "minimum": float(number(section.get("min_loss_scale"), 1)),
-            "consecutive_hysteresis": section.get("consecutive_hysteresis", False)}
-    return config
-
-
-def native_optimizer(section: dict) -> dict:
-    kind = OPTIMIZERS.get(str(section.get("type", "AdamW")).lower())
-    if kind is None:
-        raise ConfigError(f"[as_deepspeed] got optimizer.type {section.get('type')!r}, expected AdamW, Adam or SGD")
-    params = {key: value for key, value in section.get("params", {}).items() if value != "auto"}
-    known = {"lr", "betas", "eps", "weight_decay", "momentum", "nesterov"}
-    return {"type": kind, "no_decay": [], **{key: value for key, value in params.items() if key in known}}
-
-
-def number(value: Any, default: float) -> float:
-    return default if value in (None, "auto") else value
-
-
-@contextlib.contextmanager
-def zero_init(module: nn.Module | None = None, *_: Any, enabled: bool = True, **__: Any):
-    """deepspeed.zero.Init: see :class:`sherd.zero.Init`."""
-    if enabled:
-        initialize_gathered()
-    with zero.Init(module, enabled=enabled):
-        yield
-
-
-def initialize_gathered() -> None:
-    """transformers' own initialization of a module looks at whole parameters, as far as they are sharded already."""
-    try:
-        from transformers import PreTrainedModel
-    except ImportError:
-        return
-    plain = PreTrainedModel._initialize_weights
-    if plain.__module__ == __name__:
-        return
-
-    def _initialize_weights(self: nn.Module, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        with gather.GatheredParameters(module.parameters(recurse=False), modifier_rank=0):
-            plain(self, module, *args, **kwargs)
-
-    PreTrainedModel._initialize_weights = _initialize_weights
-
-
-def whole_tensors(state: dict, *_: Any) -> dict:
-    """clone_tensors_for_torch_save: whole values on every rank. Collective."""
-    return {name: value.full_tensor().clone() if isinstance(value, DTensor) else value for name, value in state.items()}
-
-
-def init_distributed(*_: Any, **__: Any) -> None:
-    distributed.world()
-
-
-# What stands in each module that programs import.
-MODULES: dict[str, dict[str, Any]] = {
-    "deepspeed": {"__version__": VERSION, "__path__": [], "initialize": initialize, "DeepSpeedEngine": DeepSpeedEngine,
-                  "init_distributed": init_distributed},
-    "deepspeed.comm": {"is_initialized": dist.is_initialized, "init_distributed": init_distributed,
-                       "get_rank": dist.get_rank, "get_world_size": dist.get_world_size, "barrier": dist.barrier},
-    "deepspeed.zero": {"Init": zero_init, "GatheredParameters": gather.GatheredParameters},
-    "deepspeed.utils": {"set_z3_leaf_modules": lambda *_: [], "logger": log},
-    "deepspeed.runtime": {"__path__": []},
-    "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": []},
-    "deepspeed.checkpoint": {"__path__": []},
-    "deepspeed.checkpoint.utils": {"clone_tensors_for_torch_save": whole_tensors},
-}
-
-
-class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds the modules, and the package's metadata, where an installed DeepSpeed would be found."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name not in MODULES:
+    def optimizer_of(_: list) -> torch.optim.Optimizer | None:
+        own = make or settings.optimizer
+        if own is None or not trains:
             return None
-        return importlib.machinery.ModuleSpec(name, self, is_package="__path__" in MODULES[name])
+        sharded = dict(model.named_parameters())
+        there = [{**group, "params": [sharded[name] for name in group["params"]]} for group in groups]
+        plain = make is not None and len(there) == 1 and there[0].keys() == {"params"}
+        return own(there[0]["params"] if plain else there)
 
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return types.ModuleType(spec.name)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        module.__dict__.update(MODULES[module.__name__])
-        if module.__name__ == "deepspeed":
-            for name in MODULES:
-                if name != "deepspeed":
-                    importlib.import_module(name)
-
-    def find_distributions(self, context: Any = importlib.metadata.DistributionFinder.Context()) -> list:
-        return [Facts()] if context.name in (None, "deepspeed") else []
+    return optimizer_of
 
 
-class Facts(importlib.metadata.Distribution):
-    """DeepSpeed's metadata."""
-
-    def read_text(self, filename: str) -> str | None:
-        return f"Metadata-Version: 2.1\nName: deepspeed\nVersion: {VERSION}\n" if filename == "METADATA" else None
-
-    def locate_file(self, path: Any) -> pathlib.Path:
-        return pathlib.Path(path)
+def take_over(made: engine.Engine, settings: Settings) -> None:
+    """Makes a DeepSpeedEngine of an engine; its optimizer and parameters get the names that programs look for."""
+    made.__class__ = DeepSpeedEngine
+    made.config = settings.document
+    sharded = settings.stage == 3
+    handle = getattr(made.module, HELD)
+    handle.sees_whole, handle.gathers_uses = not sharded, sharded
+    handle.whole_model()
+    made.follow(settings)
+    hugging_face.save_whole()
+    if sharded:
+        deepspeed_parameters.name_wholes(made.module)
+    if made.optimizer is not None:
+        if sharded:
+            made.optimizer.parameter_offload = deepspeed_parameters.ParameterOffload()
+        deepspeed_parameters.remember_owner(made.optimizer)
 
 
 def activate() -> None:
-    """From here on, ``import deepspeed`` gets this file, and Accelerate takes its DeepSpeed branch."""
-    if not any(isinstance(finder, Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, Finder())
-    use_gloo_without_accelerators()
+    """From here on, ``import deepspeed`` gets sherd's stand-in, and Accelerate takes its DeepSpeed branch."""
+    deepspeed_names.install()
+    deepspeed_names.MODULES["deepspeed"]["initialize"] = initialize
+    deepspeed_parameters.name_attributes()
+    hugging_face.follow_fsdp()
     os.environ.setdefault("ACCELERATE_USE_DEEPSPEED", "true")
     os.environ.setdefault("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3")
     os.environ.setdefault("LOCAL_RANK", "0")
     for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
         os.environ.setdefault(name, value)
-
-
-def use_gloo_without_accelerators() -> None:
-    """Accelerate's DeepSpeed branch takes a machine without accelerators for one process; this makes it ask Gloo."""
-    try:
-        from accelerate.state import PartialState
-    except ImportError:
-        return
-    ask = PartialState._prepare_backend
-
-    def _prepare_backend(self, cpu: bool = False, *args: Any, **kwargs: Any) -> tuple:
-        backend, kind = ask(self, cpu, *args, **kwargs)
-        return (backend or ("gloo" if not cpu else None), kind)
-
-    PartialState._prepare_backend = _prepare_backend
+    hugging_face.use_sherd()
 
 
 def main() -> None:
-    if len(sys.argv) < 2:
-        print("usage: python -m sherd.as_deepspeed PROGRAM.py [ARGUMENTS]", file=sys.stderr)
+    if len(sys.argv) < 2 or sys.argv[1:] == ["-m"]:
+        print("usage: python -m sherd.as_deepspeed [-m] PROGRAM [ARGUMENTS]", file=sys.stderr)
         sys.exit(2)
     activate()
-    sys.argv = sys.argv[1:]
-    sys.path[0] = str(pathlib.Path(sys.argv[0]).resolve().parent)
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    if sys.argv[1] == "-m":
+        sys.argv = sys.argv[2:]
+        sys.path[0] = os.getcwd()
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = sys.argv[1:]
+        sys.path[0] = str(pathlib.Path(sys.argv[0]).resolve().parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: boo
         model.expect_backward([t for t in outputs if isinstance(t, torch.Tensor)])
     accumulates = kwargs.get("accumulate_grad", False)
     if not any(is_sharded(t) for t in inputs):
-        with contextlib.nullcontext() if accumulates else held(models):
+        with contextlib.nullcontext() if accumulates and not inputs else held(models):
             return plain(outputs, grad_outputs, keep_graph, create_graph, inputs, *args, **kwargs)
     if accumulates:
         leaves = [leaf for t in inputs for leaf in leaves_of(t)]

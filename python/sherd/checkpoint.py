@@ -9,7 +9,7 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, Collection
 
 import torch
 import torch.distributed as dist
@@ -23,28 +23,38 @@ from ._C import ConfigError
 from .parameters import as_bytes, over_rows, rows_like, whole_value
 from .progress import bar
 from .sharding import before_load
-from .units import ShardedModule
+from .units import HELD, Root, ShardedModule
 
 LATEST = "latest"
 FACTS = "sherd.json"
 
 
-def full_state_dict(model: nn.Module, *, all_ranks: bool = False) -> dict[str, torch.Tensor]:
-    """Whole values of all parameters and buffers by name, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
+@distributed.in_call("full_state_dict")
+def full_state_dict(model: nn.Module, *, all_ranks: bool = False, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Whole values of all parameters and buffers by name, but for those named, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
 
     Collective. Parameters are gathered one at a time: other ranks hold no more than one of them.
     """
     keep = all_ranks or distributed.world().rank == 0
-    result = {}
-    for name, value in bar(model.state_dict().items(), "gathering parameters"):
+    result: dict[str, torch.Tensor] = {}
+    seen: dict[int, str] = {}  # tied parameters, by what they are; they are one tensor in the result too
+    for name, value in bar(model.state_dict(keep_vars=True).items(), "gathering parameters"):
+        if name in without:
+            continue
+        first = seen.setdefault(id(value), name)
+        if first != name:
+            if keep:
+                result[name] = result[first]
+            continue
         if isinstance(value, DTensor):
-            value = whole_value(value)
+            value = whole_value(value.detach())
         if keep:
             result[name] = value.detach().to("cpu", copy=True) if isinstance(value, torch.Tensor) else value
         del value
     return result
 
 
+@distributed.in_call("load_full_state_dict")
 def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """The reverse: `state` counts on rank 0, others may pass {}. Collective; one whole parameter at a time.
 
@@ -81,6 +91,11 @@ def fit(targets: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str
     return ""
 
 
+def root_of(model: nn.Module) -> Root:
+    return getattr(model, HELD).whole_model()
+
+
+@distributed.in_call("save_checkpoint")
 def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dict) -> None:
     """An engine's state into folder/tag, which takes its name when it is whole."""
     world = engine.world
@@ -89,7 +104,8 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
     world.transport.barrier()
-    model, optimizer = get_state_dict(engine.module, engine.optimizer)
+    with root_of(engine.module).shards_shown():
+        model, optimizer = get_state_dict(engine.module, optimizers_of(engine))
     dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=unfinished)
     if world.rank == 0:
         facts = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps, "client_state": client_state,
@@ -104,6 +120,21 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
     world.transport.barrier()
 
 
+def saved_weights(folder: pathlib.Path, tag: str | None) -> dict[str, torch.Tensor]:
+    """Whole weights of what save_training wrote, by one process alone. tag: the latest."""
+    source = folder / (tag or (folder / LATEST).read_text().strip())
+    stored = dcp.FileSystemReader(source).read_metadata().state_dict_metadata
+    state = {name.removeprefix("model."): torch.empty(value.size, dtype=value.properties.dtype)
+             for name, value in stored.items() if name.startswith("model.")}
+    dcp.load({"model": state}, checkpoint_id=source, no_dist=True)
+    return state
+
+
+def optimizers_of(engine: Any) -> tuple:
+    return () if engine.optimizer is None else (engine.optimizer,)
+
+
+@distributed.in_call("load_checkpoint")
 def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[str | None, dict]:
     """The reverse of save_training."""
     if tag is None:
@@ -114,10 +145,13 @@ def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[s
     if not (source / FACTS).is_file():
         raise ConfigError(f"[load_checkpoint] got {str(source)!r}, which is no checkpoint of sherd, expected a folder with "
                           f"{FACTS}; try the folder given to save_checkpoint")
-    model, optimizer = get_state_dict(engine.module, engine.optimizer)
-    state = {"model": model, "optimizer": optimizer}
-    dcp.load(state, checkpoint_id=source)
-    set_state_dict(engine.module, engine.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    root = root_of(engine.module)
+    with root.shards_shown():
+        model, optimizer = get_state_dict(engine.module, optimizers_of(engine))
+        state = {"model": model, "optimizer": optimizer}
+        dcp.load(state, checkpoint_id=source)
+        set_state_dict(engine.module, optimizers_of(engine), model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    root.model.settle()
     facts = torch.load(source / "facts.pt", weights_only=True)
     engine.global_steps, engine.micro_steps = facts["global_steps"], facts["micro_steps"]
     engine.skipped_steps = facts.get("skipped_steps", 0)

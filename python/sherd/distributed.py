@@ -6,10 +6,15 @@ under torchrun, mpirun, srun or alone in one process, and initialises ``torch.di
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import datetime
+import functools
+import multiprocessing.util
 import os
+import sys
 import time
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -17,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from . import _C
 from ._C import ConfigError
+from .causes import cause_of
 
 
 class FreedMemory:
@@ -36,7 +42,8 @@ class FreedMemory:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional."""
+    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional, its axis without a name
+    as that of FSDP2's own: by other names PEFT knows tensor parallelism."""
     rank: int
     size: int
     local_rank: int
@@ -49,7 +56,7 @@ _world: World | None = None
 AXES = ("replicate", "shard")
 
 
-def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep") -> World:
+def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep", _timeout_argument: str = "timeout=") -> World:
     """Joins the other ranks. Collective; called by :func:`fully_shard` and others where it was not called before.
 
     transport: ``"host"`` (shared memory: all ranks on one host), ``"gloo"``, or ``"auto"``: host where it can be.
@@ -79,9 +86,10 @@ def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep"
         dist.init_process_group("gloo", store=dist.PrefixStore("torch", store), rank=rank, world_size=size,
                                 timeout=datetime.timedelta(seconds=timeout))
     atexit.register(_leave)
+    multiprocessing.util.Finalize(None, _finish, exitpriority=0)  # processes of multiprocessing end without atexit
     ours = dist.PrefixStore("sherd", store)
-    bytes_by = _C.connect(rank, size, local_rank, ours, timeout, transport)
-    _world = World(rank, size, local_rank, bytes_by, DeviceMesh("cpu", torch.arange(size), mesh_dim_names=AXES[1:]))
+    bytes_by = _C.connect(rank, size, local_rank, ours, timeout, transport, _timeout_argument)
+    _world = World(rank, size, local_rank, bytes_by, DeviceMesh("cpu", torch.arange(size)))
     return _world
 
 
@@ -99,9 +107,44 @@ def world() -> World:
     return _world or init()
 
 
+@contextlib.contextmanager
+def call(name: str) -> Iterator[None]:
+    """Inside, ranks are in a call that all of them make. Collective; what a rank does instead is named."""
+    transport = world().transport
+    before = transport.say(name)
+    try:
+        if world().size > 1:
+            transport.barrier(name)
+        yield
+    finally:
+        transport.say(before)
+
+
+def in_call(name: str) -> Callable[[Callable], Callable]:
+    """Makes a function such a call."""
+    def around(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def inside(*args: Any, **kwargs: Any) -> Any:
+            with call(name):
+                return function(*args, **kwargs)
+        return inside
+    return around
+
+
+def _finish() -> None:
+    """Others that still wait for this rank hear that it has finished, or what has ended it."""
+    if _world is None:
+        return
+    error = getattr(sys, "last_value", None)
+    if isinstance(error, Exception):
+        _world.transport.abort(cause_of(error))
+    _world.transport.finish()
+
+
 def _leave() -> None:
     """A thread of Gloo's that lets go of its last tensor while the interpreter ends, ends the process by SIGABRT (PyTorch issue
     190489): programs that forget to leave, leave here, and the threads get a moment with the interpreter's lock."""
+    _finish()
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
     if _world is not None and _world.size > 1:

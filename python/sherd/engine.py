@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import pathlib
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator, NoReturn
 
 import torch
 from torch import nn
@@ -22,9 +22,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import _C, distributed, optim, progress
+from . import _C, distributed, optim, progress, updates
 from ._C import ConfigError, FaultError
 from .checkpoint import load_training, save_training
+from .parameters import ShardedParameter, over_rows, rows_like, sharded_of
 from .precision import Precision
 from .schedule import schedule_of
 from .sharding import shard
@@ -35,9 +36,9 @@ Config = dict | str | os.PathLike
 
 
 def initialize(*, model: nn.Module, config: Config | None = None,
-               optimizer: Optimizer | Callable[[list], Optimizer] | None = None,
+               optimizer: Optimizer | Callable[[list], Optimizer | None] | None = None,
                lr_scheduler: Any = None, training_data: Dataset | None = None, collate_fn: Callable | None = None,
-               ) -> tuple["Engine", Optimizer, DataLoader | None, Any]:
+               ) -> tuple["Engine", Optimizer | None, DataLoader | None, Any]:
     """Shards a model and gives it an engine. Collective.
 
     model: a plain module, or one that fully_shard has had already.
@@ -45,7 +46,7 @@ def initialize(*, model: nn.Module, config: Config | None = None,
         of the blocks to shard on their own (default: see :func:`sherd.shard`). Its section "precision" has besides "output"
         ("fp32", "bf16", "fp16": what the model returns is cast to) and "cast_inputs" (true: inputs are cast to what is computed with).
     optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's own
-        from the configuration.
+        from the configuration. A function that returns None: an engine that only computes.
     lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule (with an
         optimizer of yours, only if the configuration has one).
 
@@ -57,7 +58,7 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
     if distributed._world is None:
-        distributed.init(transport=settings["transport"], timeout=settings["timeout_s"])
+        distributed.init(transport=settings["transport"], timeout=settings["timeout_s"], _timeout_argument="timeout_s")
     plain = dict(model.named_parameters())
     precision = Precision(settings["precision"] | casts, settings["loss_scale"])
     has_16_bits = any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in plain.values())
@@ -76,7 +77,9 @@ def initialize(*, model: nn.Module, config: Config | None = None,
         move_parameters(optimizer, plain, dict(model.named_parameters()))
     else:
         optimizer = optimizer(parameter_groups(settings["optimizer"], model))
-    if lr_scheduler is None:
+    if optimizer is None:
+        lr_scheduler = None
+    elif lr_scheduler is None:
         if own or "schedule" in given:
             lr_scheduler = schedule_of(optimizer, settings["schedule"], settings["steps"])
     elif not hasattr(lr_scheduler, "step"):
@@ -89,7 +92,7 @@ def initialize(*, model: nn.Module, config: Config | None = None,
 class Engine(nn.Module):
     """A sharded model and what trains it. Made by :func:`initialize`. All ranks make the same calls in the same order."""
 
-    def __init__(self, module: nn.Module, optimizer: Optimizer, lr_scheduler: Any, settings: dict,
+    def __init__(self, module: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, settings: dict,
                  scaler: _C.LossScaler | None = None):
         super().__init__()
         self.module = module
@@ -106,21 +109,20 @@ class Engine(nn.Module):
         self._norm: float | None = None
         self._loss: torch.Tensor | None = None
         self._inside_no_sync = False
+        self._schedule_arguments: dict[str, Any] = {}  # of lr_scheduler.step()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
 
     def backward(self, loss: torch.Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> torch.Tensor:
         """loss.backward() of the loss divided by the accumulation steps, and the reduction of its gradients: of every
-        backward, or of the last alone where the configuration says batch.reduce = "last"."""
+        backward, or of the last alone where the configuration says batch.reduce = "last". Returns the divided loss."""
+        self._check_optimizer("backward")
         self._loss = loss.detach()
         if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
             loss = loss / self.gradient_accumulation_steps()
-        if self.scaler is not None:
-            loss = loss * self.scaler.scale
-        late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
-        self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
-        loss.backward(retain_graph=retain_graph)
+        self._choose_reduction()
+        (loss if self.scaler is None else loss * self.scaler.scale).backward(retain_graph=retain_graph)
         return loss
 
     def step(self) -> None:
@@ -129,12 +131,13 @@ class Engine(nn.Module):
         An overflow under a loss scale skips the update on all ranks. Raises FaultError, before anything is updated, for gradients
         that are not finite: without a loss scale, or at the smallest one; it names where they came from.
         """
+        self._check_optimizer("step")
         boundary = self.is_gradient_accumulation_boundary()
         self.micro_steps += 1
         if not boundary:
             return
         scale = 1.0 / self.loss_scale
-        self._norm = optim.gradient_norm(self.module) * scale
+        self._norm = self._gradient_norm() * scale
         if self.overflowed():
             return
         if self.settings["clip"] is not None:
@@ -142,12 +145,43 @@ class Engine(nn.Module):
         if isinstance(self.optimizer, optim.ShardedOptimizer):
             self.optimizer.step(gradient_scale=scale)
         else:
-            optim.scale_gradients(self.module, scale)
-            self.optimizer.step()
+            optim.scale_gradients(self._trained(), scale)
+            if updates.needs_whole(self.optimizer):
+                updates.step_on_whole(self.optimizer)
+            else:
+                self.optimizer.step()
         if self.lr_scheduler is not None:
-            self.lr_scheduler.step()
-        self.optimizer.zero_grad()
+            self.lr_scheduler.step(**self._schedule_arguments)
+        self._drop_gradients()
         self.global_steps += 1
+
+    def _choose_reduction(self) -> None:
+        """Whether the next backward reduces."""
+        late = self.settings["batch"]["reduce"] == "last" or self._inside_no_sync
+        self.module.set_requires_gradient_sync(not late or self.is_gradient_accumulation_boundary())
+
+    def _check_optimizer(self, call: str) -> None:
+        if self.optimizer is None:
+            raise ConfigError(f"[{call}] got an engine without an optimizer, expected one that trains; try an optimizer in initialize")
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _gradient_norm(self) -> float:
+        """Of what the optimizer updates. Others of the model may have gradients too, of all backwards since somebody cleared them."""
+        trained = {id(parameter) for parameter in self._trained()}
+        others = [(p, p.grad) for p in map(sharded_of, self.module.parameters()) if id(p) not in trained and p.grad is not None]
+        for parameter, _ in others:
+            parameter.grad = None
+        try:
+            return optim.gradient_norm(self.module)
+        finally:
+            for parameter, gradient in others:
+                parameter.grad = gradient
+
+    def _drop_gradients(self) -> None:
+        """At the end of a step."""
+        self.optimizer.zero_grad()
 
     @property
     def loss_scale(self) -> float:
@@ -161,11 +195,20 @@ class Engine(nn.Module):
         if finite:
             return False
         if smaller_is_left:
-            self.skipped_steps += 1
-            self.global_steps += 1
-            self.optimizer.zero_grad()
+            self._skip()
             return True
-        origin = getattr(self.module, HELD).whole_model().model.origin_of_non_finite()
+        self._refuse_non_finite(scale)
+
+    def _skip(self) -> None:
+        self.skipped_steps += 1
+        self.global_steps += 1
+        self._drop_gradients()
+
+    def _origin_of_non_finite(self) -> str:
+        return getattr(self.module, HELD).whole_model().model.origin_of_non_finite()
+
+    def _refuse_non_finite(self, scale: float) -> NoReturn:
+        origin = self._origin_of_non_finite()
         if self.scaler is not None:
             raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the first was {origin}; "
                              "expected finite ones; try a lower learning rate, clip 1.0, or bf16")
@@ -213,10 +256,11 @@ class Engine(nn.Module):
         return progress.of_training(self, batches, every)
 
     def get_lr(self) -> list[float]:
-        return [group["lr"] for group in self.optimizer.param_groups]
+        return [] if self.optimizer is None else [group["lr"] for group in self.optimizer.param_groups]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        self.optimizer.zero_grad(set_to_none)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none)
 
     def train_micro_batch_size_per_gpu(self) -> int:
         batch = self.settings["batch"]
@@ -241,8 +285,9 @@ class Engine(nn.Module):
 
     def destroy(self) -> None:
         """Lets go of the optimizer's state and the gradients."""
-        self.optimizer.zero_grad()
-        self.optimizer.state.clear()
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+            self.optimizer.state.clear()
 
 
 def read_config(config: Config | None) -> tuple[dict, list[str] | None, dict, set[str]]:
@@ -330,11 +375,25 @@ def matrices_apart(groups: list[dict], adamw: list[str], model: nn.Module) -> li
     return [part for part in parts if part["params"]]
 
 
+def sharded_state(state: dict, parameter: ShardedParameter) -> dict:
+    """What an optimizer remembers of a parameter by element, as this rank's rows."""
+    result = {}
+    for name, value in state.items():
+        if isinstance(value, torch.Tensor) and value.dim() > 0:
+            if value.shape != parameter.shape:
+                raise ConfigError(f"[initialize] got an optimizer with a state '{name}' of sizes {list(value.shape)} for parameter "
+                                  f"'{parameter._sherd_name}' of {list(parameter.shape)}, expected one that has made no steps; try to load "
+                                  "its state after initialize")
+            value = over_rows(rows_like(value, parameter).clone(), parameter)
+        result[name] = value
+    return result
+
+
 def move_parameters(optimizer: Optimizer, plain: dict[str, nn.Parameter], sharded: dict[str, nn.Parameter]) -> None:
     """Puts the sharded parameters in the place of those that the optimizer was made with."""
-    if optimizer.state:
-        raise ConfigError("[initialize] got an optimizer that has made steps, expected a new one; try to load its state after "
-                          "initialize")
     new = {id(parameter): sharded[name] for name, parameter in plain.items()}
+    for parameter, state in list(optimizer.state.items()):  # torch's Adagrad makes its own at once
+        if id(parameter) in new:
+            optimizer.state[new[id(parameter)]] = sharded_state(optimizer.state.pop(parameter), new[id(parameter)])
     for group in optimizer.param_groups:
         group["params"] = [new.get(id(parameter), parameter) for parameter in group["params"]]

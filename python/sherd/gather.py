@@ -10,7 +10,8 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import WHOLE_COPY, ShardedParameter, as_bytes, rows_like, shown_as, whole_value
+from .parameters import (WHOLE_COPY, ShardedParameter, as_bytes, is_whole, rows_like, seen, sharded_of, shown_as, users_attributes,
+                         whole_value)
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -42,6 +43,7 @@ def GatheredParameters(params: nn.Parameter | Iterable[nn.Parameter] | nn.Module
     if isinstance(params, nn.Module):
         params = params.parameters()
     wanted = [params] if isinstance(params, torch.Tensor) else list(params)
+    wanted = [sharded_of(p) for p in wanted]
     wanted = [p for p in wanted if type(p) is ShardedParameter and isinstance(p, nn.Parameter)] if enabled else []
     roots = {id(root): root for p in wanted if (root := root_of_parameter(p)) is not None}
     keys = {id(p) for p in wanted}
@@ -80,15 +82,17 @@ def shown_whole(root: Root, places: Places, writeback: bool, rank: int | None) -
     finally:
         follow_flags(wholes)
         for owner, name, shard in places:
-            owner._parameters[name] = shard
+            owner._parameters[name] = seen(shard)
 
 
 def whole_copies(shards: Iterable[ShardedParameter]) -> Wholes:
-    """One of each. Collective."""
-    wholes = {id(shard): (shard, nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad))
-              for shard in {id(shard): shard for shard in shards}.values()}
-    for _, whole in wholes.values():
-        setattr(whole, WHOLE_COPY, True)
+    """One of each, with what users have hung on it. Collective."""
+    wholes = {}
+    with distributed.call("full_parameters or GatheredParameters"):
+        for shard in {id(shard): shard for shard in shards}.values():
+            whole = nn.Parameter(whole_value(shard.detach()).clone(), shard.requires_grad)
+            whole.__dict__.update(users_attributes(shard), **{WHOLE_COPY: True})
+            wholes[id(shard)] = (shard, whole)
     return wholes
 
 
@@ -100,9 +104,10 @@ def follow_flags(wholes: Wholes) -> None:
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:
-    """Each rank takes its rows of its own copies; of those of `rank`, if one is named."""
+    """Each rank takes its rows of its own copies; of those of `rank`, if one is named. Of what all ranks have there is one value."""
     for shard, whole in wholes.values():
-        shard._local_tensor.copy_(rows_like(from_rank(rank, whole), shard))
+        source = 0 if rank is None and is_whole(shard) else rank
+        shard._local_tensor.copy_(rows_like(from_rank(source, whole), shard))
 
 
 def from_rank(rank: int | None, whole: nn.Parameter) -> torch.Tensor:

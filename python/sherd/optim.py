@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError, FaultError
-from .parameters import is_whole, over_rows, own_rows
+from .parameters import is_whole, over_rows, own_rows, sharded_of
 from .units import HELD, ShardedModule
 
 log = logging.getLogger("sherd")
@@ -330,7 +330,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, e
     if error_if_nonfinite and not math.isfinite(norm):
         raise FaultError(f"[clip_grad_norm_] got a gradient norm of order {order:g} that is {norm}: the first that was not finite was "
                          f"{origin_of_non_finite(model)}; expected finite numbers; try error_if_nonfinite=False to go on")
-    scale_gradients(model, clip_scale(norm, max_norm))
+    scale_gradients(map(sharded_of, model.parameters()), clip_scale(norm, max_norm))
     return torch.tensor(norm)
 
 
@@ -344,10 +344,10 @@ def order_of(norm_type: Any) -> float:
     return order
 
 
-def scale_gradients(model: nn.Module, scale: float) -> None:
-    """Multiplies all gradients, where that changes them."""
+def scale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> None:
+    """Multiplies their gradients, where that changes them."""
     if scale != 1.0:
-        for parameter in model.parameters():
+        for parameter in parameters:
             if parameter.grad is not None:
                 local(parameter.grad).mul_(scale)
 

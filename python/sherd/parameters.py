@@ -11,6 +11,8 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_iter, tree_map_only
 
 from . import _C
@@ -24,8 +26,8 @@ MOVABLE = (*TRAINABLE, torch.uint8, torch.int8, torch.int32, torch.int64, torch.
 
 
 class ShardedValue(DTensor):
-    """What is computed from sharded parameters where they are sharded: weight.t(), weight[:2], a norm of weights. It needs a
-    gradient, and knows by its name where it comes from."""
+    """What is computed from sharded parameters where they are sharded and needs a gradient, and views of them: weight.t(),
+    weight[:2], a norm of weights. It knows by its name where it comes from."""
     _sherd_name: str
 
     @classmethod
@@ -63,8 +65,8 @@ def derived(function, args: tuple, kwargs: dict):
     try:
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
-    except RuntimeError as error:
-        if "mixed torch.Tensor and DTensor" not in str(error):
+    except (RuntimeError, AssertionError) as error:  # the latter where a plain tensor is written to
+        if "mixed torch.Tensor and DTensor" not in str(error) and not (isinstance(error, AssertionError) and has_plain((args, kwargs))):
             raise
         names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
         if getattr(function, "__name__", "") == "copy_":
@@ -75,10 +77,36 @@ def derived(function, args: tuple, kwargs: dict):
             "its unit, where it is sharded; try to call the unit (the module given to fully_shard), register_forward_method(), or for a "
             "loss: set_reshard_after_forward(False) on the unit, which then is whole from its forward to its backward") from error
     for one in result if type(result) in (tuple, list) else (result,):
-        if type(one) is DTensor and one.requires_grad:
+        if type(one) is DTensor and (one.requires_grad or one._is_view() and getattr(function, "__name__", "") not in ALIASES):
             one.__class__ = ShardedValue
             one._sherd_name = next(names_in((args, kwargs)), "")
     return result
+
+
+ALIASES = {"detach", "__get__", "alias"}  # of all of it: state dicts and .data
+
+
+def has_plain(values) -> bool:
+    return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() > 0 for t in tree_iter(values))
+
+
+def gathers_uses(values) -> bool:
+    """Whether the model of these parameters is one whose program may use them anywhere."""
+    root = next((t.__dict__.get("_sherd_root") for t in tree_iter(values) if isinstance(t, ShardedParameter)), None)
+    return root is not None and root() is not None and root().__dict__["_sherd_unit"].gathers_uses
+
+
+def of_wholes(function, args: tuple, kwargs: dict):
+    """Calls a function with whole parameters; of one that it changes, each rank takes its rows. Collective."""
+    changed = args[0] if args and isinstance(args[0], ShardedParameter) and writes(getattr(function, "__name__", ""), None) else None
+    args, kwargs = tree_map_only((ShardedParameter, ShardedValue), lambda p: p.full_tensor(), (args, kwargs))
+    result = function(*args, **kwargs)
+    if changed is None:
+        return result
+    with torch.no_grad():
+        changed._local_tensor.copy_(rows_like(args[0], changed))
+    tell((changed,), "note_update")
+    return changed
 
 
 def names_in(values) -> Iterator[str]:
@@ -113,6 +141,8 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
         elif writes(name, kwargs):
             tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
+        if has_plain((args, kwargs)) and gathers_uses((args, kwargs)):
+            return of_wholes(function, args, kwargs or {})
         return derived(function, args, kwargs or {})
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
@@ -152,6 +182,9 @@ class ShardedGradient(DTensor):
                               f"{list(self._local_tensor.shape)}, or a DTensor sharded as it is; try .grad = values")
         with torch.no_grad():
             self._local_tensor.copy_(given)
+
+
+_foreach_utils._foreach_supported_types.append(ShardedGradient)  # as DTensor is: clip_grad_norm_ takes them all at once
 
 
 class WholeParameter(ShardedParameter):
@@ -337,6 +370,9 @@ def shard_parameter(parameter: nn.Parameter, name: str, mesh: DeviceMesh) -> Sha
     if parameter.layout != torch.strided or parameter.is_quantized:
         raise ConfigError(f"[shard] got parameter '{name}' of {parameter.dtype} and layout {parameter.layout}, expected a plain "
                           "type and torch.strided; try ignored_params")
+    if is_traceable_wrapper_subclass(parameter):
+        raise ConfigError(f"[shard] got parameter '{name}' that is a {type(parameter).__name__}, tensors behind another one, expected "
+                          "a plain tensor; try ignored_params, or codes and scales as parameters of their own")
     rows = slice(None) if placements_of(parameter, mesh)[-1].is_replicate() else own_rows(parameter.shape[0], mesh)
     local = (parameter.detach()[rows] if parameter.dim() > 0 else parameter.detach()).contiguous().clone()
     sharded = sharded_over(local, parameter, mesh, name)
@@ -367,10 +403,36 @@ def whole_of(sharded: ShardedParameter, dtype: torch.dtype) -> nn.Parameter:
     return whole
 
 
-def gradient_over(local: torch.Tensor, parameter: DTensor) -> ShardedGradient:
-    """The gradient over this rank's rows of it."""
-    return ShardedGradient(local, spec_of(parameter.shape, local.dtype, parameter.device_mesh, parameter.placements),
-                           requires_grad=False)
+SEEN = "_sherd_seen"  # the attribute of a sharded parameter that holds what is seen of it outside of forwards, where that is another
+
+
+def outside_of(sharded: ShardedParameter, whole: nn.Parameter) -> nn.Parameter:
+    """What is seen of a parameter that the strategy keeps whole: what its unit computes with, or where that is a cast, another one
+    over the store's memory."""
+    outside = whole
+    if whole.dtype != sharded.dtype:
+        outside = nn.Parameter(_C.unbacked(list(sharded.shape), torch.empty(0, dtype=sharded.dtype)), sharded.requires_grad)
+        outside.__dict__.update(users_attributes(sharded))
+        if sharded.requires_grad:
+            outside.register_hook(lambda _: refuse_gradient(sharded))
+    outside._sherd_sharded, outside._sherd_name = sharded, sharded._sherd_name
+    setattr(sharded, SEEN, outside)
+    return outside
+
+
+def refuse_gradient(sharded: ShardedParameter) -> None:
+    raise FaultError(f"[shard] got a gradient of parameter '{sharded._sherd_name}' by a use outside of its unit's forward, which computes "
+                     "with a cast of it, expected none; try to call the model, or torch.no_grad()")
+
+
+def seen(parameter: torch.Tensor) -> torch.Tensor:
+    """What a program sees of a sharded parameter outside of forwards."""
+    return getattr(parameter, SEEN, parameter)
+
+
+def sharded_of(parameter: torch.Tensor) -> torch.Tensor:
+    """What the optimizer has of a parameter that a program sees."""
+    return getattr(parameter, "_sherd_sharded", parameter)
 
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
@@ -380,9 +442,9 @@ def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = No
 
 
 def gradient_over(local: torch.Tensor, shard: DTensor) -> DTensor:
+    """The gradient over this rank's rows of it."""
     gradient = over_rows(local, shard)
-    if local.shape[0] == 0:
-        gradient.__class__ = NoRows
+    gradient.__class__ = NoRows if local.shape[:1] == (0,) else ShardedGradient
     return gradient
 
 

@@ -25,7 +25,7 @@ class MixedPrecisionPolicy:
     """What a unit computes with. ``torch.distributed.fsdp.MixedPrecisionPolicy`` means the same and may stand for it.
 
     Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation is fp32.
-    Integers, float8 and complex ones keep their type everywhere.
+    Integers, float8, complex ones and codes (of bitsandbytes: what has a ``quant_state``) keep their type everywhere.
 
     param_dtype: the unit's parameters inside its forward and backward; None: their own type.
     reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without one fp32,
@@ -41,7 +41,7 @@ class MixedPrecisionPolicy:
     cast_forward_inputs: bool = True
 
     def compute_type(self, parameter: torch.Tensor) -> torch.dtype:
-        return self.param_dtype or parameter.dtype if parameter.dtype in CASTABLE else parameter.dtype
+        return self.param_dtype if self.param_dtype is not None and castable(parameter) else parameter.dtype
 
     def reduce_type(self, parameter: torch.Tensor) -> torch.dtype:
         if parameter.is_complex():
@@ -68,6 +68,10 @@ def policy_of(given: Any) -> MixedPrecisionPolicy:
             raise ConfigError(f"[fully_shard] got {field}={getattr(policy, field)!r} in mp_policy, expected one of "
                               f"{', '.join(map(str, TYPES))}")
     return policy
+
+
+def castable(parameter: torch.Tensor) -> bool:
+    return parameter.dtype in CASTABLE and getattr(parameter, "quant_state", None) is None
 
 
 def keep_norms(model: nn.Module) -> set[int]:
@@ -121,7 +125,7 @@ class Precision:
         kept = keep_norms(model) if self.norms == "fp32" else set()
         uncast = [parameter for parameter in model.parameters() if id(parameter) in kept]
         for parameter in model.parameters():
-            if parameter.dtype in CASTABLE and self.storage != torch.float32 and id(parameter) not in kept:
+            if castable(parameter) and self.storage != torch.float32 and id(parameter) not in kept:
                 parameter.data = parameter.data.to(self.storage)
         return {"mp_policy": self.policy, "uncast_params": uncast}
 

@@ -11,8 +11,9 @@ from torch.distributed.tensor import DTensor
 
 from . import _C, distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, shard_parameter
+from .parameters import ShardedParameter, seen, shard_parameter
 from .precision import policy_of
+from .max_norm import shortening
 from .surface import check_placements, resharded
 from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
 
@@ -121,10 +122,11 @@ def after_load(module: nn.Module, _) -> None:
     if handle.root is None or handle.root_module is not module:
         return
     for owner, name, shard in handle.root.places:
-        if owner._parameters[name] is not shard:
+        mine = seen(shard)
+        if owner._parameters[name] is not mine and owner._parameters[name] is not shard:
             with torch.no_grad():
-                shard.copy_(owner._parameters[name])
-            owner._parameters[name] = shard
+                mine.copy_(owner._parameters[name])
+            owner._parameters[name] = mine
 
 
 def check_mesh(mesh: DeviceMesh | None, strategy: str, world: distributed.World) -> None:
@@ -160,6 +162,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             inner.outer = weakref.ref(unit)
             handle.ignored |= inner.ignored
         return
+    if (embedding := shortening(module)) is not None:
+        handle.shortening.append(embedding)
     if isinstance(module, nn.TransformerEncoder):
         module.register_forward_pre_hook(first_layer_whole)
     for key, parameter in module._parameters.items():

@@ -5,12 +5,13 @@ module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
 import logging
 import weakref
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -25,8 +26,10 @@ from ._C import ConfigError
 from .autograd import MODELS
 from .casting import Given
 from .causes import cause_of
-from .distributed import World
-from .parameters import ShardedParameter, as_bytes, check_type, gradient_over, is_whole, whole_of
+from .distributed import World, call
+from .max_norm import ShorteningEmbedding, check_alone
+from .parameters import (ShardedParameter, WholeParameter, as_bytes, check_type, gradient_over, is_whole, outside_of, seen,
+                         whole_of)
 from .precision import MixedPrecisionPolicy
 from .surface import HELD, Surface, Told, after_forward, tell
 
@@ -47,6 +50,9 @@ class UnitHandle:
         self.unit: _C.Unit | None = None  # once the model is built
         self.root: Root | None = None
         self.told = Told()
+        self.shortening: list[ShorteningEmbedding] = []  # of its own modules
+        self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
+        self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
 
     @property
     def root_module(self) -> nn.Module:
@@ -56,13 +62,16 @@ class UnitHandle:
         return handle.module()
 
     def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
-        """A copy of a whole parameter of the unit, in the graph of its uses."""
+        """A copy of a whole parameter of the unit, in the graph of its uses. Collective: when it returns, no rank reads rows of
+        another any more."""
         unit = self.unit
         if unit.shows_whole:
             return parameter._sherd_whole.clone()
         unit.unshard()
         try:
-            return parameter._sherd_whole.clone()
+            copy = parameter._sherd_whole.clone()
+            self.world.transport.barrier()
+            return copy
         finally:
             unit.reshard()
 
@@ -101,6 +110,23 @@ class Root:
         MODELS.add(model)
         self.places = places  # where each parameter is seen
         self.elsewhere: set[int] = set()  # parameters of optimizers that are no business of this model
+        self.shortening: list[tuple[ShorteningEmbedding, ShardedParameter]] = []
+
+    def shorten(self) -> None:
+        """Embeddings with max_norm: see max_norm.py. Collective where there are any."""
+        for embedding, shard in self.shortening:
+            embedding.shorten(shard)
+
+    @contextlib.contextmanager
+    def shards_shown(self) -> Iterator[None]:
+        """Inside, programs see every parameter sharded."""
+        for owner, name, shard in self.places:
+            owner._parameters[name] = shard
+        try:
+            yield
+        finally:
+            for owner, name, shard in self.places:
+                owner._parameters[name] = seen(shard)
 
 
 @functools.partial(torch._dynamo.disable, recursive=False)
@@ -276,6 +302,7 @@ def build(root: nn.Module) -> Root:
     world, options = handle.world, handle.options
     check(uses)
     check_same_on_all_ranks(uses, options, world)
+    shortening = shortening_in(uses)
     plans, all_places = [], []
     for index, module in enumerate(uses.modules):
         members = [key for key, unit in uses.unit_of.items() if unit == index]
@@ -295,10 +322,11 @@ def build(root: nn.Module) -> Root:
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
             if is_whole(shard) and world.size > 1:
                 dist.broadcast(as_bytes(local), src=0)
+            outside = outside_of(shard, whole) if handle.sees_whole else None
             planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local,
                                          reduce=precision.reduce_type(shard),
-                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one))
-            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard)
+                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one, outside=outside))
+            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard if outside is None else outside)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
@@ -322,12 +350,27 @@ def build(root: nn.Module) -> Root:
         if world.rank == 0:
             log.warning("%s", warning)
     result = Root(model, world, all_places)
+    result.shortening = shortening
+    for owner, name, shard in all_places:
+        owner._parameters[name] = seen(shard)
     for module in uses.modules:
         getattr(module, HELD).root = result
         getattr(module, HELD).converted.clear()
     for module in uses.modules:
         tell(getattr(module, HELD))
     return result
+
+
+def shortening_in(uses: Uses) -> list[tuple[ShorteningEmbedding, ShardedParameter]]:
+    """The embeddings with max_norm and their parameters."""
+    found = []
+    for module in uses.modules:
+        for embedding in getattr(module, HELD).shortening:
+            key = id(embedding.module._parameters["weight"])
+            if key in uses.parameters:
+                check_alone(uses.fqns[key], len(uses.places[key]))
+                found.append((embedding, uses.parameters[key]))
+    return found
 
 
 def precision_of(shard: ShardedParameter, options: Options) -> MixedPrecisionPolicy:
@@ -344,6 +387,10 @@ def own_local(shard: ShardedParameter) -> torch.Tensor:
 
 
 def check(uses: Uses) -> None:
+    whole = next((uses.fqns[key] for key, p in uses.parameters.items() if type(p) is WholeParameter), None)
+    if whole is not None:
+        raise ConfigError(f"[fully_shard] got a first forward inside of GatheredParameters of '{whole}', expected one before it; try "
+                          "model.unshard() and model.reshard() first")
     on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
     if on_meta:
         raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"
@@ -362,7 +409,8 @@ def check_same_on_all_ranks(uses: Uses, options: Options, world: World) -> None:
     mine += [f"parameter '{uses.fqns[key]}' {list(p.shape)} {p.dtype} {'trainable' if p.requires_grad else 'frozen'}"
              for key, p in uses.parameters.items()]
     everyone: list[list[str]] = [[] for _ in range(world.size)]
-    dist.all_gather_object(everyone, mine)
+    with call("the first use of a sharded model"):
+        dist.all_gather_object(everyone, mine)
     for rank, theirs in enumerate(everyone):
         for here, there in itertools.zip_longest(everyone[0], theirs, fillvalue="nothing more"):
             if here != there:

@@ -3,12 +3,14 @@ from __future__ import annotations
 
 from typing import Iterable
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from ._C import ConfigError
-from .parameters import ShardedParameter
+from .optim import ShardedOptimizer
+from .parameters import ShardedParameter, rows_like
 from .units import HELD
 
 
@@ -47,13 +49,59 @@ def before_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         for parameter in group["params"]:
             if not isinstance(parameter, ShardedParameter):
                 check_plain(parameter, type(optimizer).__name__, roots)
+    if roots:
+        transport = getattr(roots[0], HELD).world.transport
+        transport.say("the step of an optimizer")
     for root in roots:
         getattr(root, HELD).root.model.before_update()
+        getattr(root, HELD).root.shorten()
 
 
 def after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
     for root in roots_of(optimizer):
-        getattr(root, HELD).root.model.note_update()
+        handle = getattr(root, HELD)
+        handle.root.model.note_update()
+        handle.world.transport.say("")
+
+
+NEED_WHOLE = {"Adafactor", "Muon", "Rprop"}  # torch's, transformers': what they do to an element depends on others, or on its place
+
+
+def needs_whole(optimizer: Optimizer) -> bool:
+    """Whether an optimizer that is not ours works on whole parameters only."""
+    return not isinstance(optimizer, ShardedOptimizer) and any(cls.__name__ in NEED_WHOLE for cls in type(optimizer).__mro__)
+
+
+def step_on_whole(optimizer: Optimizer) -> None:
+    """A step with one parameter after the other, whole on every rank, which then keeps its rows. What the optimizer remembers of
+    them stays whole on every rank. Collective."""
+    before_step(optimizer, (), {})
+    groups = [(group, group["params"]) for group in optimizer.param_groups]
+    try:
+        for group, _ in groups:
+            group["params"] = []
+        for group, parameters in groups:
+            for parameter in parameters:
+                if isinstance(parameter, ShardedParameter) and parameter.grad is not None:
+                    step_one(optimizer, group, parameter)
+            group["params"] = []
+    finally:
+        for group, parameters in groups:
+            group["params"] = parameters
+    after_step(optimizer, (), {})
+
+
+def step_one(optimizer: Optimizer, group: dict, parameter: ShardedParameter) -> None:
+    whole = nn.Parameter(parameter.detach().full_tensor().clone())
+    whole.grad = parameter.grad.detach().full_tensor()
+    group["params"] = [whole]
+    state = optimizer.state.pop(parameter, None)
+    if state is not None:
+        optimizer.state[whole] = state
+    optimizer.step()
+    optimizer.state[parameter] = optimizer.state.pop(whole, {})
+    with torch.no_grad():
+        parameter._local_tensor.copy_(rows_like(whole, parameter))
 
 
 register_optimizer_step_pre_hook(before_step)

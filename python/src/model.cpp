@@ -34,14 +34,19 @@ at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard)
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.
 void with_python_types(const std::function<void()>& step) {
-  try {
-    step();
-  } catch (const FaultError& error) {
+  const auto raise = [](const char* type, const std::exception& error) {
     const py::gil_scoped_acquire gil;
-    PyErr_SetString(py::module_::import("sherd._C").attr("FaultError").ptr(), error.what());
+    PyErr_SetString(py::module_::import("sherd._C").attr(type).ptr(), error.what());
     python_error as_python;
     as_python.persist();
     throw as_python;
+  };
+  try {
+    step();
+  } catch (const FaultError& error) {
+    raise("FaultError", error);
+  } catch (const ConfigError& error) {
+    raise("ConfigError", error);
   }
 }
 
@@ -49,7 +54,10 @@ void with_python_types(const std::function<void()>& step) {
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
              MakeGradient make_gradient)
-    : core_(std::make_shared<Core>()), make_gradient_(std::move(make_gradient)), replicate_(options.replicate), name_(options.name) {
+    : core_(std::make_shared<Core>()),
+      make_gradient_(std::move(make_gradient)),
+      replicate_(options.replicate),
+      name_(options.name) {
   ShardOptions shard;
   shard.strategy = find_strategy(options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
@@ -58,7 +66,8 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;
   for (const auto& plan : plans)
-    for (const auto& p : plan.parameters) types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
+    for (const auto& p : plan.parameters)
+      types[p.whole.unsafeGetTensorImpl()] = {p.local.scalar_type(), p.reduce, p.copies};
   shard.types = [&](const FoundParameter& found) { return types.at(found.tensor.unsafeGetTensorImpl()); };
   shard.mesh = Mesh::over(transport->size(), transport->rank(), replicate_, 0);
   core_->transport = std::move(transport);
@@ -85,6 +94,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
       for (Face& face : faces_[group->index()]) face.unit = unit.get();
   }
   model.publish();
+  for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
                           [this] { core_->model->interrupt("an exception ended its backward"); }, with_python_types});
@@ -109,6 +119,7 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   auto* owner = new Owner{core_, rows};
   local.storage().unsafeGetStorageImpl()->set_data_ptr_noswap(at::DataPtr(
       rows.mutable_data_ptr(), owner, [](void* context) { delete static_cast<Owner*>(context); }, local.device()));
+  sees_whole_ = sees_whole_ || parameter.outside.defined();
   Face face{std::move(parameter)};
   face.shard = py::cast(face.parameter.shard);
   face.rows = py::cast(face.parameter.local);
@@ -163,20 +174,27 @@ void Model::remember_versions() {
     for (auto& face : faces) {
       face.shard_version = face.parameter.shard._version();
       face.local_version = face.parameter.local._version();
+      if (face.parameter.outside.defined()) face.outside_version = face.parameter.outside._version();
     }
   }
 }
 
 void Model::entering_forward() {
   if (open_ > 0 || inside_backward()) return;
+  if (sees_whole_) follow_outside();
   recover();
   failure_.clear();
-  has_read_ = true;
-  const bool reclaimed = reclaim_rows();
-  bool changed = updated_ || reclaimed || rows_have_changed();
-  const bool other_gradients = first_with_other_requires_grad() != nullptr;
+  const bool reclaimed = reclaim_rows(), written = written_outside();
+  bool changed = updated_ || reclaimed || written || rows_have_changed();
+  // Adapters are switched off and on around forwards without gradients, while a backward is still to come.
+  const bool other_gradients = at::GradMode::is_enabled() && first_with_other_requires_grad() != nullptr;
   // After a backward ranks agree on it: some may have changed their rows by ways that others have not.
-  if ((has_reduced_ || other_gradients) && core_->transport->size() > 1) changed = agree_on_changes(changed);
+  if ((has_reduced_ || other_gradients) && core_->transport->size() > 1) {
+    changed = agree_on_changes(changed);
+  } else if (written && has_read_) {
+    barrier(*core_->transport);
+  }
+  has_read_ = true;
   if (other_gradients) {
     follow_requires_grad();
   } else if (has_reduced_ && unsettled_ > 0) {
@@ -185,6 +203,7 @@ void Model::entering_forward() {
   }
   has_reduced_ = false;
   if (!changed) return;
+  if (written) take_written();
   core_->model->publish();
   updated_ = false;
   remember_versions();
@@ -211,9 +230,15 @@ void Model::before_update() {
   if (in_end_) return;  // a hook on a gradient: all ranks have ended their backward
   has_read_ = false;
   try {
+    const std::string_view call = core_->transport->call();
+    const Said said(*core_->model, call.empty() ? "an update of parameters" : call);
     recover();
     core_->model->finish_backward();
-    barrier(*core_->transport);
+    barrier(*core_->transport, "an update of parameters");
+    if (written_outside()) {
+      take_written();
+      remember_versions();
+    }
   } catch (const std::exception& error) {
     core_->model->interrupt(error.what());
     throw;
@@ -222,7 +247,7 @@ void Model::before_update() {
 
 // See [Note: Windows].
 void Model::begin_backward() {
-  leave_out_frozen();
+  follow_in_backward();
   if (core_->model->gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
@@ -255,22 +280,23 @@ bool Model::held_elsewhere(size_t g) const {
 
 at::Tensor Model::local_gradient(const Face& face) const {
   const py::object gradient = py::cast(face.parameter.shard.grad());
-  return face.references > 0 && gradient.is(face.gradient) ? face.buffer : rows_of_gradient(gradient, face.parameter.shard);
+  return face.references > 0 && gradient.is(face.gradient) ? face.buffer
+                                                           : rows_of_gradient(gradient, face.parameter.shard);
 }
 
 double Model::gradient_norm(double order) {
   RowNorm norm(order);
   for (const auto& faces : faces_) {
     for (const Face& face : faces) {
-      const bool counted_elsewhere =
-          face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
+      const bool counted_elsewhere = face.parameter.copies == Copies::each_rank && core_->model->store().index() != 0;
       if (!face.parameter.shard.grad().defined() || counted_elsewhere || face.parameter.local.numel() == 0) continue;
       const at::Tensor local = local_gradient(face).detach();
       norm.add(local, local.dim() == 0 ? 1 : local.numel() / local.size(0));
     }
   }
   const py::gil_scoped_release no_gil;
-  const std::vector<double> all = core_->transport->exchange(norm.parts());
+  const Said said(*core_->model, "a gradient norm");
+  const std::vector<double> all = core_->transport->exchange_for("a gradient norm", norm.parts());
   // Over one replica: the others have the same.
   return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
 }
@@ -312,7 +338,7 @@ std::vector<bool> Model::seen_by_any_rank() {
       if (model.has_seen(g, p)) mine.back() += static_cast<double>(uint64_t{1} << (count % kBits));
     }
   }
-  const std::vector<double> all = core_->transport->exchange(mine);
+  const std::vector<double> all = core_->transport->exchange_for("the end of a backward", mine);
   std::vector<double> hashes;
   std::vector<bool> seen(count, false);
   for (size_t rank = 0; rank * mine.size() < all.size(); ++rank) {
@@ -343,7 +369,8 @@ void Model::end_backward() {
   for (size_t g = 0; g < faces_.size(); ++g) {
     for (size_t p = 0; p < faces_[g].size(); ++p, ++i) {
       Face& face = faces_[g][p];
-      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined())) show_gradient(face);
+      if (takes_part(g, p) && !core_->model->holds(g) && (seen[i] || face.had || face.parameter.shard.grad().defined()))
+        show_gradient(face);
     }
   }
 }

@@ -5,11 +5,16 @@
 // what is there (also if the user put it there) is added to. Gradients that somebody still holds when they start anew
 // are left to him, and the store makes new ones.
 //
+// [Note: Whole outside] Where the strategy keeps parameters whole, a program may see whole, plain parameters outside
+// of forwards as well: `whole` itself, or another over the store's memory where `whole` is a cast. They are up to date
+// after settle(). What a program writes to them counts from the next forward or update on: each rank takes the rows
+// that it owns from its own.
+//
 // [Note: Freezing] requires_grad may change between steps, of the DTensors or of the whole parameters where those are
-// shown: the next forward follows it (roles.cpp), and a backward leaves alone what has been frozen since its forward. A
-// parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another change,
-// so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What no_sync() holds
-// of a parameter that was frozen since is reduced all the same.
+// shown: the next forward or backward follows it (roles.cpp). Adapters may be switched off and on for another forward.
+// A parameter that is frozen keeps its place for a gradient until kSettled backwards have gone by without another
+// change, so that turns of freezing and unfreezing cost nothing; one that is unfrozen gets a place at once. What
+// no_sync() holds of a parameter that was frozen since is reduced all the same.
 #pragma once
 
 #include <torch/csrc/utils/pybind.h>
@@ -33,6 +38,7 @@ struct Parameter {
   at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
   at::ScalarType reduce = at::kFloat;  // of its gradients on their way
   Copies copies = Copies::one;         // each_rank: the local tensor is whole
+  at::Tensor outside = {};             // see [Note: Whole outside]
 };
 
 struct UnitPlan {
@@ -67,6 +73,9 @@ class Model {
 
   /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
   void entering_forward();
+  /// Any forward of a unit: what was frozen or unfrozen since the outermost one began counts in it.
+  void entering_unit(const UnitState& unit);
+  UnitObserver& observer() { return *core_->model; }
   void count_open(int change) { open_ += change; }
   /// A forward ended with an exception. Where it was the outermost, all ranks drop the step, and learn where it began.
   void failed_in_forward(const std::string& unit, const std::string& cause);
@@ -80,6 +89,8 @@ class Model {
   double gradient_norm(double order);
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
   std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
+  /// Parameters that are seen whole outside are up to date. Collective.
+  void settle();
   /// This rank's rows have new values: the next forward publishes them.
   void note_update() { updated_ = true; }
   /// This rank's rows can be changed from here on by ways that nothing here sees.
@@ -119,8 +130,10 @@ class Model {
     Py_ssize_t references = 0;
     Unit* unit = nullptr;
     at::Tensor before = {};  // what .grad held when this backward began, where it is not in the buffer
-    bool had = false;   // whether it held anything
+    bool had = false;        // whether it held anything
     int64_t shard_version = 0, local_version = 0;  // when they were published last
+    int64_t outside_version = 0;
+    c10::Storage outside_memory = {};
   };
 
   void make_face(size_t g, size_t p, Parameter parameter);
@@ -131,6 +144,11 @@ class Model {
   bool rows_have_changed() const;
   bool reclaim_rows();
   void remember_versions();
+  void show_outside(size_t g);
+  bool is_written(const Face& face) const;
+  bool written_outside() const;
+  void take_written();
+  void follow_outside();
   // roles.cpp
   Role role(size_t g, size_t p) const { return core_->model->groups()[g]->roles()[p]; }
   bool takes_part(size_t g, size_t p) const { return role(g, p) >= Role::held; }
@@ -141,7 +159,7 @@ class Model {
   void compare_wanted(std::span<const double> hashes);
   void follow_requires_grad();
   void set_roles();
-  void leave_out_frozen();
+  void follow_in_backward();
   void end_leaving_out();
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
@@ -157,15 +175,16 @@ class Model {
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
   std::string name_;
-  int open_ = 0;         // forwards under way
-  std::string failure_;  // where the exception began that is on its way out of them
+  int open_ = 0;             // forwards under way
+  std::string failure_;      // where the exception began that is on its way out of them
+  bool sees_whole_ = false;  // parameters are seen whole outside
   bool updated_ = false, aliased_ = false;
-  bool has_read_ = true;      // since this rank last waited for the others
-  bool has_reduced_ = false;  // since the last forward
-  bool in_end_ = false;       // in end_backward()
-  bool holding_ = false;      // gradients, for a backward that reduces
-  int unsettled_ = 0;         // backwards until places for gradients that are not used are given up
-  double wanted_hash_ = 0;    // of wanted_gradients(), when they were agreed on last
+  bool has_read_ = true;              // since this rank last waited for the others
+  bool has_reduced_ = false;          // since the last forward
+  bool in_end_ = false;               // in end_backward()
+  bool holding_ = false;              // gradients, for a backward that reduces
+  int unsettled_ = 0;                 // backwards until places for gradients that are not used are given up
+  double wanted_hash_ = 0;            // of wanted_gradients(), when they were agreed on last
   std::vector<at::Tensor> left_out_;  // whole parameters that were frozen after the forward of this backward
 };
 

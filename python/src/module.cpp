@@ -40,11 +40,15 @@ void add_transport(py::module& module) {
       .def_property_readonly("name", [](const Transport& t) { return std::string(t.name()); })
       .def(
           "barrier",
-          [](Transport& t) {
+          [](Transport& t, const std::string& purpose) {
             t.resume();
-            barrier(t);
+            barrier(t, t.intern(purpose));
           },
-          py::call_guard<py::gil_scoped_release>())
+          py::arg("purpose") = "", py::call_guard<py::gil_scoped_release>())
+      .def(
+          "say", [](Transport& t, const std::string& call) { return std::string(t.say(t.intern(call))); },
+          py::arg("call"))
+      .def("finish", &Transport::finish, py::call_guard<py::gil_scoped_release>())
       .def(
           "exchange",
           [](Transport& t, const std::vector<double>& values) {
@@ -65,11 +69,11 @@ void add_transport(py::module& module) {
   module.def(
       "connect",
       [](int rank, int size, int local_rank, const c10::intrusive_ptr<c10d::Store>& store, double timeout,
-         const std::string& kind) {
-        return connect({rank, size, local_rank, store, milliseconds(timeout)}, kind);
+         const std::string& kind, const std::string& timeout_argument) {
+        return connect({rank, size, local_rank, store, milliseconds(timeout), timeout_argument}, kind);
       },
       py::arg("rank"), py::arg("size"), py::arg("local_rank"), py::arg("store"), py::arg("timeout"), py::arg("kind"),
-      py::call_guard<py::gil_scoped_release>());
+      py::arg("timeout_argument"), py::call_guard<py::gil_scoped_release>());
 }
 
 void add_model(py::module& module) {
@@ -77,9 +81,7 @@ void add_model(py::module& module) {
       .value("reshard", AfterForward::reshard)
       .value("keep", AfterForward::keep)
       .value("show", AfterForward::show);
-  py::enum_<InBackward>(module, "InBackward")
-      .value("unshard", InBackward::unshard)
-      .value("leave", InBackward::leave);
+  py::enum_<InBackward>(module, "InBackward").value("unshard", InBackward::unshard).value("leave", InBackward::leave);
   py::enum_<AfterBackward>(module, "AfterBackward")
       .value("reshard", AfterBackward::reshard)
       .value("keep", AfterBackward::keep);
@@ -109,8 +111,18 @@ void add_model(py::module& module) {
       .def("set_prefetch", &Unit::set_prefetch, py::arg("pass_"), py::arg("units"));
   py::enum_<Copies>(module, "Copies").value("one", Copies::one).value("each_rank", Copies::each_rank);
   py::class_<Parameter>(module, "Parameter")
-      .def(py::init<std::string, at::Tensor, at::Tensor, at::Tensor, at::ScalarType, Copies>(), py::arg("fqn"),
-           py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"), py::arg("copies"));
+      .def(py::init([](std::string fqn, at::Tensor whole, at::Tensor shard, at::Tensor local, at::ScalarType reduce,
+                       Copies copies, const std::optional<at::Tensor>& outside) {
+             return Parameter{std::move(fqn),
+                              std::move(whole),
+                              std::move(shard),
+                              std::move(local),
+                              reduce,
+                              copies,
+                              outside.value_or(at::Tensor())};
+           }),
+           py::arg("fqn"), py::arg("whole"), py::arg("shard"), py::arg("local"), py::arg("reduce"), py::arg("copies"),
+           py::arg("outside") = py::none());
   py::class_<UnitPlan>(module, "UnitPlan")
       .def(py::init<std::shared_ptr<Unit>, std::string, size_t, std::vector<Parameter>, AfterForward>(),
            py::arg("unit"), py::arg("name"), py::arg("parent"), py::arg("parameters"), py::arg("after_forward"));
@@ -129,10 +141,12 @@ void add_model(py::module& module) {
       .def("gradient_norm", &Model::gradient_norm, py::arg("order"))
       .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)
+      .def("settle", &Model::settle, py::call_guard<py::gil_scoped_release>())
       .def("expect_backward", &Model::expect_backward, py::arg("roots"), py::call_guard<py::gil_scoped_release>())
       .def("reduce", &Model::reduce, py::arg("shards"), py::arg("gradients"))
       .def_property_readonly("gradients", &Model::gradients)
-      .def("set_gradients", py::overload_cast<Gradients>(&Model::set_gradients), py::arg("gradients"), py::call_guard<py::gil_scoped_release>())
+      .def("set_gradients", py::overload_cast<Gradients>(&Model::set_gradients), py::arg("gradients"),
+           py::call_guard<py::gil_scoped_release>())
       .def("memory", &Model::memory)
       .def_property_readonly("warnings", &Model::warnings);
 }

@@ -2,12 +2,13 @@
 #include "python/src/model.h"
 #include "sherd/base/error.h"
 #include "sherd/base/fnv.h"
+#include "sherd/shard/hooks.h"
 
 namespace sherd::python {
 namespace {
 
-constexpr double kBeforeForward = 0x5e4d;  // tells the exchange before a forward from any other
-constexpr int kSettled = 4;                // backwards
+constexpr double kAgreement = 0x5e4d;  // tells this exchange from any other
+constexpr int kSettled = 4;            // backwards
 
 /// As numbers that a double holds exactly.
 std::vector<double> packed(const std::vector<bool>& flags) {
@@ -16,6 +17,11 @@ std::vector<double> packed(const std::vector<bool>& flags) {
   for (size_t i = 0; i < flags.size(); ++i)
     if (flags[i]) words[i / kBits] += static_cast<double>(uint64_t{1} << (i % kBits));
   return words;
+}
+
+bool can_be_trained(at::ScalarType type) {
+  return type == at::kFloat || type == at::kBFloat16 || type == at::kHalf || type == at::kDouble ||
+         type == at::kComplexFloat || type == at::kComplexDouble;
 }
 
 const char* in_python(bool value) { return value ? "True" : "False"; }
@@ -54,18 +60,18 @@ std::vector<bool> Model::wanted_gradients() const {
 bool Model::agree_on_changes(bool mine) {
   const bool others_come = has_reduced_;
   const Parameter* other = first_with_other_requires_grad();
-  const std::vector<double> values{kBeforeForward, mine || (others_come && aliased_) ? 1.0 : 0.0,
+  const std::vector<double> values{kAgreement, mine || (others_come && aliased_) ? 1.0 : 0.0,
                                    other != nullptr ? hash_of(wanted_gradients()) : wanted_hash_};
   std::vector<double> all, hashes;
   try {
-    all = core_->transport->exchange(values);
+    all = core_->transport->exchange_for("the beginning of a forward", values);
     for (size_t at = 0; at < all.size(); at += values.size())
-      if (all[at] != kBeforeForward) fault("shard", "rank {} has not", at / values.size());
+      if (all[at] != kAgreement) fault("shard", "rank {} has not", at / values.size());
   } catch (const FaultError& error) {
     if (others_come) throw;
     fault("shard",
           "got another requires_grad of parameter '{}' on rank {}, expected the same change on all ranks before the "
-          "same forward: {}; try to freeze and unfreeze on every rank",
+          "same call: {}; try to freeze and unfreeze on every rank",
           other->fqn, core_->transport->rank(), error.what());
   }
   bool changed = false;
@@ -106,8 +112,14 @@ void Model::follow_requires_grad() {
   size_t i = 0;
   for (auto& faces : faces_) {
     for (Face& face : faces) {
-      for (at::Tensor* tensor : {&face.parameter.shard, &face.parameter.whole})
-        if (tensor->requires_grad() != wanted[i]) tensor->set_requires_grad(wanted[i]);
+      const at::ScalarType type = face.parameter.local.scalar_type();
+      if (wanted[i] && !can_be_trained(type))
+        config_error("shard",
+                     "got requires_grad=True of parameter '{}' of {}, expected fp32, bf16, fp16, fp64, complex64 or "
+                     "complex128; try to keep it frozen",
+                     face.parameter.fqn, toString(type));
+      for (at::Tensor* tensor : {&face.parameter.shard, &face.parameter.whole, &face.parameter.outside})
+        if (tensor->defined() && tensor->requires_grad() != wanted[i]) tensor->set_requires_grad(wanted[i]);
       ++i;
     }
   }
@@ -140,16 +152,35 @@ void Model::set_roles() {
   for (const size_t g : moved) make_gradients(g);
 }
 
-// As in torch: what is frozen when backward comes gets no gradient.
-void Model::leave_out_frozen() {
-  for (size_t g = 0; g < faces_.size(); ++g) {
-    for (size_t p = 0; p < faces_[g].size(); ++p) {
-      at::Tensor& whole = faces_[g][p].parameter.whole;
-      if (role(g, p) != Role::awaited || faces_[g][p].parameter.shard.requires_grad()) continue;
-      whole.set_requires_grad(false);
-      left_out_.push_back(whole);
+// Ranks agree on it when backward comes.
+void Model::entering_unit(const UnitState& unit) {
+  if (open_ == 0 || inside_backward()) return;
+  for (const ParamGroup* group : unit.groups()) {
+    for (size_t p = 0; p < group->parameters().size(); ++p) {
+      at::Tensor& whole = faces_[group->index()][p].parameter.whole;
+      const bool wants = wants_gradient(group->index(), p);
+      if (whole.requires_grad() != wants) whole.set_requires_grad(wants);
     }
   }
+}
+
+// As in torch, requires_grad counts as it is when backward comes. What has been frozen since the last forward is left
+// out, for which ranks need not agree.
+void Model::follow_in_backward() {
+  std::vector<at::Tensor> frozen;
+  for (size_t g = 0; g < faces_.size(); ++g) {
+    for (size_t p = 0; p < faces_[g].size(); ++p) {
+      const bool wants = wants_gradient(g, p), awaited = role(g, p) == Role::awaited;
+      const at::Tensor& whole = faces_[g][p].parameter.whole;
+      if (wants && !awaited) {
+        if (core_->transport->size() > 1) agree_on_changes(false);
+        return follow_requires_grad();
+      }
+      if (awaited && !wants && whole.requires_grad()) frozen.push_back(whole);
+    }
+  }
+  left_out_ = std::move(frozen);
+  for (at::Tensor& whole : left_out_) whole.set_requires_grad(false);
 }
 
 void Model::end_leaving_out() {

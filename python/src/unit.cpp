@@ -6,6 +6,13 @@
 
 namespace sherd::python {
 
+Unit::~Unit() {
+  const py::gil_scoped_acquire gil;
+  reduced_hook_ = py::object();
+  guests_.clear();
+  places_.clear();
+}
+
 void Unit::belong_to(Model* model) {
   model_ = model;
   if (model_ != nullptr) return state_->set_face(this);
@@ -21,7 +28,11 @@ void Unit::enter(const py::tuple& args, const py::dict& kwargs) {
   collect_tensors(kwargs.ptr(), tensors);
   const py::gil_scoped_release no_gil;
   try {
-    model_->entering_forward();
+    {
+      const Said said(model_->observer(), state_->forward());
+      model_->entering_forward();
+      model_->entering_unit(*state_);
+    }
     scopes_.push_back(std::make_unique<ForwardScope>(state_.get(), tensors));
   } catch (const std::exception& error) {
     model_->failed_in_forward(state_->name(), error.what());

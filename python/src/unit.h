@@ -26,6 +26,10 @@ struct Place {
 class Unit : public UnitBase, public UnitFace {
  public:
   explicit Unit(std::vector<Place> places) : places_(std::move(places)) {}
+  /// Also without the interpreter's lock: a tensor may be the last that holds a model's memory.
+  ~Unit() override;
+  Unit(const Unit&) = delete;
+  Unit& operator=(const Unit&) = delete;
 
   /// Called by the model that this unit is of, and once more with null before that is gone.
   void belong_to(Model* model);

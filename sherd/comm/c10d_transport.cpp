@@ -18,6 +18,7 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kSlice{100};
 constexpr milliseconds kUntilCauseShows{500};
+constexpr milliseconds kUntilPlaceIsTold{1000};
 constexpr const char* kRecovered = "recovered";
 constexpr const char* kNothingToRecover = "nothing to recover";
 
@@ -98,7 +99,11 @@ void C10dTransport::look_for_trouble(std::string_view what) {
   } catch (const std::exception&) {  // The store went with its server: nothing more to learn there.
   }
   if (!cause && dead) {
-    const std::string text = fmt::format("rank {} died during {}", *dead, what);
+    const std::string text =
+        has_finished(*dead)
+            ? fmt::format("rank {} has finished; rank {} is in {}, which waits for it; try the same calls on all ranks",
+                          *dead, rank(), call().empty() ? what : call())
+            : fmt::format("rank {} died during {}", *dead, what);
     abort(text);
     cause = fmt::format("[{}] {}", name(), text);
   }
@@ -115,21 +120,74 @@ void C10dTransport::failed(const char* what, const std::exception& error) {
     std::this_thread::sleep_for(milliseconds(20));
   }
   std::string cause = fmt::format("{} failed on rank {}: {}", what, rank(), first_line(error.what()));
+  if (const std::string places = who_is_where(); !places.empty())
+    cause += fmt::format("; {}try the same calls on all ranks, or a longer {} if some are only slow", places,
+                         world_.timeout_argument);
   if (const auto stopped = family_->watch.stopped_rank())
     cause += fmt::format("; rank {} is stopped; try to let it go on (SIGCONT) sooner", *stopped);
   abort(cause);
   fault(name(), "{}", cause);
 }
 
+void C10dTransport::finish() noexcept {
+  try {
+    family_->world.store->set(fmt::format("finished/{}", family_->world.rank), "1");
+  } catch (...) {  // The store went with its server.
+  }
+}
+
+bool C10dTransport::has_finished(int rank) const {
+  try {
+    return family_->world.store->check({fmt::format("finished/{}", rank)});
+  } catch (const std::exception&) {
+    return false;
+  }
+}
+
+void C10dTransport::tell_place(const std::string& place) noexcept {
+  try {
+    family_->world.store->set(fmt::format("place/{}", family_->world.rank), place);
+  } catch (...) {
+  }
+}
+
+std::string C10dTransport::who_is_where() const {
+  const World& world = family_->world;
+  std::string text;
+  try {
+    for (int r = 0; r < world.size; ++r) {
+      const std::string key = fmt::format("place/{}", r);
+      if (has_finished(r))
+        text += fmt::format("rank {} has finished, ", r);
+      else if (world.store->check({key}) && !text_at(*world.store, key).empty())
+        text += fmt::format("rank {} is in {}, ", r, text_at(*world.store, key));
+      else
+        text += fmt::format("rank {} waits in none of sherd's calls, ", r);
+    }
+  } catch (const std::exception&) {
+    return "";
+  }
+  return text.substr(0, text.size() - 2) + "; ";
+}
+
 void C10dTransport::wait(c10d::Work& work, const char* what) {
+  const auto late = Clock::now() + std::min(kUntilPlaceIsTold, world_.timeout / 2);
+  bool told = false;  // where this rank is: by who waits long, once a wait
+  const auto came = [&] {
+    if (told) tell_place("");
+  };
   const auto deadline = Clock::now() + world_.timeout + 5 * kSlice;  // a backend's own time-out comes first
   while (true) {
     try {
       work.wait(kSlice);
-      return;
+      return came();
     } catch (const std::exception& error) {
       if (Clock::now() > deadline) failed(what, error);
       if (!work.isCompleted()) {
+        if (!told && Clock::now() > late) {
+          told = true;
+          tell_place(call().empty() ? what : fmt::format("{} ({})", call(), what));
+        }
         try {
           look_for_trouble(what);
         } catch (const FaultError&) {
@@ -145,7 +203,7 @@ void C10dTransport::wait(c10d::Work& work, const char* what) {
     }
     try {  // It ended meanwhile, well or not.
       work.wait();
-      return;
+      return came();
     } catch (const std::exception& error) {
       failed(what, error);
     }
@@ -206,7 +264,7 @@ std::vector<double> C10dTransport::exchange(std::span<const double> values) {
   at::Tensor mine = at::zeros({count}, at::kDouble);
   std::copy(values.begin(), values.end(), mine.data_ptr<double>());
   at::Tensor all = at::empty({count * size()}, at::kDouble);
-  start("an exchange", {Descriptor::Kind::exchange, count - 1, {}}, {all, mine}, [&](c10d::Backend& backend) {
+  start("an exchange", {Descriptor::Kind::exchange, count - 1, purpose()}, {all, mine}, [&](c10d::Backend& backend) {
     return backend._allgather_base(all, mine);
   }).wait();
   std::vector<double> result;

@@ -32,6 +32,7 @@ class C10dTransport : public Transport {
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override;
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override;
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
+  void finish() noexcept override;
 
  private:
   void tell_abort(std::string_view cause) noexcept override;
@@ -64,6 +65,9 @@ class C10dTransport : public Transport {
   void wait(c10d::Work& work, const char* what);
   [[noreturn]] void failed(const char* what, const std::exception& error);
   void look_for_trouble(std::string_view what);
+  void tell_place(const std::string& place) noexcept;
+  bool has_finished(int rank) const;
+  std::string who_is_where() const;
   void break_off() noexcept;
   void await(const std::string& key, int rank) const;
   std::string meet_for_recovery();

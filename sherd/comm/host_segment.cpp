@@ -10,8 +10,13 @@
 #include <cstring>
 #include <random>
 
+#include <ATen/core/grad_mode.h>
+
 #include "sherd/base/error.h"
+#include "sherd/base/fnv.h"
+#include "sherd/base/log.h"
 #include "sherd/comm/local_socket.h"
+#include "sherd/comm/whereabouts.h"
 
 namespace sherd {
 namespace {
@@ -20,6 +25,7 @@ constexpr const char* kWhere = "host";
 constexpr int kMaxRanks = 256;
 constexpr int64_t kMailbox = 1024;  // doubles a rank and exchange
 constexpr int kSpins = 2000;
+constexpr std::chrono::milliseconds kRing{300}, kLate{1000};
 constexpr const char* kRecoveryFailed = "a rank gave up waiting for the others to recover";
 
 long futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const timespec* timeout) {
@@ -46,6 +52,7 @@ struct HostSegment::Control {
     std::atomic<uint32_t> waiters;  // how many sleep on `event`
     std::atomic<uint64_t> exchanged;
     std::atomic<uint64_t> recovering;  // stages of recoveries
+    Whereabouts where;
   };
 
   alignas(64) std::atomic<uint32_t> aborted;  // 0: no; 1: being written; 2: cause is there
@@ -113,6 +120,50 @@ HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, Shar
 
 HostSegment::~HostSegment() {
   if (first_) std::erase(first_->subgroups_, this);
+  finish();
+}
+
+void HostSegment::finish() noexcept {
+  if (first_) return;
+  control_->ranks[rank()].where.end = Whereabouts::End::finished;
+  notify();
+}
+
+void HostSegment::show_call() noexcept { first().control_->ranks[first().rank()].where.set_call(call()); }
+
+// Subgroups number their ranks in their own way, and name nobody.
+std::string HostSegment::who_is_where(int peer) const {
+  if (first_ || (call().empty() && control_->ranks[peer].where.call().empty())) return "";
+  return fmt::format("rank {} {}, rank {} {}; ", rank(), where_it_is(control_->ranks[rank()].where), peer,
+                     where_it_is(control_->ranks[peer].where));
+}
+
+// Whether this is a call that programs make on one rank by mistake: one by its own name, or an evaluation.
+bool HostSegment::may_be_alone() const {
+  return !purpose().empty() && (purpose() == call() || !at::GradMode::is_enabled());
+}
+
+// Of those that have not finished.
+std::optional<int> HostSegment::dead_rank() const {
+  for (const int r : watch_.dead_ranks())
+    if (control_->ranks[r].where.end.load() == Whereabouts::End::none) return r;
+  return std::nullopt;
+}
+
+// See [Note: Rings]. Empty where there is none; `sleeps` tells one from the next.
+std::vector<int> HostSegment::ring_of_waits(uint64_t& sleeps) const {
+  std::vector<int> ring;
+  sleeps = 0;
+  for (int r = rank(); static_cast<int>(ring.size()) < size();) {
+    const Whereabouts& where = control_->ranks[r].where;
+    const int peer = where.waits_for.load() - 1;
+    if (peer < 0 || where.saw.load() != control_->ranks[peer].event.load()) return {};
+    ring.push_back(r);
+    sleeps += where.sleeps.load();
+    if (peer == rank()) return ring;
+    r = peer;
+  }
+  return {};
 }
 
 void HostSegment::notify() {
@@ -146,24 +197,49 @@ void HostSegment::wait(int peer, const std::function<bool()>& ready, std::string
     _mm_pause();
   }
   Control::RankLine& line = control_->ranks[peer];
-  const auto deadline = std::chrono::steady_clock::now() + world_.timeout;
+  Whereabouts& mine = control_->ranks[rank()].where;
+  mine.sleeps.fetch_add(1);
+  const auto wake = [](Whereabouts* where) { where->waits_for.store(0); };
+  const std::unique_ptr<Whereabouts, decltype(wake)> awake(&mine, wake);
+  const auto start = std::chrono::steady_clock::now();
   const timespec slice = {0, 100'000'000};
+  uint64_t ring_before = 0;
+  auto ring_since = start;
+  bool told = false;
   while (true) {
     const uint32_t event = line.event.load(std::memory_order_seq_cst);
     if (ready()) return;
+    mine.saw.store(event);
+    if (heed == Heed::aborts) mine.waits_for.store(peer + 1);
     line.waiters.fetch_add(1, std::memory_order_seq_cst);
     futex(&line.event, FUTEX_WAIT, event, &slice);
     line.waiters.fetch_sub(1, std::memory_order_seq_cst);
     if (ready()) return;
-    const auto dead = first().watch_.dead_rank();
-    if (dead && ready()) return;  // It ended after its part was done, and what we wait for came before that.
+    const std::optional<int> dead = first().dead_rank();
+    const bool finished = line.where.end.load() == Whereabouts::End::finished;
+    if ((dead || finished) && ready()) return;  // It ended after its part was done, and what we wait for came before.
     check_peers(dead, what, heed);
-    if (std::chrono::steady_clock::now() <= deadline) continue;
+    if (finished)
+      give_up(fmt::format("rank {} has finished; rank {} {}, and waits for {} of it; try the same calls on all ranks",
+                          peer, rank(), where_it_is(mine), what));
+    const auto now = std::chrono::steady_clock::now();
+    uint64_t sleeps = 0;
+    const std::vector<int> ring = ring_of_waits(sleeps);
+    if (ring.empty() || sleeps != std::exchange(ring_before, sleeps)) ring_since = now;
+    if (now - ring_since > kRing) {
+      std::string everybody;
+      for (const int r : ring) everybody += fmt::format("rank {} {}, ", r, where_it_is(control_->ranks[r].where));
+      give_up(fmt::format("ranks wait for each other: {}which waits for {}; try the same calls on all ranks", everybody,
+                          what));
+    }
+    if (now - start > kLate && !std::exchange(told, true) && may_be_alone())
+      log("rank {} has waited 1 s for rank {}: {}all ranks are to make this call", rank(), peer, who_is_where(peer));
+    if (now <= start + world_.timeout) continue;
     const auto stopped = first().watch_.stopped_rank();
-    give_up(fmt::format("rank {} waited {} s for rank {}: {}; {}", rank(),
-                        static_cast<double>(world_.timeout.count()) / 1000, peer, what,
+    give_up(fmt::format("rank {} waited {} s for rank {}: {}; {}{}", rank(),
+                        static_cast<double>(world_.timeout.count()) / 1000, peer, what, who_is_where(peer),
                         stopped ? fmt::format("rank {} is stopped; try to let it go on (SIGCONT) sooner", *stopped)
-                                : "try a longer timeout_s if the rank is only slow"));
+                                : fmt::format("try a longer {} if the rank is only slow", world_.timeout_argument)));
   }
 }
 
@@ -260,6 +336,10 @@ std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) 
   // Two mailboxes suffice: a rank writes exchange k+2 only after all have published k+1, and so have read k.
   const uint64_t turn = ++exchanges_;
   std::copy(values.begin(), values.end(), control_->mailbox[rank()][turn % 2]);
+  Fnv meeting;
+  meeting.add(purpose());
+  meeting.add(values.size());
+  control_->ranks[rank()].where.meeting[turn % 2].store(meeting.value(), std::memory_order_relaxed);
   control_->ranks[rank()].exchanged.store(turn, std::memory_order_release);
   notify();
   std::vector<double> result;
@@ -271,7 +351,22 @@ std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) 
     const double* box = control_->mailbox[r][turn % 2];
     result.insert(result.end(), box, box + values.size());
   }
+  compare_purposes(turn);
   return result;
+}
+
+// All ranks compare, and all find somebody who differs.
+void HostSegment::compare_purposes(uint64_t turn) {
+  const auto meeting = [&](int r) { return control_->ranks[r].where.meeting[turn % 2].load(); };
+  for (int r = 0; r < size(); ++r) {
+    if (meeting(r) == meeting(rank())) continue;
+    check_peers(std::nullopt, "an exchange", Heed::aborts);  // the first who has noticed still saw the others there
+    const std::string places = who_is_where(r);
+    give_up(
+        fmt::format("rank {} meets rank {} in an exchange that is not for the same{}{}; {}try the same calls in the "
+                    "same order on all ranks",
+                    rank(), r, purpose().empty() ? "" : " as here: ", purpose(), places));
+  }
 }
 
 std::vector<double> HostSegment::exchange(std::span<const double> values) {

@@ -15,6 +15,10 @@
 //   2  all have done so; rank 0 settles the recovery by one compare-and-swap, and forgets the abort
 //   3  rank 0 has: all go on. Exchanges are counted from recoveries << 32, so none is taken for an interrupted one.
 // A rank that gives up in 1 or 2 tries the same compare-and-swap with "failed": all ranks end alike.
+//
+// [Note: Rings] A rank that sleeps says for whom, and after which event of that peer it still had to wait. Where this
+// leads from peer to peer back to the rank itself, and none has an event that the one before has not seen, nobody in
+// the ring will ever wake: they say so soon, and which calls they are in.
 #pragma once
 
 #include <atomic>
@@ -50,6 +54,7 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   void drop_staging() override;
   HostSegment* host_segment() override { return this; }
   std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
+  void finish() noexcept override;
 
   /// A segment that `creator` makes and all ranks hold. Collective: same order and size everywhere.
   SharedMemory share(int64_t bytes, int creator);
@@ -63,12 +68,18 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   struct Control;
   void tell_abort(std::string_view cause) noexcept override;
   void run_recovery() override;
+  void show_call() noexcept override;
   enum class Heed { aborts, only_dead };  // what ends a wait beside its time-out
   HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control);
   HostSegment& first() { return first_ ? *first_ : *this; }
   Control& shared_control() { return *first().control_; }
   void wait(int peer, const std::function<bool()>& ready, std::string_view what, Heed heed);
   void check_peers(std::optional<int> dead, std::string_view what, Heed heed);
+  std::string who_is_where(int peer) const;
+  std::optional<int> dead_rank() const;
+  bool may_be_alone() const;
+  std::vector<int> ring_of_waits(uint64_t& sleeps) const;
+  void compare_purposes(uint64_t turn);
   [[noreturn]] void give_up(const std::string& cause);
   void finish_stage(uint64_t stage, int first_rank, int last_rank);
   void drop_unreceived();

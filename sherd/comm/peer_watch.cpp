@@ -23,14 +23,20 @@ PeerWatch::PeerWatch(const std::vector<pid_t>& pids) {
   }
 }
 
-std::optional<int> PeerWatch::dead_rank() const {
-  if (gone_) return gone_;
+std::vector<int> PeerWatch::dead_ranks() const {
+  std::vector<int> dead;
+  if (gone_) dead.push_back(*gone_);
   std::vector<pollfd> polled;
   for (const auto& peer : watched_) polled.push_back({peer.pidfd.get(), POLLIN, 0});
-  if (polled.empty() || poll(polled.data(), polled.size(), 0) <= 0) return std::nullopt;
+  if (polled.empty() || poll(polled.data(), polled.size(), 0) <= 0) return dead;
   for (size_t i = 0; i < polled.size(); ++i)
-    if (polled[i].revents != 0) return watched_[i].rank;
-  return std::nullopt;
+    if (polled[i].revents != 0) dead.push_back(watched_[i].rank);
+  return dead;
+}
+
+std::optional<int> PeerWatch::dead_rank() const {
+  const std::vector<int> dead = dead_ranks();
+  return dead.empty() ? std::nullopt : std::optional(dead.front());
 }
 
 std::optional<int> PeerWatch::stopped_rank() const {

@@ -17,7 +17,8 @@ class PeerWatch {
   /// Throws FaultError when there are too few file descriptors; a kernel without pidfds watches nobody.
   explicit PeerWatch(const std::vector<pid_t>& pids);
 
-  /// A rank whose process has ended. One poll system call.
+  /// Ranks whose processes have ended, and the first of them. One poll system call.
+  std::vector<int> dead_ranks() const;
   std::optional<int> dead_rank() const;
   /// A rank whose process is stopped (SIGSTOP, a debugger). Reads a file of /proc for each peer.
   std::optional<int> stopped_rank() const;

@@ -16,6 +16,7 @@ struct World {
   int local_rank = 0;
   c10::intrusive_ptr<c10d::Store> store;
   std::chrono::milliseconds timeout{60000};
+  std::string timeout_argument = "timeout_s";  // as the caller knows it
 };
 
 /// The world with a corner of its store that no earlier call with this purpose has used. Collective: the n-th call of

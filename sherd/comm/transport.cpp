@@ -43,7 +43,20 @@ int Transport::place_among(const std::vector<int>& ranks) const {
   return static_cast<int>(mine - ranks.begin());
 }
 
-void barrier(Transport& transport) { transport.exchange({}); }
+std::vector<double> Transport::exchange_for(std::string_view purpose, std::span<const double> values) {
+  const auto restore = [this](void*) { purpose_ = {}; };
+  const std::unique_ptr<void, decltype(restore)> guard(this, restore);
+  purpose_ = purpose;
+  return exchange(values);
+}
+
+std::string_view Transport::say(std::string_view call) {
+  const std::string_view before = std::exchange(standing_->call, call);
+  if (before.data() != call.data()) show_call();
+  return before;
+}
+
+void barrier(Transport& transport, std::string_view purpose) { transport.exchange_for(purpose, {}); }
 
 namespace {
 

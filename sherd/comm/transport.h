@@ -15,7 +15,9 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
+#include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -51,6 +53,17 @@ class Transport {
 
   /// All ranks' values in rank order: [size * n]. Every rank passes the same n. Also a barrier.
   virtual std::vector<double> exchange(std::span<const double> values) = 0;
+  /// The same, for a purpose that all ranks are to have.
+  std::vector<double> exchange_for(std::string_view purpose, std::span<const double> values);
+
+  /// The call that this rank is in from here on, for errors of peers that wait for it: "full_state_dict", "" outside.
+  /// It must stay valid; returns the one before. A few nanoseconds.
+  std::string_view say(std::string_view call);
+  std::string_view call() const { return standing_->call; }
+  /// The same text for as long as the family lives.
+  std::string_view intern(const std::string& text) { return *standing_->texts.insert(text).first; }
+  /// This rank will make no more calls: a peer that waits for it hears that it has finished.
+  virtual void finish() noexcept {}
 
   /// whole[r*n, (r+1)*n) = rank r's shard. shard: [n], whole: [size*n]; both must live until wait() returns.
   /// `what` is for errors: "unit 'block3'".
@@ -96,6 +109,11 @@ class Transport {
   /// A peer has given up.
   void heard_abort() { standing_->interrupted = true; }
 
+  /// What the exchange under way is for.
+  std::string_view purpose() const { return purpose_; }
+  /// say() was called.
+  virtual void show_call() noexcept {}
+
   int64_t bytes_sent_ = 0;
 
  private:
@@ -103,17 +121,20 @@ class Transport {
   struct Standing {
     bool interrupted = false;  // this rank has given up or heard of it, since the last recovery
     uint64_t recoveries = 0;
+    std::string_view call;
+    std::set<std::string> texts;
   };
   virtual void tell_abort(std::string_view cause) noexcept = 0;
   virtual void run_recovery() = 0;
 
   std::shared_ptr<Standing> standing_ = std::make_shared<Standing>();
+  std::string_view purpose_;
   int rank_;
   int size_;
 };
 
 /// Returns when all ranks have come.
-void barrier(Transport& transport);
+void barrier(Transport& transport, std::string_view purpose = {});
 
 /// One rank alone.
 std::unique_ptr<Transport> solo_transport();

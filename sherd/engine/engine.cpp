@@ -107,6 +107,7 @@ void Engine::failed_in_forward(const std::exception& error) {
 
 StepReport Engine::step(double lr_scale, std::span<const double> shared_values) {
   const at::NoGradGuard no_grad;
+  const Said said(*model_, "step");
   StepReport report;
   try {
     model_->recover();

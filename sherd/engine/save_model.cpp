@@ -1,5 +1,6 @@
 #include "sherd/engine/save_model.h"
 
+#include <memory>
 #include <optional>
 
 #include "sherd/checkpoint/hugging_face.h"
@@ -7,9 +8,12 @@
 namespace sherd {
 
 void save_weights(Engine& engine, const std::string& folder) {
+  Transport& transport = engine.transport();
+  const auto leave = [before = transport.say("saving")](Transport* t) { t->say(before); };
+  const std::unique_ptr<Transport, decltype(leave)> in_call(&transport, leave);
   const std::vector<ShardView> shards = engine.master_shards();
   std::optional<SafetensorsWriter> writer;
-  if (engine.transport().rank() == 0) {
+  if (transport.rank() == 0) {
     std::vector<TensorShape> shapes;
     for (const auto& shard : shards) shapes.push_back({shard.fqn, shard.sizes});
     for (const auto& [name, buffer] : engine.buffers())
@@ -17,7 +21,7 @@ void save_weights(Engine& engine, const std::string& folder) {
     writer.emplace(create_hugging_face_weights(folder, shapes));
     for (const auto& [name, buffer] : engine.buffers()) writer->write_tensor(name, buffer);
   }
-  barrier(engine.transport());
+  barrier(transport, "saving");
   if (!writer) writer.emplace(SafetensorsWriter::open(hugging_face_weights(folder)));
   for (const auto& shard : shards) {
     if (shard.rows.count == 0 || !engine.holds_first_copy()) continue;
@@ -25,8 +29,8 @@ void save_weights(Engine& engine, const std::string& folder) {
     writer->write_rows(shard.fqn, shard.rows.first, shard.rows.count, values.const_data_ptr<float>());
   }
   writer->sync();
-  barrier(engine.transport());
-  if (engine.transport().rank() == 0) writer->commit();
+  barrier(transport, "saving");
+  if (transport.rank() == 0) writer->commit();
 }
 
 }  // namespace sherd

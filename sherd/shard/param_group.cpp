@@ -85,7 +85,7 @@ void ParamGroup::arm() {
     storage->set_data_ptr_noswap(at::DataPtr(nullptr, parameters_[p].device()));
     storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
         fmt::format("[shard] parameter '{}' of {} was used while it is sharded; try to use it inside its unit's "
-                    "forward, or through the engine's sharded views",
+                    "forward, or a strategy that keeps it whole (zero1, ddp)",
                     layout().parameters[p].fqn, title_of_unit(layout().unit)));
   }
   pointed_ = nullptr;

@@ -266,7 +266,8 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sums = communication_.lend(piece * replicas, type);
-  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit)).wait();
+  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit))
+      .wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round, groups_[g].divisor);

@@ -1,11 +1,11 @@
 // Brings gradients from autograd into the store, group by group, in one order on all ranks.
 //
-// [Note: Rounds] A backward that reduces is one round of every group with a parameter that takes part (Role). As a parameter's gradient is complete,
-// it is copied into the group's slot and dropped; a group whose gradients are all there is contributed, in the fixed
-// order (the reverse of the units' order in the model, units with children last): gradients of a later group wait in
-// .grad for their turn. At most kInFlight groups are under way. At the end of backward what has no gradient counts as
-// zero. A gradient that comes after its group was contributed (re-entrant recompute of a unit that is used twice) makes
-// one more round at the end.
+// [Note: Rounds] A backward that reduces is one round of every group with a parameter that takes part (Role). As a
+// parameter's gradient is complete, it is copied into the group's slot and dropped; a group whose gradients are all
+// there is contributed, in the fixed order (the reverse of the units' order in the model, units with children last):
+// gradients of a later group wait in .grad for their turn. At most kInFlight groups are under way. At the end of
+// backward what has no gradient counts as zero. A gradient that comes after its group was contributed (re-entrant
+// recompute of a unit that is used twice) makes one more round at the end.
 #pragma once
 
 #include <algorithm>

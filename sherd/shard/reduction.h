@@ -19,8 +19,8 @@ void canonical_sum(std::span<const at::Tensor> sources, const at::Tensor& out, R
 /// Zeroes what no parameter covers in a rank-major buffer [ranks * shard_elements].
 void zero_padding(const GroupLayout& layout, const at::Tensor& rank_major);
 
-/// Adds the squares of rows of `width` fp32, bf16, fp16 or fp64 values each, in the way of add_squares(); of complex ones
-/// the squares of their absolute values.
+/// Adds the squares of rows of `width` fp32, bf16, fp16 or fp64 values each, in the way of add_squares(); of complex
+/// ones the squares of their absolute values.
 void add_row_squares(const at::Tensor& rows, int64_t width, ExactSum& sum);
 
 /// Adds the squares of `rank`'s shard in its piece of the rank-major buffer, [shard_elements]. A row is summed in

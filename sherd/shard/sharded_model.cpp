@@ -14,7 +14,6 @@ namespace {
 
 constexpr int64_t kWorthATry = 64 << 20;  // bytes at once that smaller units would save some of
 
-
 AfterForward after_forward(ReshardPolicy option, bool is_root) {
   if (option == ReshardPolicy::all) return AfterForward::reshard;
   return option == ReshardPolicy::units && !is_root ? AfterForward::reshard : AfterForward::keep;
@@ -145,7 +144,6 @@ void ShardedModel::check_roles() const {
 }
 
 std::vector<size_t> ShardedModel::set_roles(const std::vector<Roles>& roles) {
-  finish_backward();
   store_->set_roles(roles);
   std::vector<size_t> moved;
   for (size_t g = 0; g < groups_.size(); ++g)
@@ -309,6 +307,7 @@ void ShardedModel::leaving_forward(const UnitState& unit, const std::vector<at::
 
 void ShardedModel::entering_backward() {
   if (in_backward_) return;
+  if (!said_) said_.emplace(*this, "backward");
   recover();
   makes_graph_ = at::GradMode::is_enabled();
   first_of_backward_ = next_node();
@@ -377,6 +376,7 @@ void ShardedModel::finish_backward() {
   for (const auto& unit : units_) unit->end_backward();
   events_.end();
   in_backward_ = false;
+  said_.reset();
 }
 
 void ShardedModel::interrupt(std::string_view cause) noexcept {
@@ -387,6 +387,7 @@ void ShardedModel::interrupt(std::string_view cause) noexcept {
 void ShardedModel::drop_step() noexcept {
   interrupted_ = true;
   in_backward_ = false;
+  said_.reset();
   reducer_->abandon();
   schedule_.clear();
   forget_forwards();

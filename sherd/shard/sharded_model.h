@@ -118,8 +118,8 @@ class ShardedModel : public UnitObserver {
   void forget_schedule() { schedule_.clear(); }
 
   /// Other roles of parameters, by group; at first those that require gradients are awaited, the others frozen.
-  /// Between backwards, the same on all ranks; collective. Returns the groups whose gradients have moved: see
-  /// Store::set_roles.
+  /// Between backwards or in BackwardEvents::begin, the same on all ranks; collective. Returns the groups whose
+  /// gradients have moved: see Store::set_roles.
   std::vector<size_t> set_roles(const std::vector<Roles>& roles);
   /// Throws ConfigError naming a parameter whose requires_grad is not what its role says.
   void check_roles() const;
@@ -130,8 +130,8 @@ class ShardedModel : public UnitObserver {
   void set_gradients(const UnitState& unit, Gradients gradients);
   /// Whether group g's are held by that.
   bool holds(size_t g) const { return reducer_->holds(g); }
-  /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by its
-  /// forward's results.
+  /// Before a backward from these tensors: see [Note: Side doors]. Without it, what a unit has made must be reached by
+  /// its forward's results.
   void expect_backward(const std::vector<at::Tensor>& roots);
   /// Ends the backward under way, if it has not ended by itself. Idempotent.
   void finish_backward();
@@ -146,6 +146,7 @@ class ShardedModel : public UnitObserver {
   void publish();
 
  private:
+  std::string_view say(std::string_view call) override { return transport_.say(call); }
   void run_in_backward(const std::function<void()>& step) override { events_.run(step); }
   void entering_forward(UnitState& unit) override;
   void unsharded(UnitState& unit, Pass pass) override;
@@ -187,6 +188,7 @@ class ShardedModel : public UnitObserver {
   Gradients gradients_ = Gradients::reduce;
   BackwardEvents events_;
   bool in_backward_ = false;
+  std::optional<Said> said_;  // in backward
   bool interrupted_ = false;
   uint64_t recoveries_ = 0;  // of the transport, that this model has followed
   int64_t backward_number_ = 0;

@@ -278,6 +278,11 @@ void SharedStore::check_unwritten() {
         fmt::join(names, ", "));
 }
 
+void SharedStore::take_back() {
+  if (guard_->take_written().empty()) return;
+  parameters_.restore(view_);
+}
+
 void SharedStore::renew_gradient(size_t g) {
   SHERD_CHECK(groups_[g].gradient_buffer.tensor.defined());
   make_gradient(g);

@@ -29,6 +29,8 @@ class SharedStore : public Store {
   int index() const override { return host_.rank(); }
   at::Tensor gradient(size_t g) override { return groups_[g].gradient; }
   void check_unwritten() override;
+  bool was_written() const override { return guard_->written(); }
+  void take_back() override;
   void set_roles(const std::vector<Roles>& roles) override;
   void renew_gradient(size_t g) override;
   void set_divisor(size_t g, double divisor) override { groups_[g].divisor = divisor; }

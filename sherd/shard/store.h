@@ -3,9 +3,9 @@
 // each rank has buffers of its own, filled by collectives). The rest of shard/ does not know which.
 //
 // All tensors are 1-D in the layouts of [Note: Layout]: parameters of the group's type, gradients (by the plan's second
-// layout) on their way of its reduce type (see summed_in()), reduced ones of kept_gradient_type(). Collective calls (publish, unshard,
-// contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks that the parameters
-// are spread over.
+// layout) on their way of its reduce type (see summed_in()), reduced ones of kept_gradient_type(). Collective calls
+// (publish, unshard, contribute, reduce) come in the same order on all ranks. "This rank" is its index among the ranks
+// that the parameters are spread over.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -112,6 +112,10 @@ class Store {
   virtual void publish(size_t g) = 0;
   /// Throws FaultError if this rank wrote to parameters that it shares with others past torch; the change is dropped.
   virtual void check_unwritten() {}
+  /// Whether this rank wrote to parameters that it shares with others since the last check or take_back(): to copies.
+  virtual bool was_written() const { return false; }
+  /// Drops these copies.
+  virtual void take_back() {}
   /// This rank's index among the owners of rows.
   virtual int index() const = 0;
 

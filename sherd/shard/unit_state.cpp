@@ -126,6 +126,7 @@ void explain_write(const c10::Error& error, const UnitState* unit) {
 
 ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs) : unit_(unit) {
   if (unit_ == nullptr) return;
+  said_.emplace(unit_->observer_, unit_->forward());
   unit_->observer_.entering_forward(*unit_);
   if (at::GradMode::is_enabled()) {
     first_node_ = next_node();

@@ -9,10 +9,13 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "sherd/shard/hooks.h"
+#include "sherd/shard/layout.h"
 #include "sherd/shard/node_ranges.h"
 #include "sherd/shard/param_group.h"
 
@@ -27,6 +30,8 @@ class UnitObserver {
   virtual ~UnitObserver() = default;
   /// Does a step of the work that autograd's nodes call for.
   virtual void run_in_backward(const std::function<void()>& step) { step(); }
+  /// What the rank does from here on, for its peers; returns what it did.
+  virtual std::string_view say(std::string_view /*call*/) { return {}; }
   /// A forward begins: nothing of an earlier, failed backward may be left.
   virtual void entering_forward(UnitState& unit) = 0;
   /// The unit's parameters are there: a good moment to prefetch the one that comes next.
@@ -40,6 +45,19 @@ class UnitObserver {
   virtual bool all_gradients_seen(const UnitState& unit) const = 0;
   /// Nodes made since `first` belong to a forward of the unit; `hooked` of them call `reached` already.
   virtual void made_nodes(NodeMark first, std::function<void()> reached, const std::vector<AutogradNode>& hooked) = 0;
+};
+
+/// The rank is in a call for as long as this lives.
+class Said {
+ public:
+  Said(UnitObserver& observer, std::string_view call) : observer_(observer), before_(observer.say(call)) {}
+  Said(const Said&) = delete;
+  Said& operator=(const Said&) = delete;
+  ~Said() { observer_.say(before_); }
+
+ private:
+  UnitObserver& observer_;
+  std::string_view before_;
 };
 
 /// What shows a unit's parameters to its module, where that has two faces of them: whole ones inside the unit's forward
@@ -71,11 +89,14 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   UnitState(UnitObserver& observer, std::string name, size_t index, AfterForward after_forward, Activations activations)
       : observer_(observer),
         name_(std::move(name)),
+        forward_("the forward of " + title_of_unit(name_)),
         index_(index),
         after_forward_(after_forward),
         activations_(activations) {}
 
   const std::string& name() const { return name_; }
+  /// What its forward is called.
+  std::string_view forward() const { return forward_; }
   size_t index() const { return index_; }
   Activations activations() const { return activations_; }
   int64_t met_in() const { return met_in_; }
@@ -117,7 +138,7 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   void producer_reached(ForwardRecord& record);
 
   UnitObserver& observer_;
-  std::string name_;
+  std::string name_, forward_;  // its name, and what its forward is called
   size_t index_;
   AfterForward after_forward_;
   InBackward in_backward_ = InBackward::unshard;
@@ -155,6 +176,7 @@ class ForwardScope {
   };
   void add_changed_inputs(std::vector<AutogradNode>& nodes) const;
 
+  std::optional<Said> said_;
   std::vector<Input> inputs_;
   std::vector<AutogradNode> producers_;
   NodeMark first_node_ = {};

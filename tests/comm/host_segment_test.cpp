@@ -62,6 +62,63 @@ TEST(HostSegment, ATimeOutSaysWhoWaitedForWhomAndWhat) {
       std::chrono::milliseconds(300));
 }
 
+TEST(HostSegment, RanksThatWaitForEachOtherSaySoLongBeforeTheTimeOut) {
+  const auto start = std::chrono::steady_clock::now();
+  run_ranks(3, Kind::host, [](Transport& transport) {
+    barrier(transport);
+    const std::vector<std::string> calls = {"full_state_dict", "backward", ""};
+    transport.say(calls[static_cast<size_t>(transport.rank())]);
+    const std::string text =
+        fault_of([&] { host_of(transport).wait_for((transport.rank() + 1) % 3, [] { return false; }, "the moon"); });
+    EXPECT_TRUE(contains(text, "ranks wait for each other: ")) << text;
+    EXPECT_TRUE(contains(text, "rank 0 is in full_state_dict, ")) << text;
+    EXPECT_TRUE(contains(text, "rank 1 is in backward, ")) << text;
+    EXPECT_TRUE(contains(text, "rank 2 is in none of sherd's calls, ")) << text;
+    EXPECT_TRUE(contains(text, "which waits for the moon; try the same calls on all ranks")) << text;
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::seconds(5));
+}
+
+TEST(HostSegment, ExchangesForDifferentPurposesAreNamed) {
+  run_ranks(2, Kind::host, [](Transport& transport) {
+    EXPECT_EQ(transport.exchange_for("norm", std::vector<double>{1}).size(), 2u);
+    const std::string call = transport.rank() == 0 ? "full_state_dict" : "the forward of the root";
+    EXPECT_EQ(transport.say(call), "");
+    const std::string text = fault_of([&] { barrier(transport, call); });
+    EXPECT_TRUE(contains(text, "in an exchange that is not for the same as here: ")) << text;
+    EXPECT_TRUE(contains(text, "rank 0 is in full_state_dict")) << text;
+    EXPECT_TRUE(contains(text, "rank 1 is in the forward of the root")) << text;
+    transport.recover();
+    transport.say("");
+    barrier(transport);
+    EXPECT_FALSE(fault_of([&] { transport.exchange(std::vector<double>(1 + transport.rank())); }).empty());
+  });
+}
+
+TEST(HostSegment, ARankThatHasFinishedIsNotWaitedForAndDisturbsNobody) {
+  std::atomic<bool> undisturbed{false}, over{false};
+  run_ranks(3, Kind::host, [&](Transport& transport) {
+    barrier(transport);
+    if (transport.rank() == 2) {
+      transport.finish();
+      while (!over) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      return;
+    }
+    if (transport.rank() == 0) {
+      const auto then = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
+      host_of(transport).wait_for(
+          1, [&] { return std::chrono::steady_clock::now() > then; }, "a living one");
+      undisturbed = true;
+    }
+    while (!undisturbed) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    transport.say("full_state_dict");
+    const std::string text = fault_of([&] { barrier(transport); });
+    EXPECT_TRUE(contains(text, "rank 2 has finished; rank ")) << text;
+    EXPECT_TRUE(contains(text, " is in full_state_dict, and waits for an exchange of it; try the same calls")) << text;
+    over = transport.rank() == 0;
+  });
+}
+
 TEST(HostSegment, AnAbortWakesASleeperAtOnceAndTheFirstCauseStays) {
   run_ranks(3, Kind::host, [](Transport& transport) {
     barrier(transport);

@@ -73,7 +73,8 @@ TEST(ModelShapes, ParametersThatAreFrozenLaterAreNamed) {
       engine.step();
       ADD_FAILURE() << "made a step";
     } catch (const ConfigError& error) {
-      const std::string name = changed == &model->entry ? "'entry', which was trainable" : "'block1.up', which was frozen";
+      const std::string name =
+          changed == &model->entry ? "'entry', which was trainable" : "'block1.up', which was frozen";
       EXPECT_NE(std::string(error.what()).find(name), std::string::npos) << error.what();
     }
     changed->requires_grad_(!changed->requires_grad());

@@ -212,6 +212,47 @@ def between_forward_and_backward():
     pair.compare_weights()
 
 
+def switched_off_for_another_forward(strategy):
+    """As adapters are for the model of reference: between a forward and its backward, and before it."""
+    pair = Both(Net, functools.partial(shard_layers, strategy=strategy))
+
+    def loss_of(model, step, rank):
+        first = token_loss(model, step, rank)
+        adapters = [p for p in model.layers.parameters()]
+        for p in adapters:
+            p.requires_grad_(False)
+        with torch.no_grad() if step % 2 else torch.enable_grad():
+            reference = token_loss(model, step + 1, rank)
+        for p in adapters:
+            p.requires_grad_(True)
+        return first + 0.3 * reference
+
+    for step in range(8):
+        pair.step(loss_of, step)
+    pair.compare_weights()
+
+
+class FreezesByStep(Net):
+    """Parameters of its own and of units in it are frozen and unfrozen by its forward."""
+    calls = 0
+
+    def forward(self, ids):
+        step = self.calls // self.of_a_step
+        self.calls += 1
+        self.layers[0].requires_grad_(step % 2 == 0)
+        self.layers[1].requires_grad_(step % 3 != 0)
+        self.head.requires_grad_(step % 2 == 1)
+        return super().forward(ids)
+
+
+def in_the_models_own_forward():
+    pair = Both(FreezesByStep)
+    pair.plain.of_a_step, pair.ours.of_a_step = pair.size, 1
+    for step in range(7):
+        pair.step(token_loss, step)
+    pair.compare_weights()
+
+
 def of_whole_parameters():
     """Frozen through what a unit shows: between unshard() and reshard(), in full_parameters(), in its forward."""
     import sherd
@@ -259,8 +300,9 @@ class Checkpointed(Net):
 
 
 def test_frozen_between_forward_and_backward_by_any_face_and_recomputed():
-    run(2, joined, "host", (between_forward_and_backward,), (of_whole_parameters,), (recomputed,))
-    run(2, joined, "gloo", (between_forward_and_backward,), (of_whole_parameters,), (recomputed,))
+    switched = [(switched_off_for_another_forward, strategy) for strategy in STRATEGIES]
+    for transport in ("host", "gloo"):
+        run(2, joined, transport, (between_forward_and_backward,), (of_whole_parameters,), (in_the_models_own_forward,), (recomputed,), *switched)
 
 
 def memory_follows():

@@ -305,6 +305,12 @@ def heads_weight(shard):
     with pytest.raises(sherd.FaultError, match=r"'head.weight'.*set_reshard_after_forward\(False\)"):
         pair = prepared(shard)
         pair.ours.features(tokens(0, 0)) @ pair.ours.head.weight.t()
+    with torch.no_grad():
+        w = pair.ours.head.weight
+        for use in (lambda x: x @ w.t(), lambda x: x @ w[...].t(), lambda x: nn.functional.linear(x, w), lambda x: x * w[0]):
+            with pytest.raises(sherd.FaultError, match=r"'head.weight'.*set_reshard_after_forward\(False\)"):
+                use(torch.ones(2, 7))
+        assert type(w.detach()) is type(w.data.detach()) is torch.distributed.tensor.DTensor
     for way in ("unshard", "keep", "both"):
         pair = prepared(shard)
         for step in range(3):

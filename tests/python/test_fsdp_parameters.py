@@ -1,13 +1,14 @@
 """fully_shard of parameters that are not alike: frozen, tied, of several types."""
 import copy
+import functools
 
 import pytest
 import torch
 from torch import nn
 
 import fsdp_models
-from fsdp_models import (Block, Net, Pair, close, joined, shard_children, shard_layers, shard_root, token_loss,
-                         vector_loss, whole)
+from fsdp_models import (VOCAB, WIDTH, Block, Net, Pair, close, joined, shard_children, shard_layers, shard_root, token_loss,
+                         tokens, vector_loss, whole)
 from ranks import run
 
 
@@ -262,3 +263,47 @@ def tiny():
 def test_the_same_by_gloo():
     run(3, joined, "gloo", (frozen_all,), (adapters,), (all_frozen,), (tied_all,), (tied_across,), (mixed_types,),
         (small_types,), (tiny,))
+
+
+class Bag(nn.Module):
+    """Looks up rows by an embedding and a bag, both with max_norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.bag = nn.Embedding(VOCAB, WIDTH, max_norm=1.5), nn.EmbeddingBag(VOCAB, WIDTH, max_norm=2.0, norm_type=1.0, mode="sum")
+        self.layers = nn.ModuleList([Block()])
+
+    def forward(self, ids):
+        return self.layers[0](self.embed(ids) + self.bag(input=ids)[:, None])
+
+
+def shortened(strategy):
+    """Rows are shortened as in the model that sees all ranks' batches, also where the rank that owns them has not looked them up."""
+    import sherd
+    loss = lambda model, step, rank: model(tokens(step, rank)[:, :2]).square().mean()
+    def alone(model, **options):
+        sherd.fully_shard([model.embed, model.bag], **options)
+        return sherd.fully_shard(model, **options)
+
+    for shard in (shard_layers, alone):
+        pair = Pair(Bag, lambda model: shard(model, strategy=strategy), optimizer=functools.partial(torch.optim.SGD, lr=1.0))
+        before = pair.plain.embed.weight.detach().norm(dim=1).max()
+        for step in range(4):
+            with torch.no_grad():
+                close(pair.ours(tokens(9, 0)[:, :2]), pair.plain(tokens(9, 0)[:, :2]))
+            pair.step(loss, step)
+            pair.compare_weights()
+        assert before > 1.5
+
+    class Tied(Bag):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(WIDTH, VOCAB)
+            self.head.weight = self.embed.weight
+    with pytest.raises(sherd.ConfigError, match="'embed.weight' of an embedding with max_norm in 2 places"):
+        shard_layers(Tied(), strategy=strategy)(tokens(0, 0))
+
+
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+def test_embeddings_with_a_largest_norm(transport):
+    run(2, joined, transport, (shortened, "zero3"), (shortened, "ddp"))

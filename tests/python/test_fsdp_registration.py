@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.testing._internal.two_tensor import TwoTensor
 from torch.distributed.tensor import DTensor, Shard
 
 import fsdp_models
@@ -135,6 +136,8 @@ def rejected_parameters():
         sherd.fully_shard(Scaled(torch.ones(3).to(torch.float8_e4m3fn)))
     with pytest.raises(sherd.ConfigError, match="'scale' of .* layout torch.sparse_coo"):
         sherd.fully_shard(Scaled(torch.eye(3).to_sparse()))
+    with pytest.raises(sherd.ConfigError, match="'scale' that is a TwoTensor"):
+        sherd.fully_shard(Scaled(TwoTensor(torch.ones(3), torch.ones(3))))
     strided = sherd.fully_shard(Scaled(torch.arange(12.0).view(3, 4).t()))
     torch.testing.assert_close(strided(torch.ones(2)), torch.full((2,), 66.0))
 

@@ -29,7 +29,7 @@ class Codes(nn.Parameter):
 
     def __new__(cls, data, offset):
         parameter = torch.Tensor._make_subclass(cls, data, False)
-        parameter.offset = offset
+        parameter.offset = parameter.quant_state = offset
         return parameter
 
     def __deepcopy__(self, memo):
@@ -50,9 +50,10 @@ class Quantized(Block):
             values = torch.randint(0, 2, (*shape, dtype.itemsize), dtype=torch.uint8, generator=generator).view(dtype).squeeze(-1)
             self.register_parameter("of_" + str(dtype).split(".")[1], nn.Parameter(values, requires_grad=False))
         self.codes = Codes(torch.randint(0, 255, (WIDTH, WIDTH), dtype=torch.uint8, generator=generator), 2.0)
+        self.stored_as_fp32 = Codes(torch.randint(0, 255, (3, 12), dtype=torch.uint8, generator=generator).view(torch.float32), 2.0)
 
     def forward(self, x):
-        assert type(self.codes) is Codes
+        assert type(self.codes) is Codes and self.stored_as_fp32.dtype == torch.float32
         x = super().forward(x) + x @ self.codes.read().to(x.dtype)
         total = sum(bits(p).double().sum() for p in self.parameters(recurse=False))
         return x * (total / 4000).to(x.dtype)
@@ -248,8 +249,12 @@ def differing_before():
     shard_layers(model)
     model(vectors(0, 0))
     assert model.layers[0].temperature._local_tensor.item() == 1.0
+    with sherd.full_parameters(model, writeback=True):
+        model.layers[0].temperature.data.fill_(2.0 + sherd.world().rank)
+    assert model.layers[0].temperature._local_tensor.item() == 2.0
+    model.layers[0].temperature.data.clamp_(3.0, 4.0)
     with torch.no_grad():
-        model.layers[0].temperature.fill_(4.0)
+        model.layers[0].temperature.add_(1.0)
     x = vectors(0, 0)
     close(model(x), (torch.nn.functional.linear(x, *map(whole, (model.layers[0].linear.weight, model.layers[0].linear.bias)))
                      * 4.0 / 3 + 0.25))
@@ -329,6 +334,15 @@ def refused():
         block = nn.Module()
         block.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn))
         sherd.fully_shard(block)
+    codes = nn.Linear(4, 4)
+    codes.register_parameter("codes", nn.Parameter(torch.ones(4, 4).to(torch.float8_e4m3fn), requires_grad=False))
+    sherd.fully_shard(codes)
+    codes(torch.ones(1, 4)).sum().backward()
+    codes.codes.requires_grad_(True)
+    with pytest.raises(sherd.ConfigError, match="'codes' of Float8_e4m3fn"):
+        codes(torch.ones(1, 4))
+    codes.codes.requires_grad_(False)
+    codes(torch.ones(1, 4)).sum().backward()
     pair = Pair(lambda: Layers(Scaled(), Block()), optimizer=lambda parameters: None)
     for master in ("nearest", "none", "split"):
         half = Layers(Block(), Scalar())

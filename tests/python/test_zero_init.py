@@ -187,7 +187,7 @@ def transformers_own_initialization():
     import transformers
 
     import sherd
-    from sherd import as_deepspeed
+    from sherd import deepspeed_parameters
     config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=17, n_positions=16, bos_token_id=0, eos_token_id=0)
     padded = transformers.LlamaConfig(vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
                                       num_attention_heads=2, pad_token_id=3)
@@ -195,7 +195,7 @@ def transformers_own_initialization():
         torch.manual_seed(4)
         plain = transformers.AutoModelForCausalLM.from_config(settings)
         torch.manual_seed(4)
-        with as_deepspeed.zero_init():
+        with deepspeed_parameters.Init():
             model = transformers.AutoModelForCausalLM.from_config(settings)
         assert all(isinstance(p, sherd.ShardedParameter) for p in model.parameters())
         state = sherd.full_state_dict(model, all_ranks=True)
