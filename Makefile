@@ -9,8 +9,9 @@
 #   make format   clang-format, in place
 #   make asan     the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; ubsan: under the latter alone;
 #                 tsan: those of the transports (not Gloo) under ThreadSanitizer
+#   make matrix   the Python package built and tested beside each version of torch that it is for (MATRIX="2.11 2.15": these)
 #   make clean    remove what was built (.venv stays)
-.PHONY: train test bench soak build format lint asan ubsan tsan clean setup
+.PHONY: train test bench soak build format lint asan ubsan tsan matrix clean setup
 .DEFAULT_GOAL := build
 .DELETE_ON_ERROR:
 
@@ -79,6 +80,9 @@ tsan: setup
 	@cmake --preset $@
 	@cmake --build build-$@ --target test_comm
 	@build-$@/test_comm '--gtest_filter=-*loo*:*C10d*:Ranks.*'
+
+matrix: setup
+	@scripts/matrix.sh
 
 lint:
 	@scripts/setup.sh clang-format-14 clang-tidy-14

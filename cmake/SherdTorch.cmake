@@ -7,15 +7,16 @@ find_program(SHERD_PYTHON NAMES python python3 HINTS ${CMAKE_SOURCE_DIR}/.venv/b
 if(NOT SHERD_PYTHON)
   find_program(SHERD_PYTHON NAMES python3 REQUIRED)
 endif()
-# While pip builds, what is installed cannot be imported, but it can be found.
 execute_process(
-  COMMAND ${SHERD_PYTHON} -c "import os, sys, sysconfig
-places = [os.path.join(p, 'torch') for p in [sysconfig.get_path('platlib'), *sys.path]]
-print(next(p for p in places if os.path.exists(os.path.join(p, 'lib', 'libtorch_cpu.so'))))"
-  OUTPUT_VARIABLE SHERD_TORCH OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_missing ERROR_QUIET)
+  COMMAND ${SHERD_PYTHON} ${CMAKE_SOURCE_DIR}/scripts/wheel_torch.py
+  OUTPUT_VARIABLE torch_found OUTPUT_STRIP_TRAILING_WHITESPACE RESULT_VARIABLE torch_missing ERROR_VARIABLE torch_error)
 if(torch_missing)
-  message(FATAL_ERROR "no torch in ${SHERD_PYTHON}; try scripts/setup.sh, or pip install torch==2.13.0")
+  message(FATAL_ERROR "${torch_error}")
 endif()
+string(REPLACE "\n" ";" torch_found "${torch_found}")
+list(GET torch_found 0 SHERD_TORCH)
+list(GET torch_found 1 SHERD_TORCH_VERSION)
+set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${SHERD_TORCH}/version.py)
 
 find_library(TORCH_CPU_LIBRARY torch_cpu PATHS ${SHERD_TORCH}/lib NO_DEFAULT_PATH REQUIRED)
 add_library(sherd_libtorch INTERFACE)
@@ -24,9 +25,6 @@ target_include_directories(sherd_libtorch SYSTEM INTERFACE
 target_link_directories(sherd_libtorch INTERFACE ${SHERD_TORCH}/lib)
 target_link_libraries(sherd_libtorch INTERFACE
   -Wl,--no-as-needed torch torch_cpu c10 -Wl,--as-needed)
-if(EXISTS ${SHERD_TORCH}/lib/libtorch_cuda.so)
-  target_link_libraries(sherd_libtorch INTERFACE -Wl,--no-as-needed torch_cuda c10_cuda -Wl,--as-needed)
-endif()
 target_link_options(sherd_libtorch INTERFACE -Wl,-rpath,${SHERD_TORCH}/lib)
 
 # fmt, header-only, at the version that torch ships: one version in the whole program.

@@ -7,6 +7,12 @@
 
 and the training loop stays as it was.
 """
+import torch as _torch
+
+from . import _build
+
+_build.check(_torch.__version__)
+
 from . import optim, zero
 from . import updates as _updates  # registers torch's optimizer hooks
 from ._C import ConfigError, FaultError

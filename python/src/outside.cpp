@@ -2,6 +2,7 @@
 #include "python/src/model.h"
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
+#include "sherd/torch/versions.h"
 
 namespace sherd::python {
 
@@ -21,9 +22,8 @@ void Model::show_outside(size_t g) {
     face.outside_memory = outside.storage();
     if (outside.is_same(face.parameter.whole)) continue;
     auto* storage = outside.storage().unsafeGetStorageImpl();
-    storage->clear_data_ptr_access_error_msg_();
     auto* owner = new std::shared_ptr<Core>(core_);
-    storage->set_data_ptr_noswap(at::DataPtr(
+    point_storage(*storage, at::DataPtr(
         base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
         [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
   }

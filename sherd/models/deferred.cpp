@@ -4,6 +4,8 @@
 #include <fmt/ranges.h>
 #include <unordered_set>
 
+#include "sherd/torch/versions.h"
+
 namespace sherd {
 
 at::Tensor deferred_tensor(at::IntArrayRef sizes, const at::TensorOptions& options) {
@@ -46,8 +48,7 @@ void materialize(torch::nn::Module& module, const ParameterSource& source) {
     auto* tensor = item.value().unsafeGetTensorImpl();
     if (!seen.insert(tensor).second) continue;
     auto* storage = tensor->unsafe_storage().unsafeGetStorageImpl();
-    storage->set_data_ptr_noswap(c10::GetAllocator(storage->device_type())->allocate(storage->nbytes()));
-    storage->clear_data_ptr_access_error_msg_();
+    point_storage(*storage, c10::GetAllocator(storage->device_type())->allocate(storage->nbytes()));
     fill(item.value().detach(), whole_parameter(item.key(), item.value().sizes()), source);
     tensor->bump_version();
   }

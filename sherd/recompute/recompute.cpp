@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "sherd/base/error.h"
+#include "sherd/torch/versions.h"
 
 namespace sherd::detail {
 namespace {
@@ -119,7 +120,7 @@ RecomputeScope::RecomputeScope(RecomputeScope&&) noexcept = default;
 RecomputeScope::~RecomputeScope() = default;
 
 std::vector<at::Tensor> RecomputeScope::attach(const std::vector<at::Tensor>& results) {
-  const c10::intrusive_ptr<RecomputeNode> node = c10::make_intrusive<RecomputeNode>();
+  const auto node = make_node<RecomputeNode>();
   for (const auto& input : state_->call.inputs) node->add_next_edge(torch::autograd::impl::gradient_edge(input));
   node->state = std::move(state_);
   std::vector<at::Tensor> attached;

@@ -2,14 +2,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/function.h>
 
 #include <functional>
 #include <vector>
 
-namespace sherd {
+#include "sherd/torch/versions.h"
 
-using AutogradNode = c10::intrusive_ptr<torch::autograd::Node>;
+namespace sherd {
 
 /// Runs `call` each time before `node` computes gradients. The node owns the callback.
 void before_node(torch::autograd::Node& node, std::function<void()> call);

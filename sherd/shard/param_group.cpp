@@ -1,6 +1,7 @@
 #include "sherd/shard/param_group.h"
 
 #include "sherd/base/error.h"
+#include "sherd/torch/versions.h"
 
 namespace sherd {
 
@@ -95,9 +96,9 @@ void ParamGroup::point_to(const at::Tensor& whole) {
   if (base == pointed_) return;
   for (size_t p = 0; p < parameters_.size(); ++p) {
     auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
-    storage->clear_data_ptr_access_error_msg_();
-    storage->set_data_ptr_noswap(at::DataPtr(
-        static_cast<char*>(base) + bytes_of(layout().parameters[p].offset, plan_.compute), parameters_[p].device()));
+    point_storage(*storage,
+                  at::DataPtr(static_cast<char*>(base) + bytes_of(layout().parameters[p].offset, plan_.compute),
+                              parameters_[p].device()));
     // An in-place write would be lost, or reach other ranks: it throws. (Kernels that only read ask for const data.)
     if (plan_.access == Access::read) storage->set_throw_on_mutable_data_ptr();
   }
