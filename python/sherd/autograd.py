@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
+from .parameters import root_handle_of
 
 Gradients = list[torch.Tensor | None]
 MODELS: "weakref.WeakSet[_C.Model]" = weakref.WeakSet()  # that have run
@@ -60,11 +61,8 @@ def is_sharded(tensor: Any) -> bool:
 
 def model_of(parameter: DTensor) -> _C.Model | None:
     """That a sharded parameter belongs to, once it has run."""
-    root = parameter.__dict__.get("_sherd_root")
-    module = None if root is None else root()
-    if module is None or parameter._sherd_whole is None:
-        return None
-    return module.__dict__["_sherd_unit"].root.model
+    handle = root_handle_of(parameter)
+    return None if handle is None or parameter._sherd_whole is None else handle.root.model
 
 
 def leaves_of(tensor: Any) -> tuple:

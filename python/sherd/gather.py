@@ -10,8 +10,8 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import (WHOLE_COPY, ShardedParameter, as_bytes, is_whole, rows_like, seen, sharded_of, shown_as, users_attributes,
-                         whole_value)
+from .parameters import (WHOLE_COPY, ShardedParameter, as_bytes, is_whole, root_handle_of, rows_like, seen, sharded_of, shown_as,
+                         users_attributes, whole_value)
 from .units import HELD, Root, ShardedModule
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
@@ -135,6 +135,5 @@ def root_of(module: nn.Module) -> Root:
 
 
 def root_of_parameter(parameter: torch.Tensor) -> Root | None:
-    root = parameter.__dict__.get("_sherd_root") if isinstance(parameter, ShardedParameter) else None
-    module = root() if root is not None else None
-    return None if module is None else getattr(module, HELD).root
+    handle = root_handle_of(parameter) if isinstance(parameter, ShardedParameter) else None
+    return None if handle is None else handle.root

@@ -92,8 +92,9 @@ def has_plain(values) -> bool:
 
 def gathers_uses(values) -> bool:
     """Whether the model of these parameters is one whose program may use them anywhere."""
-    root = next((t.__dict__.get("_sherd_root") for t in tree_iter(values) if isinstance(t, ShardedParameter)), None)
-    return root is not None and root() is not None and root().__dict__["_sherd_unit"].gathers_uses
+    first = next((t for t in tree_iter(values) if isinstance(t, ShardedParameter)), None)
+    handle = None if first is None else root_handle_of(first)
+    return handle is not None and handle.gathers_uses
 
 
 def of_wholes(function, args: tuple, kwargs: dict):
@@ -141,7 +142,7 @@ class ShardedParameter(DTensor):
             tell(args, "note_alias")
         elif writes(name, kwargs):
             tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
-        if has_plain((args, kwargs)) and gathers_uses((args, kwargs)):
+        if gathers_uses((args, kwargs)) and has_plain((args, kwargs)):  # the first looks at one parameter, the second at all
             return of_wholes(function, args, kwargs or {})
         return derived(function, args, kwargs or {})
 
@@ -164,7 +165,6 @@ class ShardedParameter(DTensor):
     def to_local(self, **options) -> torch.Tensor:
         tell((self,), "note_alias")
         return super().to_local(**options)
-
 
 
 class ShardedGradient(DTensor):
@@ -303,14 +303,20 @@ def alias_of(parameter: ShardedParameter, alias: torch.Tensor) -> torch.Tensor:
     return alias
 
 
+def root_handle_of(parameter: torch.Tensor):
+    """The UnitHandle of the sharded model that a parameter belongs to; None before the model's first use."""
+    root = parameter.__dict__.get("_sherd_root")
+    module = None if root is None else root()
+    return None if module is None else module.__dict__["_sherd_unit"]
+
+
 def tell(args: tuple, *methods: str) -> None:
     """Calls these methods of the models that the parameters among the arguments (or in lists of them) belong to."""
     models = set()
     for argument in args:
         for one in argument if isinstance(argument, (list, tuple)) else (argument,):
-            root = isinstance(one, ShardedParameter) and one.__dict__.get("_sherd_root")
-            if root and (module := root()) is not None:
-                models.add(module.__dict__["_sherd_unit"].root.model)
+            if isinstance(one, ShardedParameter) and (handle := root_handle_of(one)) is not None:
+                models.add(handle.root.model)
     for model in models:
         for method in methods:
             getattr(model, method)()

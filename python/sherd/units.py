@@ -217,7 +217,7 @@ class Unsharded:
 def unit_class(cls: type) -> type:
     """``cls`` with ShardedModule's methods, under its own name; a class of FSDP2's modules too."""
     return type(cls.__name__, (ShardedModule, cls, FSDPModule), {"__module__": cls.__module__, "__qualname__": cls.__qualname__,
-                                                     "__doc__": cls.__doc__})
+                                                                 "__doc__": cls.__doc__})
 
 
 def register_forward_method(module: nn.Module, name: str) -> None:

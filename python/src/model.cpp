@@ -155,12 +155,12 @@ bool Model::rows_have_changed() const {
 
 // Whoever gave a parameter another local tensor means its values.
 bool Model::reclaim_rows() {
-  static const py::str kLocal = "_local_tensor";
+  static PyObject* const local = PyUnicode_InternFromString("_local_tensor");  // outlives the interpreter
   bool found = false;
   const py::gil_scoped_acquire gil;
   for (auto& faces : faces_) {
     for (Face& face : faces) {
-      const py::object now = face.shard.attr(kLocal);
+      const py::object now = face.shard.attr(py::handle(local));
       if (now.is(face.rows)) continue;
       py::module_::import("sherd.parameters").attr("take_back")(face.shard, now, face.rows);
       found = true;
