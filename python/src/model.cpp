@@ -50,6 +50,14 @@ void with_python_types(const std::function<void()>& step) {
   }
 }
 
+// DTensors keep their local tensors in a slot; its descriptor reads one in a fifth of the time of an attribute, and a
+// forward reads all.
+PyObject* read_local_tensor(PyObject* dtensor) {
+  static const py::handle slot =
+      py::object(py::module_::import("torch.distributed.tensor").attr("DTensor").attr("_local_tensor")).release();
+  return Py_TYPE(slot.ptr())->tp_descr_get(slot.ptr(), dtensor, nullptr);
+}
+
 }  // namespace
 
 Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, const ModelOptions& options,
@@ -155,12 +163,12 @@ bool Model::rows_have_changed() const {
 
 // Whoever gave a parameter another local tensor means its values.
 bool Model::reclaim_rows() {
-  static PyObject* const local = PyUnicode_InternFromString("_local_tensor");  // outlives the interpreter
   bool found = false;
   const py::gil_scoped_acquire gil;
   for (auto& faces : faces_) {
     for (Face& face : faces) {
-      const py::object now = face.shard.attr(py::handle(local));
+      const auto now = py::reinterpret_steal<py::object>(read_local_tensor(face.shard.ptr()));
+      if (!now) throw py::error_already_set();
       if (now.is(face.rows)) continue;
       py::module_::import("sherd.parameters").attr("take_back")(face.shard, now, face.rows);
       found = true;

@@ -73,9 +73,8 @@ class Model {
 
   /// Before any forward or use of whole parameters, outside backward: rows that were changed are published.
   void entering_forward();
-  /// Any forward of a unit: what was frozen or unfrozen since the outermost one began counts in it.
-  void entering_unit(const UnitState& unit);
-  UnitObserver& observer() { return *core_->model; }
+  /// Before any forward of a unit: also what was frozen or unfrozen since the outermost one began counts in it.
+  void entering_forward(const UnitState& unit);
   void count_open(int change) { open_ += change; }
   /// A forward ended with an exception. Where it was the outermost, all ranks drop the step, and learn where it began.
   void failed_in_forward(const std::string& unit, const std::string& cause);

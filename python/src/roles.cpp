@@ -153,8 +153,13 @@ void Model::set_roles() {
 }
 
 // Ranks agree on it when backward comes.
-void Model::entering_unit(const UnitState& unit) {
-  if (open_ == 0 || inside_backward() || !at::GradMode::is_enabled()) return;
+void Model::entering_forward(const UnitState& unit) {
+  if (inside_backward()) return;
+  if (open_ == 0) {
+    const Said said(*core_->model, unit.forward());
+    return entering_forward();
+  }
+  if (!at::GradMode::is_enabled()) return;
   for (const ParamGroup* group : unit.groups()) {
     for (size_t p = 0; p < group->parameters().size(); ++p) {
       at::Tensor& whole = faces_[group->index()][p].parameter.whole;

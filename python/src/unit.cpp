@@ -28,11 +28,7 @@ void Unit::enter(const py::tuple& args, const py::dict& kwargs) {
   collect_tensors(kwargs.ptr(), tensors);
   const py::gil_scoped_release no_gil;
   try {
-    {
-      const Said said(model_->observer(), state_->forward());
-      model_->entering_forward();
-      model_->entering_unit(*state_);
-    }
+    model_->entering_forward(*state_);
     scopes_.push_back(std::make_unique<ForwardScope>(state_.get(), tensors));
   } catch (const std::exception& error) {
     model_->failed_in_forward(state_->name(), error.what());
@@ -92,7 +88,7 @@ void Unit::show_whole() {
   const py::gil_scoped_acquire gil;
   for (size_t i = 0; i < places_.size(); ++i) {
     const Place& place = places_[i];
-    PyObject* now = PyDict_GetItem(place.parameters.ptr(), place.name.ptr());
+    PyObject* now = PyDict_GetItemWithError(place.parameters.ptr(), place.name.ptr());
     if (now == place.shard.ptr()) {
       PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), place.whole.ptr());
     } else if (now != nullptr && now != place.whole.ptr()) {
@@ -107,7 +103,7 @@ void Unit::show_shards() noexcept {
   const py::gil_scoped_acquire gil;
   send_home();
   for (const Place& place : places_)
-    if (PyDict_GetItem(place.parameters.ptr(), place.name.ptr()) == place.whole.ptr())
+    if (PyDict_GetItemWithError(place.parameters.ptr(), place.name.ptr()) == place.whole.ptr())
       PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), place.shard.ptr());
   whole_shown_ = false;
 }
@@ -123,7 +119,7 @@ void Unit::receive(size_t i, const py::object& given) {
 void Unit::send_home() noexcept {
   for (const Guest& guest : guests_) {
     const Place& place = places_[guest.place];
-    if (PyDict_GetItem(place.parameters.ptr(), place.name.ptr()) == guest.whole.ptr())
+    if (PyDict_GetItemWithError(place.parameters.ptr(), place.name.ptr()) == guest.whole.ptr())
       PyDict_SetItem(place.parameters.ptr(), place.name.ptr(), guest.given.ptr());
   }
   guests_.clear();

@@ -6,9 +6,11 @@
 namespace sherd {
 
 void Whereabouts::set_call(std::string_view call) {
-  std::array<uint64_t, std::tuple_size_v<decltype(words)>> text = {};
-  std::memcpy(text.data(), call.data(), std::min(call.size(), sizeof(text) - 1));
-  for (size_t i = 0; i < text.size(); ++i) words[i].store(text[i], std::memory_order_relaxed);
+  std::array<uint64_t, std::tuple_size_v<decltype(words)>> text;
+  const size_t size = std::min(call.size(), sizeof(text) - 1), last = size / sizeof(uint64_t);
+  text[last] = 0;
+  std::memcpy(text.data(), call.data(), size);
+  for (size_t i = 0; i <= last; ++i) words[i].store(text[i], std::memory_order_relaxed);
 }
 
 std::string Whereabouts::call() const {

@@ -13,7 +13,7 @@ namespace sherd {
 struct Whereabouts {
   enum class End : uint32_t { none, finished };
 
-  std::array<std::atomic<uint64_t>, 15> words;  // the call that it is in; cut, and zero-filled
+  std::array<std::atomic<uint64_t>, 15> words;  // the call that it is in; cut, and ended by a zero
   std::atomic<uint64_t> meeting[2];             // a hash of what its last two exchanges are for
   std::atomic<uint64_t> sleeps;                 // how often it has begun to sleep in a wait
   std::atomic<int32_t> waits_for;               // the peer that it sleeps for, + 1; 0: it does not

@@ -4,6 +4,8 @@
 #include <ATen/record_function.h>
 
 #include <algorithm>
+#include <limits>
+#include <memory_resource>
 #include <unordered_map>
 
 namespace sherd {
@@ -11,6 +13,7 @@ namespace {
 
 // Forwards that no step follows (evaluation with gradients) leave ranges behind: so many are kept.
 constexpr size_t kMost = 1 << 14;
+constexpr uint64_t kNoNumber = std::numeric_limits<uint64_t>::max();  // of nodes that accumulate, and lead nowhere
 
 }  // namespace
 
@@ -24,20 +27,24 @@ void NodeRanges::add(NodeMark first, std::function<void()> reached, const std::v
     ranges.clear();
     outer.clear();
   }
-  Range& range = ranges.emplace_back(Range{first.number, now.number, nullptr, std::move(reached), {}});
+  Range& range = ranges.emplace_back(Range{now.thread, first.number, now.number, std::move(reached)});
+  range.hooked.reserve(hooked.size());
   for (const auto& node : hooked) range.hooked.push_back(node.get());
   while (!outer.empty() && outer.back()->first >= first.number) {
     outer.back()->around = &range;
     outer.pop_back();
+    range.has_inner = true;
   }
   outer.push_back(&range);
 }
 
-NodeRanges::Range* NodeRanges::innermost(const torch::autograd::Node& node) {
-  const auto thread = threads_.find(node.thread_id());
+NodeRanges::Range* NodeRanges::innermost(const torch::autograd::Node& node, Range* guess) {
+  const uint64_t number = node.sequence_nr(), id = node.thread_id();
+  if (guess != nullptr && !guess->has_inner && id == guess->thread && guess->first <= number && number < guess->last)
+    return guess;
+  const auto thread = threads_.find(id);
   if (thread == threads_.end()) return nullptr;
   auto& ranges = thread->second.ranges;
-  const uint64_t number = node.sequence_nr();
   const auto after = std::upper_bound(ranges.begin(), ranges.end(), number,
                                       [](uint64_t wanted, const Range& range) { return wanted < range.last; });
   Range* found = after == ranges.end() ? nullptr : &*after;
@@ -57,12 +64,14 @@ void NodeRanges::enter(torch::autograd::Node& node, Range* inside, const Range* 
 }
 
 void NodeRanges::hook_entries(const std::vector<AutogradNode>& roots) {
-  std::unordered_map<torch::autograd::Node*, Range*> seen;
-  std::vector<std::pair<torch::autograd::Node*, Range*>> left;
+  std::pmr::monotonic_buffer_resource memory(64 * walked_ + 4096);
+  std::pmr::unordered_map<torch::autograd::Node*, Range*> seen(walked_, &memory);
+  std::pmr::vector<std::pair<torch::autograd::Node*, Range*>> left(&memory);
   const auto visit = [&](torch::autograd::Node* node, Range* from) {
+    if (node->sequence_nr() == kNoNumber && node->next_edges().empty()) return;
     const auto [entry, is_new] = seen.try_emplace(node, nullptr);
     if (is_new) {
-      entry->second = innermost(*node);
+      entry->second = innermost(*node, from);
       left.emplace_back(node, entry->second);
     }
     if (entry->second != from) enter(*node, entry->second, from);
@@ -75,6 +84,7 @@ void NodeRanges::hook_entries(const std::vector<AutogradNode>& roots) {
     for (const auto& edge : node->next_edges())
       if (edge.function) visit(edge.function.get(), range);
   }
+  walked_ = seen.size();
 }
 
 }  // namespace sherd

@@ -8,6 +8,11 @@ namespace sherd {
 ParamGroup::ParamGroup(Store& store, BufferPool& pool, size_t index, const GroupPlan& plan,
                        std::vector<at::Tensor> parameters)
     : store_(store), pool_(pool), index_(index), plan_(plan), parameters_(std::move(parameters)) {
+  for (const auto& parameter : layout().parameters)
+    while_sharded_.push_back(
+        fmt::format("[shard] parameter '{}' of {} was used while it is sharded; try to use it inside its unit's "
+                    "forward, or a strategy that keeps it whole (zero1, ddp)",
+                    parameter.fqn, title_of_unit(layout().unit)));
   arm();
   versions_.resize(parameters_.size());
   accept_changes();
@@ -83,10 +88,7 @@ void ParamGroup::arm() {
   for (size_t p = 0; p < parameters_.size(); ++p) {
     auto* storage = parameters_[p].storage().unsafeGetStorageImpl();
     storage->set_data_ptr_noswap(at::DataPtr(nullptr, parameters_[p].device()));
-    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(
-        fmt::format("[shard] parameter '{}' of {} was used while it is sharded; try to use it inside its unit's "
-                    "forward, or a strategy that keeps it whole (zero1, ddp)",
-                    layout().parameters[p].fqn, title_of_unit(layout().unit)));
+    storage->release_data_and_set_meta_custom_data_ptr_error_msg_(while_sharded_[p]);
   }
   pointed_ = nullptr;
 }

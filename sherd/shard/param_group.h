@@ -77,6 +77,7 @@ class ParamGroup {
   size_t index_;
   GroupPlan plan_;
   std::vector<at::Tensor> parameters_;
+  std::vector<std::string> while_sharded_;  // what their uses say then
   GroupState state_ = GroupState::sharded;
   void* pointed_ = nullptr;
   std::vector<int64_t> versions_;  // of the parameters, as published
