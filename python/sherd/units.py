@@ -1,7 +1,7 @@
 """Modules that are units: unsharded before their forward, resharded after it.
 
-A unit keeps its class's name and behaviour; its class becomes a subclass whose ``__call__`` does sherd's work around the
-module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of the block) lies inside of it.
+A unit keeps its class's name and behaviour; its class becomes a subclass whose ``__call__`` does sherd's work around
+the module's own. So what is compiled (``module.compile()``, or ``torch.compile`` of the block) lies inside of it.
 """
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import functools
 import itertools
 import logging
 import weakref
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,19 +29,29 @@ from .casting import Given
 from .causes import cause_of
 from .distributed import World, call
 from .max_norm import ShorteningEmbedding, check_alone
-from .parameters import (ShardedParameter, WholeParameter, as_bytes, check_type, gradient_over, is_whole, outside_of, seen,
-                         whole_of)
+from .parameters import (
+    ShardedParameter,
+    WholeParameter,
+    as_bytes,
+    check_type,
+    gradient_over,
+    is_whole,
+    outside_of,
+    seen,
+    whole_of,
+)
 from .precision import MixedPrecisionPolicy
 from .surface import HELD, Surface, Told, after_forward, tell
 
 log = logging.getLogger("sherd")
-KEEPS_TYPE = "keeps_type"  # that of a parameter which no policy casts; it stays with the parameter as users' attributes do
+# The attribute of a parameter that no policy casts; it stays with the parameter as users' attributes do.
+KEEPS_TYPE = "keeps_type"
 
 
 class UnitHandle:
     """What sherd knows of one module given to fully_shard."""
 
-    def __init__(self, module: nn.Module, options: "Options", world: World):
+    def __init__(self, module: nn.Module, options: Options, world: World):
         self.module = weakref.ref(module)
         self.options = options
         self.world = world
@@ -51,7 +62,8 @@ class UnitHandle:
         self.root: Root | None = None
         self.told = Told()
         self.shortening: list[ShorteningEmbedding] = []  # of its own modules
-        self.sees_whole = False  # of a root: what outside of forwards is seen of parameters that the strategy keeps whole
+        # Of a root: what outside of forwards is seen of parameters that the strategy keeps whole.
+        self.sees_whole = False
         self.gathers_uses = False  # of a root: uses of sharded parameters outside of forwards gather them
 
     @property
@@ -62,8 +74,8 @@ class UnitHandle:
         return handle.module()
 
     def whole_copy(self, parameter: ShardedParameter) -> torch.Tensor:
-        """A copy of a whole parameter of the unit, in the graph of its uses. Collective: when it returns, no rank reads rows of
-        another any more."""
+        """A copy of a whole parameter of the unit, in the graph of its uses. Collective: when it returns, no rank reads
+        rows of another any more."""
         unit = self.unit
         if unit.shows_whole:
             return parameter._sherd_whole.clone()
@@ -78,11 +90,12 @@ class UnitHandle:
     @torch._dynamo.disable
     def ready(self) -> _C.Unit:
         if self.unit is None:
-            with temporarily_clear_interpreter_stack():  # of torch.func, which would take building for a part of the function
+            # The stack of torch.func, which would take building for a part of the function.
+            with temporarily_clear_interpreter_stack():
                 build(self.root_module)
         return self.unit
 
-    def whole_model(self) -> "Root":
+    def whole_model(self) -> Root:
         """The sharded model that the unit is part of; made, where it has not run yet."""
         self.ready()
         return self.root
@@ -166,10 +179,10 @@ class ShardedModule(Surface):
     def __reduce__(self) -> Any:
         raise ConfigError("[fully_shard] got a sharded module to pickle, expected its state; try model.state_dict()")
 
-    def unshard(self, async_op: bool = False) -> "Unsharded | None":
-        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard`, the end of its next forward or, of a
-        unit that is not resharded then, of the next backward. Collective where ranks do not share a host's memory. async_op: returns
-        something to wait() for, as in FSDP2; the parameters are there already."""
+    def unshard(self, async_op: bool = False) -> Unsharded | None:
+        """Makes this unit's parameters (not those of units in it) whole, until :meth:`reshard`, the end of its next
+        forward or, of a unit that is not resharded then, of the next backward. Collective where ranks do not share a
+        host's memory. async_op: returns something to wait() for, as in FSDP2; the parameters are there already."""
         self.__dict__[HELD].ready().unshard()
         return Unsharded() if async_op else None
 
@@ -182,14 +195,16 @@ class ShardedModule(Surface):
             probe = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
             after = fn(probe)
             if (after.dtype, after.device) != (probe.dtype, probe.device):
-                raise ConfigError(f"[to] got a change of parameter '{name}' from {probe.dtype} on {probe.device} to {after.dtype} "
-                                  f"on {after.device} after the first forward, expected it before; try it before training")
+                raise ConfigError(f"[to] got a change of parameter '{name}' from {probe.dtype} on {probe.device} to "
+                                  f"{after.dtype} on {after.device} after the first forward, expected it before; "
+                                  "try it before training")
         for module in self.modules():
             module._buffers.update({key: fn(value) for key, value in module._buffers.items() if value is not None})
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the parameters themselves, also where whole ones stand in their place between a forward and its backward."""
+        """Of the parameters themselves, also where whole ones stand in their place between a forward and its
+        backward."""
         handle = self.__dict__[HELD]
         if handle.root is not None:
             inside = {id(module) for module in self.modules()}
@@ -216,16 +231,17 @@ class Unsharded:
 @functools.cache
 def unit_class(cls: type) -> type:
     """``cls`` with ShardedModule's methods, under its own name; a class of FSDP2's modules too."""
-    return type(cls.__name__, (ShardedModule, cls, FSDPModule), {"__module__": cls.__module__, "__qualname__": cls.__qualname__,
-                                                                 "__doc__": cls.__doc__})
+    return type(cls.__name__, (ShardedModule, cls, FSDPModule),
+                {"__module__": cls.__module__, "__qualname__": cls.__qualname__,
+                 "__doc__": cls.__doc__})
 
 
 def register_forward_method(module: nn.Module, name: str) -> None:
     """Makes ``module.name(...)`` a forward of the unit too: its parameters are whole meanwhile. For ``generate`` and
     others that do not go by ``module(...)``."""
     if not isinstance(module, ShardedModule):
-        raise ConfigError(f"[register_forward_method] got a {type(module).__name__} that is not sharded, expected one given "
-                          "to fully_shard")
+        raise ConfigError(f"[register_forward_method] got a {type(module).__name__} that is not sharded, "
+                          "expected one given to fully_shard")
     method: Callable = getattr(module, name)
 
     @functools.wraps(method)
@@ -276,9 +292,10 @@ class Uses:
         if not isinstance(parameter, nn.Parameter):  # torch.func.functional_call has put it there for this forward
             parameter = getattr(self.modules[unit], HELD).converted.get((id(module), key), parameter)
         if not isinstance(parameter, DTensor):
-            raise ConfigError(f"[fully_shard] got parameter '{fqn}', which was not there when its unit was sharded, expected "
-                              "a model that is whole by then; try fully_shard after all modules are added, or ignored_params; "
-                              "and a forward of the model's own before torch.func.functional_call with nn.Parameters")
+            raise ConfigError(f"[fully_shard] got parameter '{fqn}', which was not there when its unit was sharded, "
+                              "expected a model that is whole by then; try fully_shard after all modules are added, or "
+                              "ignored_params; and a forward of the model's own before torch.func.functional_call with "
+                              "nn.Parameters")
         if id(parameter) not in self.parameters:
             self.parameters[id(parameter)] = parameter
             self.fqns[id(parameter)] = fqn
@@ -315,8 +332,8 @@ def build(root: nn.Module) -> Root:
             other = shard.__dict__.get("_sherd_root")
             if other is not None and other() not in (None, root):
                 raise ConfigError(f"[fully_shard] got parameter '{fqn}' that another sharded model has too (as "
-                                  f"'{shard._sherd_name}'), expected one model around both; try fully_shard on a module that "
-                                  "contains them")
+                                  f"'{shard._sherd_name}'), expected one model around both; "
+                                  "try fully_shard on a module that contains them")
             shard._sherd_name, shard._sherd_unit, shard._sherd_root = fqn, weakref.ref(module), weakref.ref(root)
             precision = precision_of(shard, getattr(module, HELD).options)
             whole, local = whole_of(shard, precision.compute_type(shard)), own_local(shard)
@@ -325,23 +342,26 @@ def build(root: nn.Module) -> Root:
             outside = outside_of(shard, whole) if handle.sees_whole else None
             planned.append(_C.Parameter(fqn=fqn, whole=whole, shard=shard, local=local,
                                          reduce=precision.reduce_type(shard),
-                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one, outside=outside))
-            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole, shard=shard if outside is None else outside)
+                                         copies=_C.Copies.each_rank if is_whole(shard) else _C.Copies.one,
+                                        outside=outside))
+            places += [_C.Place(parameters=owner._parameters, name=name, whole=whole,
+                                shard=shard if outside is None else outside)
                        for owner, name in uses.places[key]]
             all_places += [(owner, name, shard) for owner, name in uses.places[key]]
         unit_handle: UnitHandle = getattr(module, HELD)
         if unit_handle.options.mesh != options.mesh:
-            raise ConfigError(f"[fully_shard] got unit '{uses.names[index]}' on mesh {unit_handle.options.mesh} in a model on "
-                              f"{options.mesh}, expected one mesh; try to give it to every fully_shard")
+            raise ConfigError(f"[fully_shard] got unit '{uses.names[index]}' on mesh {unit_handle.options.mesh} in a "
+                              f"model on {options.mesh}, expected one mesh; try to give it to every fully_shard")
         default = _C.AfterForward.reshard if index != 0 else _C.AfterForward.keep
         reshard = unit_handle.options.reshard_after_forward
         unit_handle.unit = _C.Unit(places)
         plans.append(_C.UnitPlan(unit=unit_handle.unit, name=uses.names[index], parent=uses.parents[index],
-                                 parameters=planned, after_forward=default if reshard is None else after_forward(reshard)))
+                                 parameters=planned,
+                                 after_forward=default if reshard is None else after_forward(reshard)))
     try:
         model = _C.Model(units=plans, transport=world.transport, strategy=options.strategy,
-                         persistent_below=options.persistent_below, replicate=options.replicate, name=type(root).__name__,
-                         make_gradient=gradient_over)
+                         persistent_below=options.persistent_below, replicate=options.replicate,
+                         name=type(root).__name__, make_gradient=gradient_over)
     except BaseException:
         for module in uses.modules:
             getattr(module, HELD).unit = None
@@ -390,13 +410,13 @@ def own_local(shard: ShardedParameter) -> torch.Tensor:
 def check(uses: Uses) -> None:
     whole = next((uses.fqns[key] for key, p in uses.parameters.items() if type(p) is WholeParameter), None)
     if whole is not None:
-        raise ConfigError(f"[fully_shard] got a first forward inside of GatheredParameters of '{whole}', expected one before it; try "
-                          "model.unshard() and model.reshard() first")
+        raise ConfigError(f"[fully_shard] got a first forward inside of GatheredParameters of '{whole}', expected one "
+                          "before it; try model.unshard() and model.reshard() first")
     on_meta = [uses.fqns[key] for key, p in uses.parameters.items() if p.device.type == "meta"]
     if on_meta:
-        raise ConfigError(f"[fully_shard] got parameters on the meta device at the first forward: {', '.join(on_meta[:8])}"
-                          f"{' and more' if len(on_meta) > 8 else ''}, expected values; try model.to_empty(device='cpu') and "
-                          "an init function, or load_state_dict")
+        raise ConfigError("[fully_shard] got parameters on the meta device at the first forward: "
+                          f"{', '.join(on_meta[:8])}{' and more' if len(on_meta) > 8 else ''}, expected values; try "
+                          "model.to_empty(device='cpu') and an init function, or load_state_dict")
     for key, parameter in uses.parameters.items():
         check_type(parameter, uses.fqns[key])
 
@@ -415,5 +435,5 @@ def check_same_on_all_ranks(uses: Uses, options: Options, world: World) -> None:
     for rank, theirs in enumerate(everyone):
         for here, there in itertools.zip_longest(everyone[0], theirs, fillvalue="nothing more"):
             if here != there:
-                raise ConfigError(f"[fully_shard] got {there} on rank {rank} and {here} on rank 0, expected the same model on all "
-                                  "ranks; try to build it from the same configuration everywhere")
+                raise ConfigError(f"[fully_shard] got {there} on rank {rank} and {here} on rank 0, expected the same "
+                                  "model on all ranks; try to build it from the same configuration everywhere")

@@ -6,8 +6,20 @@ import torch
 from torch import nn
 
 import fsdp_models
-from fsdp_models import (Block, Net, Pair, adam, close, joined, shard_layers, shard_root, token_loss, tokens, vector_loss,
-                         vectors)
+from fsdp_models import (
+    Block,
+    Net,
+    Pair,
+    adam,
+    close,
+    joined,
+    shard_layers,
+    shard_root,
+    token_loss,
+    tokens,
+    vector_loss,
+    vectors,
+)
 from ranks import run
 
 
@@ -50,7 +62,8 @@ def recovers(where, last=True):
             else:
                 assert f"rank {pair.size - 1 if last else 0} gave up" in str(caught.value)
                 if where == "forward":
-                    assert re.search(r"ValueError: trap in forward \(in .*test_fsdp_errors.py, line \d+: raise Val", str(caught.value))
+                    assert re.search(r"ValueError: trap in forward \(in .*test_fsdp_errors.py, line \d+: raise Val",
+                                     str(caught.value))
             trap.where = None
             pair.optimizers[1].zero_grad()
         pair.step(token_loss, step)
@@ -86,8 +99,8 @@ def test_training_goes_on_after_an_exception_of_all_ranks(where):
 
 
 def other_models(where, raises_on):
-    """An exception of one model, caught: another one, with gradients that wait and a graph that is not used up, a new one, and
-    the first go on as if nothing had been."""
+    """An exception of one model, caught: another one, with gradients that wait and a graph that is not used up, a new
+    one, and the first go on as if nothing had been."""
     first, second = Pair(trapped_net), Pair(Net)
     for pair in (first, second):
         pair.step(token_loss)
@@ -96,7 +109,8 @@ def other_models(where, raises_on):
         second.backward(token_loss, 1)  # held
         second.ours.set_requires_gradient_sync(True)
         second.backward(token_loss, 2)
-        waiting = [token_loss(second.plain, 3, rank) for rank in range(second.size)], token_loss(second.ours, 3, second.rank)
+        waiting = ([token_loss(second.plain, 3, rank) for rank in range(second.size)],
+                   token_loss(second.ours, 3, second.rank))
         trap = first.ours.layers[1].dropout
         trap.where = where if raises_on in (None, first.rank) else None
         with pytest.raises((ValueError, RuntimeError)) as caught:
@@ -105,7 +119,8 @@ def other_models(where, raises_on):
         if trap.where:
             assert "trap" in str(caught.value)
         elif where == "forward":
-            assert "trap in forward" in str(caught.value) and "(in the forward of unit 'layers.1' of Net)" in str(caught.value)
+            assert "trap in forward" in str(caught.value)
+            assert "(in the forward of unit 'layers.1' of Net)" in str(caught.value)
         trap.where = None
         first.optimizers[1].zero_grad()
         (sum(waiting[0]) / second.size).backward()
@@ -292,8 +307,9 @@ def test_a_parameter_added_after_sharding_is_named(after_forward):
 
 
 def meshes():
-    import sherd
     from torch.distributed.device_mesh import DeviceMesh
+
+    import sherd
     for mesh in (DeviceMesh("cpu", [0]), DeviceMesh("cpu", [1, 0]), DeviceMesh("cpu", [[[0], [1]]])):
         with pytest.raises(sherd.ConfigError, match="mesh"):
             sherd.fully_shard(Block(), mesh=mesh)
@@ -334,7 +350,8 @@ def fault_type():
     import sherd
     pair = Pair(trapped_net)
     pair.ours.layers[1].dropout.where = "backward" if pair.rank == 1 else None
-    expected = (ValueError, "trap in backward") if pair.rank == 1 else (sherd.FaultError, "rank 1 gave up: .* its backward")
+    expected = ((ValueError, "trap in backward") if pair.rank == 1
+                else (sherd.FaultError, "rank 1 gave up: .* its backward"))
     with pytest.raises(expected[0], match=expected[1]):
         token_loss(pair.ours, 0, pair.rank).backward()
         pair.optimizers[1].step()
@@ -390,13 +407,16 @@ def plain_states():
     state = net.state_dict()
     values = {name: value.clone() for name, value in state.items()}
     ours = shard_layers(Net())
-    with torch.no_grad(), pytest.raises(sherd.FaultError, match=r"parameter 'head.weight', expected a DTensor.*load_full_state_dict"):
+    with torch.no_grad(), pytest.raises(sherd.FaultError,
+                                        match=r"parameter 'head.weight', expected a DTensor.*load_full_state_dict"):
         ours.head.weight.copy_(values["head.weight"])
     for _ in range(2):
         for options in ({}, {"strict": False}, {"assign": True}):
             for part, prefix in ((ours, ""), (nn.ModuleDict({"a": ours}), "a."), (ours.layers[0], "")):
-                given = {prefix + name: value for name, value in (values if part is not ours.layers[0] else net.layers[0].state_dict()).items()}
-                with pytest.raises(sherd.ConfigError, match=r"sharded parameter '.*weight'.*DTensor.*sherd.load_full_state_dict"):
+                whole = values if part is not ours.layers[0] else net.layers[0].state_dict()
+                given = {prefix + name: value for name, value in whole.items()}
+                with pytest.raises(sherd.ConfigError,
+                                   match=r"sharded parameter '.*weight'.*DTensor.*sherd.load_full_state_dict"):
                     part.load_state_dict(given, **options)
         sherd.load_full_state_dict(ours, values)
         close(ours(tokens(0, 0)), net(tokens(0, 0)))
@@ -412,9 +432,11 @@ def test_a_plain_state_dict_is_refused_with_the_way_to_load_it():
 
 def warnings_of_a_toy():
     import logging
+
     import sherd
     said = []
-    logging.getLogger("sherd").addHandler(type("Kept", (logging.Handler,), {"emit": lambda self, record: said.append(record.getMessage())})())
+    logging.getLogger("sherd").addHandler(type("Kept", (logging.Handler,),
+                                               {"emit": lambda self, record: said.append(record.getMessage())})())
     model = sherd.fully_shard(Net())
     model(tokens(0, 0))
     return said
