@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
-from .parameters import root_handle_of
+from .values import root_handle_of
 
 Gradients = list[torch.Tensor | None]
 MODELS: weakref.WeakSet[_C.Model] = weakref.WeakSet()  # that have run

@@ -21,10 +21,11 @@ from torch.distributed.tensor import DTensor
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import as_bytes, over_rows, rows_like, whole_value
 from .progress import bar
+from .root import Root
+from .rows import as_bytes, over_rows, rows_like, whole_value
 from .sharding import before_load
-from .units import HELD, Root, ShardedModule
+from .units import HELD, ShardedModule
 
 LATEST = "latest"
 FACTS = "sherd.json"

@@ -13,7 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import gather, hugging_face, zero
-from .parameters import ShardedParameter, WholeParameter, over_rows, rows_like, sharded_of
+from .faces import sharded_of
+from .parameters import ShardedParameter, WholeParameter
+from .rows import over_rows, rows_like
 
 OWNER = "_sherd_optimizer"  # the attribute of a parameter that holds its optimizer
 

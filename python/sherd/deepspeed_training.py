@@ -12,10 +12,11 @@ import torch
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import engine, optim
+from . import engine
 from ._C import ConfigError
+from .clipping import gradient_norm
 from .deepspeed_settings import TYPES, Settings
-from .parameters import sharded_of
+from .faces import sharded_of
 
 log = logging.getLogger("sherd")
 LARGE = 4096  # elements
@@ -169,7 +170,7 @@ class TrainingEngine(engine.Engine):
         return self.deepspeed.stage == 0 and self.deepspeed.kind == "fp32"
 
     def _gradient_norm(self) -> float:
-        return optim.gradient_norm(self.module) if self._clips_all() else super()._gradient_norm()
+        return gradient_norm(self.module) if self._clips_all() else super()._gradient_norm()
 
     def _drop_gradients(self) -> None:
         if self._clips_all():

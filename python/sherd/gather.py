@@ -10,20 +10,12 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import (
-    WHOLE_COPY,
-    ShardedParameter,
-    as_bytes,
-    is_whole,
-    root_handle_of,
-    rows_like,
-    seen,
-    sharded_of,
-    shown_as,
-    users_attributes,
-    whole_value,
-)
-from .units import HELD, Root, ShardedModule
+from .faces import seen, sharded_of, users_attributes
+from .parameters import WHOLE_COPY, ShardedParameter, shown_as
+from .root import Root
+from .rows import as_bytes, is_whole, rows_like, whole_value
+from .units import HELD, ShardedModule
+from .values import root_handle_of
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
 Wholes = dict[int, tuple[ShardedParameter, nn.Parameter]]  # by the identity of the first

@@ -18,8 +18,10 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, is_whole, own_rows, rows_like, sharded_over
+from .faces import sharded_over
+from .parameters import ShardedParameter
 from .progress import bar
+from .rows import is_whole, own_rows, rows_like
 
 INDEX = "model.safetensors.index.json"
 

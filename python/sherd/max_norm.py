@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ._C import ConfigError
-from .parameters import own_rows
+from .rows import own_rows
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 

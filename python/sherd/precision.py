@@ -12,7 +12,7 @@ from torch import nn
 from . import _C, distributed
 from ._C import ConfigError
 from .casting import Given, cast
-from .parameters import CASTABLE
+from .rows import CASTABLE
 
 log = logging.getLogger("sherd")
 FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")

@@ -12,11 +12,14 @@ from torch.distributed.tensor import DTensor
 
 from . import _C, distributed
 from ._C import ConfigError
+from .faces import seen, shard_parameter
 from .max_norm import shortening
-from .parameters import ShardedParameter, seen, shard_parameter
+from .parameters import ShardedParameter
 from .precision import policy_of
-from .surface import check_placements, resharded
-from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
+from .root import KEEPS_TYPE, Options
+from .surface import HELD, check_placements, resharded
+from .units import ShardedModule, UnitHandle, unit_class
+from .uses import joined
 
 
 def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None = None, strategy: str = "zero3",

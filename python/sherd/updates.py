@@ -10,7 +10,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ._C import ConfigError
 from .optim import ShardedOptimizer
-from .parameters import ShardedParameter, rows_like
+from .parameters import ShardedParameter
+from .rows import rows_like
 from .units import HELD
 
 

@@ -29,7 +29,7 @@ std::vector<FoundUnit> found_units(const std::vector<UnitPlan>& plans) {
 
 // This rank's rows of a gradient of `shard`, however it came about. Collective where it is spread otherwise.
 at::Tensor rows_of_gradient(const py::object& gradient, const at::Tensor& shard) {
-  return py::module_::import("sherd.parameters").attr("rows_of_gradient")(gradient, shard).cast<at::Tensor>();
+  return py::module_::import("sherd.rows").attr("rows_of_gradient")(gradient, shard).cast<at::Tensor>();
 }
 
 // autograd carries Python's own exceptions through as they are; of C++ ones only the message.

@@ -1,5 +1,4 @@
-"""Graphs of a sharded model that are used otherwise than by backward() of what a forward returned, against the plain
-model."""
+"""Graphs of a sharded model used otherwise than by backward() of what a forward returned, against the plain model."""
 import functools
 
 import pytest

@@ -124,8 +124,7 @@ def norms_of_given_gradients(transport):
     sherd.full_state_dict(model)
     for parameter in model.parameters():
         whole = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-        parameter.grad = sherd.parameters.over_rows(sherd.parameters.rows_like(whole, parameter).contiguous(),
-                                                    parameter)
+        parameter.grad = sherd.rows.over_rows(sherd.rows.rows_like(whole, parameter).contiguous(), parameter)
     return [sherd.optim.gradient_norm(model, float(order)) for order in ORDERS]
 
 

@@ -90,8 +90,7 @@ def updated_by_given_gradients(make, dtype):
     for step in range(3):
         for parameter in model.parameters():
             whole = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
-            parameter.grad = sherd.parameters.over_rows(sherd.parameters.rows_like(whole, parameter).contiguous(),
-                                                        parameter)
+            parameter.grad = sherd.rows.over_rows(sherd.rows.rows_like(whole, parameter).contiguous(), parameter)
         optimizer.step()
     states = [{name: value.full_tensor() if hasattr(value, "full_tensor") else value
                for name, value in optimizer.state[p].items()}
