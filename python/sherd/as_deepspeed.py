@@ -83,8 +83,8 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
 
 def optimizer_on(model: nn.Module, model_parameters: Any, make: Any,
                  settings: Settings) -> Callable[[list], torch.optim.Optimizer | None]:
-    """What makes the optimizer, of the program's function (`make`) or of the configuration, once the parameters are
-    sharded."""
+    """What makes the optimizer, of the program's function (`make`) or of the configuration,
+    once the parameters are sharded."""
     groups = groups_of(model_parameters, model, settings.stage)
     trains = any(parameter.requires_grad for parameter in model.parameters())
     if trains and not groups:

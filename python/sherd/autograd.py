@@ -108,8 +108,8 @@ def reduced(shards: Sequence[DTensor], gradients: Gradients) -> list[DTensor | N
 
 
 class Reduce(torch.autograd.Function):
-    """``reduced``, to be differentiated again: losses are means over ranks, so what comes back of the mean is each
-    rank's."""
+    """``reduced``, to be differentiated again: losses are means over ranks,
+    so what comes back of the mean is each rank's."""
 
     @staticmethod
     def forward(ctx, shards, *gradients):

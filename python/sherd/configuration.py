@@ -19,8 +19,8 @@ Config = dict | str | os.PathLike
 
 
 def read_config(config: Config | None) -> tuple[dict, list[str] | None, dict, set[str]]:
-    """The configuration with its defaults, the units' class names, what is cast besides, and the keys that were
-    given."""
+    """The configuration with its defaults, the units' class names, what is cast besides,
+    and the keys that were given."""
     if config is None:
         config = {}
     if not isinstance(config, dict):

@@ -104,8 +104,8 @@ SECTION_REFUSED = ("fp16_master_weights_and_grads", "bf16_master_weights_and_gra
 
 
 def check_keys(document: dict) -> None:
-    """Raises ConfigError for what DeepSpeed refuses and for what sherd cannot follow; warns of all else that is not
-    followed."""
+    """Raises ConfigError for what DeepSpeed refuses and for what sherd cannot follow;
+    warns of all else that is not followed."""
     refuse("", document, REMOVED, REFUSED)
     stages = {unaliased(key): value for key, value in document["zero_optimization"].items()}
     refuse("zero_optimization.", stages, STAGE_REMOVED, STAGE_REFUSED)

@@ -186,8 +186,8 @@ def configure_checkpointing(mpu: Any = None, deepspeed_config: Any = None, parti
 
 
 def fp32_state_dict(checkpoint_dir: str, tag: str | None = None, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-    """get_fp32_state_dict_from_zero_checkpoint: whole fp32 weights of a folder that save_checkpoint wrote, on one
-    process."""
+    """get_fp32_state_dict_from_zero_checkpoint: whole fp32 weights of a folder that
+    save_checkpoint wrote, on one process."""
     return {name: value.float() if value.is_floating_point() else value
             for name, value in checkpoint.saved_weights(pathlib.Path(checkpoint_dir), tag).items()}
 

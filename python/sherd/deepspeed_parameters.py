@@ -1,5 +1,5 @@
-"""What DeepSpeed's programs ask of parameters: ds_status and its like, safe_get_full_*, GatheredParameters,
-zero.Init."""
+"""What DeepSpeed's programs ask of parameters: ds_status and its like, safe_get_full_*,
+GatheredParameters, zero.Init."""
 from __future__ import annotations
 
 import contextlib

@@ -128,8 +128,8 @@ class WarmupDecayLR(WarmupLR):
 
 
 class WarmupCosineLR(Schedule):
-    """The optimizer's own rates times a ratio: up from warmup_min_ratio to 1, then by a cosine down to
-    cos_min_ratio."""
+    """The optimizer's own rates times a ratio: up from warmup_min_ratio to 1,
+    then by a cosine down to cos_min_ratio."""
 
     def __init__(self, optimizer: Optimizer, total_num_steps: int, warmup_min_ratio: float = 0.0,
                  warmup_num_steps: int = 1000, cos_min_ratio: float = 0.0001, warmup_type: str = "log",

@@ -124,8 +124,8 @@ def number(value: Any, default: float) -> float:
 
 
 def batch_of(document: dict) -> tuple[int, int]:
-    """Rows of a micro-batch and micro-batches of a step: two of three numbers give the third, and all three must
-    agree."""
+    """Rows of a micro-batch and micro-batches of a step: two of three numbers give the third,
+    and all three must agree."""
     ranks = distributed.world().size
     whole, rows, accumulate = (None if not given(document.get(key)) else int(document[key]) for key in (
         "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))

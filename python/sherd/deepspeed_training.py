@@ -1,5 +1,5 @@
-"""An engine that trains as DeepSpeed 0.19.8's does: what is skipped, counted, clipped and said, by a DeepSpeed
-configuration."""
+"""An engine that trains as DeepSpeed 0.19.8's does: what is skipped, counted, clipped and said,
+by a DeepSpeed configuration."""
 from __future__ import annotations
 
 import contextlib

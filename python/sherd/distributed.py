@@ -28,8 +28,8 @@ from .causes import cause_of
 
 
 class FreedMemory:
-    """Memory of whole parameters whose rows were copied. malloc keeps it, in holes between the rows, until told to let
-    go."""
+    """Memory of whole parameters whose rows were copied. malloc keeps it, in holes between the rows,
+    until told to let go."""
 
     EVERY = 64 << 20  # bytes
 

@@ -93,8 +93,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
 
 
 class Engine(nn.Module):
-    """A sharded model and what trains it. Made by :func:`initialize`. All ranks make the same calls in the same
-    order."""
+    """A sharded model and what trains it. Made by :func:`initialize`.
+    All ranks make the same calls in the same order."""
 
     def __init__(self, module: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, settings: dict,
                  scaler: _C.LossScaler | None = None):
@@ -174,8 +174,8 @@ class Engine(nn.Module):
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _gradient_norm(self) -> float:
-        """Of what the optimizer updates. Others of the model may have gradients too, of all backwards since somebody
-        cleared them."""
+        """Of what the optimizer updates. Others of the model may have gradients too,
+        of all backwards since somebody cleared them."""
         trained = {id(parameter) for parameter in self._trained()}
         others = [(p, p.grad) for p in map(sharded_of, self.module.parameters()) if id(p) not in trained
                   and p.grad is not None]
@@ -197,8 +197,8 @@ class Engine(nn.Module):
         return 1.0 if self.scaler is None else self.scaler.scale
 
     def overflowed(self) -> bool:
-        """Whether the gradients are not finite, the same on all ranks: then they are dropped, if a smaller scale may
-        help."""
+        """Whether the gradients are not finite, the same on all ranks: then they are dropped,
+        if a smaller scale may help."""
         finite, scale = math.isfinite(self._norm), self.loss_scale
         smaller_is_left = self.scaler is not None and self.scaler.update(not finite)
         if finite:
@@ -283,8 +283,8 @@ class Engine(nn.Module):
 
     def save_checkpoint(self, save_dir: str | os.PathLike, tag: str | None = None,
                         client_state: dict | None = None) -> str:
-        """Writes parameters, optimizer, schedule and counters into save_dir/tag; tag: the number of steps.
-        Collective."""
+        """Writes parameters, optimizer, schedule and counters into save_dir/tag;
+        tag: the number of steps. Collective."""
         tag = tag or f"global_step{self.global_steps}"
         save_training(self, pathlib.Path(save_dir), tag, client_state or {})
         return tag

@@ -109,8 +109,8 @@ def follow_flags(wholes: Wholes) -> None:
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:
-    """Each rank takes its rows of its own copies; of those of `rank`, if one is named. Of what all ranks have there is
-    one value."""
+    """Each rank takes its rows of its own copies; of those of `rank`, if one is named.
+    Of what all ranks have there is one value."""
     for shard, whole in wholes.values():
         source = 0 if rank is None and is_whole(shard) else rank
         shard._local_tensor.copy_(rows_like(from_rank(source, whole), shard))

@@ -146,8 +146,8 @@ class ShardedParameter(DTensor):
         return derived(function, args, kwargs or {})
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
-        """The whole value, a copy. Collective. Its gradient counts as one of the unit's forward does: the mean over
-        ranks."""
+        """The whole value, a copy. Collective. Its gradient counts as one of the unit's forward does:
+        the mean over ranks."""
         if self.dtype not in MOVABLE:
             return whole_value(self)
         if grad_placements is not None or not torch.is_grad_enabled() or not self.requires_grad:
@@ -209,8 +209,8 @@ def shown_as(wholes: list[tuple[ShardedParameter, nn.Parameter]]) -> Iterator[No
 
 
 def take_back(parameter: DTensor, given: torch.Tensor, rows: torch.Tensor) -> None:
-    """Between steps somebody has put ``given`` in the place of a parameter's local tensor: its values count, its memory
-    does not."""
+    """Between steps somebody has put ``given`` in the place of a parameter's local tensor:
+    its values count, its memory does not."""
     if type(parameter) is not ShardedParameter:  # whole, for a time
         return
     given = fitting(given, parameter, rows, f"as the local tensor of parameter '{parameter._sherd_name}'",

@@ -50,8 +50,8 @@ def spec_of(sizes: torch.Size, dtype: torch.dtype, mesh: DeviceMesh, placements:
 
 
 def over_rows(local: torch.Tensor, shard: DTensor, sizes: torch.Size | None = None) -> DTensor:
-    """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another: a gradient of it, a moment, a
-    value."""
+    """The DTensor over ``local`` that is sharded as ``shard``, of its shape or another:
+    a gradient of it, a moment, a value."""
     sizes = shard.shape if sizes is None else sizes
     return DTensor(local, spec_of(sizes, local.dtype, shard.device_mesh, shard.placements), requires_grad=False)
 

@@ -110,8 +110,8 @@ def fully_shard_all(modules: list[nn.Module], options: dict[str, Any]) -> list[n
 
 
 def before_load(module: nn.Module, state: dict[str, Any] | None = None, prefix: str = "", *_) -> None:
-    """Other ranks may still read the parameters that are about to be overwritten, by tensors that are sharded as they
-    are."""
+    """Other ranks may still read the parameters that are about to be overwritten,
+    by tensors that are sharded as they are."""
     before_state(module)
     handle: UnitHandle = getattr(module, HELD)
     for name, parameter in module.named_parameters() if state else ():
@@ -196,8 +196,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
 
 
 def first_layer_whole(encoder: nn.TransformerEncoder, _: tuple) -> None:
-    """torch looks at the first layer's parameters to choose its way of evaluation, which also decides on values at
-    padding."""
+    """torch looks at the first layer's parameters to choose its way of evaluation,
+    which also decides on values at padding."""
     if not encoder.training and isinstance(encoder.layers[0], ShardedModule):
         encoder.layers[0].unshard()
 
@@ -271,8 +271,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def by_size(module: nn.Module, least: int, found: list[nn.Module]) -> int:
-    """Appends the smallest modules with at least so many parameters that no unit inside has; returns what is left
-    over."""
+    """Appends the smallest modules with at least so many parameters that no unit inside has;
+    returns what is left over."""
     left = sum(p.numel() for p in module._parameters.values() if p is not None)
     left += sum(by_size(child, least, found) for child in module._modules.values() if child is not None)
     callable_module = not isinstance(module, (nn.ModuleList, nn.ModuleDict))

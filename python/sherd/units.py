@@ -140,8 +140,8 @@ class ShardedModule(Surface):
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Of the parameters themselves, also where whole ones stand in their place between a forward and its
-        backward."""
+        """Of the parameters themselves, also where whole ones stand in their place
+        between a forward and its backward."""
         handle = self.__dict__[HELD]
         if handle.root is not None:
             inside = {id(module) for module in self.modules()}

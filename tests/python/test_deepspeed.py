@@ -80,8 +80,8 @@ def loss_of(model, seed=0):
 
 
 def gradients_of_the_rest(stage):
-    """What is not trained keeps requires_grad; its gradients are cleared by stage 0 alone, and count in no norm of the
-    others."""
+    """What is not trained keeps requires_grad; its gradients are cleared by stage 0 alone,
+    and count in no norm of the others."""
     from sherd.faces import sharded_of
     model = net()
     engine, *_ = initialized(model, ADAM | {"zero_optimization": {"stage": stage}},

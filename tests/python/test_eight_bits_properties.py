@@ -1,5 +1,5 @@
-"""8-bit moments of any values: every block on its own, every code the nearest entry, nothing out of range, nothing
-lost."""
+"""8-bit moments of any values: every block on its own, every code the nearest entry,
+nothing out of range, nothing lost."""
 import math
 
 import numpy as np

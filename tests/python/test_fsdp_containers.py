@@ -1,5 +1,5 @@
-"""What callers hand through units of another type: tensors are cast, objects stay theirs, and what blocks write is in
-them."""
+"""What callers hand through units of another type: tensors are cast, objects stay theirs,
+and what blocks write is in them."""
 import collections
 import dataclasses
 from typing import Any

@@ -1,5 +1,5 @@
-"""torch's TransformerEncoder under fully_shard: also its evaluation with nested tensors, which gives zeros at
-padding."""
+"""torch's TransformerEncoder under fully_shard: also its evaluation with nested tensors,
+which gives zeros at padding."""
 import warnings
 
 import pytest

@@ -359,8 +359,8 @@ def test_requires_grad_changes_under_bf16():
 
 
 def on_one_rank_only(transport):
-    """After a backward, and where ranks exchange nothing before a forward: errors on all ranks, from which they
-    recover."""
+    """After a backward, and where ranks exchange nothing before a forward: errors on all ranks,
+    from which they recover."""
     import sherd
     sherd.init(transport=transport, timeout=3)
     pair = Both(Net)

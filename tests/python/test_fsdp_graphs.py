@@ -64,8 +64,8 @@ class Bag:
 
 
 def side_doors(shard):
-    """Losses on what blocks leave on themselves, in a caller's object, and in a hook's dictionary, alone or beside the
-    result."""
+    """Losses on what blocks leave on themselves, in a caller's object, and in a hook's dictionary,
+    alone or beside the result."""
     def on_itself(block, hidden):
         block.left = hidden.square().mean()
 
@@ -318,8 +318,8 @@ def parameters_in_the_loss(shard):
 
 
 def heads_weight(shard):
-    """f(features, model.head.weight): shown from the forward to the backward, where asked for; else an error that says
-    how."""
+    """f(features, model.head.weight): shown from the forward to the backward, where asked for;
+    else an error that says how."""
     import sherd
     with pytest.raises(sherd.FaultError, match=r"'head.weight'.*set_reshard_after_forward\(False\)"):
         pair = prepared(shard)

@@ -1,5 +1,5 @@
-"""What FSDP2's fully_shard and its modules take, by FSDP2's names: lists, numbers of ranks, hooks, factors, settings of
-units."""
+"""What FSDP2's fully_shard and its modules take, by FSDP2's names: lists, numbers of ranks, hooks,
+factors, settings of units."""
 import collections
 import copy
 

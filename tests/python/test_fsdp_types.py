@@ -1,5 +1,5 @@
-"""Parameters of any type: frozen codes as bytes, fp64 and complex ones that train in themselves, and those without
-dimensions."""
+"""Parameters of any type: frozen codes as bytes, fp64 and complex ones that train in themselves,
+and those without dimensions."""
 import copy
 import functools
 

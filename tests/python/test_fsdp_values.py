@@ -1,5 +1,5 @@
-"""Whatever changes a sharded parameter's values, or its gradient's, counts or is refused by name; other weights are
-computed with."""
+"""Whatever changes a sharded parameter's values, or its gradient's, counts or is refused by name;
+other weights are computed with."""
 import copy
 import functools
 
@@ -177,8 +177,8 @@ def test_whatever_changes_values_counts_or_is_refused(transport):
 
 
 def other_weights(strategy, has_run):
-    """functional_call with plain tensors, with what is computed from the shards, and with another sharded model's
-    parameters."""
+    """functional_call with plain tensors, with what is computed from the shards,
+    and with another sharded model's parameters."""
     pair = Pair(Net, functools.partial(shard_layers, strategy=strategy))
     if has_run:
         pair.step(token_loss)

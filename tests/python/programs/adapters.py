@@ -1,5 +1,5 @@
-"""A program that trains LoRA adapters of a model that is read from a folder: adapters.py FOLDER ROWS. Prints losses and
-sizes."""
+"""A program that trains LoRA adapters of a model that is read from a folder: adapters.py FOLDER ROWS.
+Prints losses and sizes."""
 import json
 import sys
 

@@ -1,5 +1,5 @@
-"""An Accelerate program that fine-tunes a folder's model. Prints its losses and whether the model was whole at
-first."""
+"""An Accelerate program that fine-tunes a folder's model.
+Prints its losses and whether the model was whole at first."""
 import json
 import sys
 
