@@ -5,7 +5,7 @@
 #   make bench    the benchmarks
 #   make soak     programs of Hugging Face's libraries, of several versions, under sherd (fetches them; an hour)
 #   make build    the command: build/sherd
-#   make lint     clang-format and clang-tidy on changed sources (LINT=all for all of them)
+#   make lint     ruff on the Python sources, clang-format and clang-tidy on changed C++ ones (LINT=all for all of them)
 #   make format   clang-format, in place
 #   make asan     the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer; ubsan: under the latter alone;
 #                 tsan: those of the transports (not Gloo) under ThreadSanitizer

@@ -6,9 +6,9 @@
 
 Engines run in turn (A B C, C A B, ...), each in processes of its own, pinned to the same cores. A round counts with the
 median of its steps after the warm-up, an engine with the median of its rounds. Memory is taken in one more run of each.
-All must print the same losses, or nothing is reported. An engine that fails twice is left out from then on and named under
-the table. Writes a Markdown table to the standard output and everything measured to benchmarks/results/. Exit code 1 when an
-engine failed or losses differ.
+All must print the same losses, or nothing is reported. An engine that fails twice is left out from then on and named
+under the table. Writes a Markdown table to the standard output and everything measured to benchmarks/results/. Exit
+code 1 when an engine failed or losses differ.
 """
 import argparse
 import array
@@ -43,7 +43,8 @@ def arguments():
     p.add_argument("--steps", type=int, default=8, help="of a run, with the warm-up")
     p.add_argument("--warmup", type=int, default=2, help="steps that are not timed")
     p.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
-    p.add_argument("--document", type=pathlib.Path, help="also put the tables between this file's two compare: comments")
+    p.add_argument("--document", type=pathlib.Path,
+                   help="also put the tables between this file's two compare: comments")
     args = p.parse_args()
     if args.steps <= args.warmup:
         p.error(f"got {args.steps} steps with a warm-up of {args.warmup}; expected more steps than warm-up")
@@ -84,7 +85,8 @@ def parse_engines(text: str, ranks: int) -> list[Engine]:
     """Raises SystemExit for a name that does not exist or an engine that cannot run here."""
     cpus = sorted(os.sched_getaffinity(0))
     if len(cpus) < ranks:
-        raise SystemExit(f"compare: got {ranks} ranks on {len(cpus)} cores; every rank needs a core; try --ranks {len(cpus)}")
+        raise SystemExit(f"compare: got {ranks} ranks on {len(cpus)} cores; every rank needs a core; "
+                         f"try --ranks {len(cpus)}")
     cpus = tuple(cpus[: len(cpus) // ranks * ranks])
     engines = []
     for entry in NAMES if text == "all" else text.split(","):
@@ -180,20 +182,25 @@ def compare(model: str, args) -> dict:
             continue
         say(f"{model}, memory: {engine.label} {result.peak_mib:.0f} MiB")
         rows.append({"engine": engine.label, "ranks": engine.ranks, "threads": len(engine.cpus) // engine.ranks,
-                     "step_s": statistics.median(rounds[engine]), "rounds_s": rounds[engine], "memory_mib": result.peak_mib,
-                     "losses": losses[engine]})
+                     "step_s": statistics.median(rounds[engine]), "rounds_s": rounds[engine],
+                     "memory_mib": result.peak_mib, "losses": losses[engine]})
     return {"model": model, "tokens_per_step": args.rows * work.context, "fsdp2_forms_s": fsdp2_forms,
             "others_cores": others, "engines": rows, "failures": failures}
 
 
 def table(result: dict) -> str:
     rows = result["engines"]
-    by_name = lambda name: next((r for r in rows if r["engine"].split()[0] == name), None)
+
+    def by_name(name: str) -> dict | None:
+        return next((r for r in rows if r["engine"].split()[0] == name), None)
+
+    def ratio(row: dict, other: dict | None, key: str) -> str:
+        return f"{row[key] / other[key]:.2f}" if other else ""
+
     fsdp2, single = by_name("fsdp2"), by_name("single")
-    ratio = lambda row, other, key: f"{row[key] / other[key]:.2f}" if other else ""
     text = [f"`{result['model']}`, {result['tokens_per_step']} tokens a step", "",
-            "| engine | ranks x threads | step, s | min-max | / the first | / FSDP2 | / one process | memory, MiB | / FSDP2 "
-            "| last loss |",
+            "| engine | ranks x threads | step, s | min-max | / the first | / FSDP2 | / one process | memory, MiB "
+            "| / FSDP2 | last loss |",
             "|---|---|---|---|---|---|---|---|---|---|"]
     for row in rows:
         text.append(f"| {row['engine']} | {row['ranks']} x {row['threads']} | {row['step_s']:.3f} "

@@ -24,8 +24,8 @@ FSDP2_FORMS = ((), ("--keep-unsharded",), ("--compile",), ("--compile", "--keep-
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """The work of one run, the same for all engines. `init` is a Hugging Face folder, `tokens` a uint16 file. sherd alone
-    can also have sizes of a Llama in place of `init`, then with random weights, and no tokens: synthetic ones."""
+    """The work of one run, the same for all engines. `init` is a Hugging Face folder, `tokens` a uint16 file. sherd
+    alone can also have sizes of a Llama in place of `init`, then with random weights, and no tokens: synthetic ones."""
     model: str
     rows: int
     context: int

@@ -63,7 +63,10 @@ def measure(shape: str, ranks: int, rows: int) -> dict:
              "context": CONTEXT}
     cpus = tuple(sorted(os.sched_getaffinity(0))[:ranks])
     engine = Engine("sherd-zero3", ranks, cpus)
-    work = lambda steps: Workload(shape, rows, CONTEXT, steps, LR, model, None)
+
+    def work(steps: int) -> Workload:
+        return Workload(shape, rows, CONTEXT, steps, LR, model, None)
+
     timed = run(engine, work(TIMED_STEPS))
     memory = run(engine, work(MEMORY_STEPS), sample_memory=True)
     point = {"shape": shape, "parameters": parameters(shape), "ranks": ranks, "tokens": rows * CONTEXT,
@@ -107,7 +110,8 @@ def by_ranks(quick: bool):
     points = [measure("10 M" if quick else "30 M", ranks, ROWS_BY_RANKS) for ranks in RANKS]
     first = points[0]
     text = [f"Ranks: {first['shape']} parameters, {first['tokens']} tokens a step over all ranks; ranks beyond the "
-            f"{cores} cores share them", "", "| ranks | step, s | times faster than 1 | of cores | memory, MiB | / 1 rank |",
+            f"{cores} cores share them", "",
+            "| ranks | step, s | times faster than 1 | of cores | memory, MiB | / 1 rank |",
             "|---|---|---|---|---|---|"]
     for p in points:
         faster = first["step_s"] / p["step_s"]
@@ -126,7 +130,8 @@ def by_parameters(quick: bool):
             continue
         points.append(measure(shape, 2, rows))
     text = [f"Parameters: 2 ranks, {rows * CONTEXT} tokens a step", "",
-            "| parameters | step, s | ns / parameter / token | memory, MiB | bytes / parameter |", "|---|---|---|---|---|"]
+            "| parameters | step, s | ns / parameter / token | memory, MiB | bytes / parameter |",
+            "|---|---|---|---|---|"]
     for p in points:
         text.append(f"| {p['parameters'] / 1e6:.1f} M | {p['step_s']:.3f} | {nanoseconds(p):.4f} "
                     f"| {p['memory_mib']:.0f} | {p['memory_mib'] * 2**20 / p['parameters']:.1f} |")

@@ -15,7 +15,10 @@ def _git(*arguments: str) -> str:
 
 def describe() -> dict:
     cpuinfo = pathlib.Path("/proc/cpuinfo").read_text()
-    field = lambda name: re.search(rf"^{name}\s*: (.*)$", cpuinfo, re.M).group(1)
+
+    def field(name: str) -> str:
+        return re.search(rf"^{name}\s*: (.*)$", cpuinfo, re.M).group(1)
+
     flags = set(field("flags").split())
     vector = [name for name, flag in (("AVX2", "avx2"), ("AVX-512", "avx512f"), ("AVX512-BF16", "avx512_bf16"),
                                       ("AMX", "amx_tile")) if flag in flags]
@@ -25,7 +28,8 @@ def describe() -> dict:
 
 
 def slug(machine: dict) -> str:
-    words = f"{machine['cpu'].split('@')[0]} {machine['cores']} cores {machine['vector'][-1] if machine['vector'] else ''}"
+    vector = machine["vector"][-1] if machine["vector"] else ""
+    words = f"{machine['cpu'].split('@')[0]} {machine['cores']} cores {vector}"
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 

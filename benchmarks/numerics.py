@@ -39,7 +39,8 @@ def arguments():
     p.add_argument("--steps", type=int, default=500)
     p.add_argument("--context", type=int, default=256)
     p.add_argument("--seeds", type=int, nargs="+")
-    p.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS), help="with --seeds: which of the trainings")
+    p.add_argument("--only", nargs="+", choices=list(RUNS), default=list(RUNS),
+                   help="with --seeds: which of the trainings")
     p.add_argument("--picture", type=pathlib.Path, default=ROOT / "docs" / "numerics.svg")
     p.add_argument("--results", type=pathlib.Path, default=ROOT / "benchmarks" / "results")
     args = p.parse_args()
@@ -51,8 +52,8 @@ def arguments():
 
 
 def train(name: str, settings: dict, args, folder: pathlib.Path, text: str) -> list[dict]:
-    settings = {"data.text": text, "data.context": args.context, "steps": args.steps, "schedule.warmup": max(1, args.steps // 10),
-                "eval_every": args.steps, "eval_rows": 512, **settings}
+    settings = {"data.text": text, "data.context": args.context, "steps": args.steps,
+                "schedule.warmup": max(1, args.steps // 10), "eval_every": args.steps, "eval_rows": 512, **settings}
     steps = trained_steps("train_stdlib.json", settings, folder / name.replace(" ", "-").replace(",", ""))
     print(f"{name}: validation loss {steps[-1]['validation_loss']:.4f}", file=sys.stderr, flush=True)
     return steps
@@ -93,8 +94,8 @@ def picture(losses: dict[str, list[float]]) -> str:
         x, y = WIDTH - RIGHT + 20, 60 + 22 * k
         body.append(f'<line x1="{x}" x2="{x + 24}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>'
                     f'<text x="{x + 30}" y="{y + 4}">{name}</text>')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 650" font-family="sans-serif" font-size="12">'
-            '<rect width="100%" height="100%" fill="white"/>' + "\n".join(body) + "</svg>\n")
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} 650" font-family="sans-serif" '
+            'font-size="12"><rect width="100%" height="100%" fill="white"/>' + "\n".join(body) + "</svg>\n")
 
 
 def table(runs: dict[str, list[dict]]) -> str:
@@ -107,7 +108,8 @@ def table(runs: dict[str, list[dict]]) -> str:
         parameters = runs["fp32"][-1]["rank0_mib"]["parameters"] / 4
         state = sum(held[kind] for kind in ("parameters", "master", "moments", "gradients")) / parameters
         loss = steps[-1]["validation_loss"]
-        lines.append(f"| {name} | {loss:.4f} | {100 * (loss / base - 1):+.2f} % | {sum(tail) / len(tail):.4f} | {state:.2f} |")
+        lines.append(f"| {name} | {loss:.4f} | {100 * (loss / base - 1):+.2f} % | {sum(tail) / len(tail):.4f} | "
+                     f"{state:.2f} |")
     return "\n".join(lines)
 
 
@@ -139,12 +141,13 @@ def main():
     losses = {name: [s["loss"] for s in steps] for name, steps in runs.items()}
     same = losses["bf16, fp32 master"] == losses["bf16, split master"]
     print(table(runs))
-    verdict = "the losses of the fp32 master, bit for bit, in all steps" if same else "OTHER LOSSES than the fp32 master"
+    verdict = ("the losses of the fp32 master, bit for bit, in all steps"
+               if same else "OTHER LOSSES than the fp32 master")
     print(f"\nsplit master: {verdict}")
     args.picture.write_text(picture(losses))
     here = machine.describe()
-    results = {"machine": here, "commit": machine.commit(), "steps": args.steps, "context": args.context, "losses": losses,
-               "validation": {name: steps[-1]["validation_loss"] for name, steps in runs.items()}}
+    results = {"machine": here, "commit": machine.commit(), "steps": args.steps, "context": args.context,
+               "losses": losses, "validation": {name: steps[-1]["validation_loss"] for name, steps in runs.items()}}
     (args.results / f"{machine.today()}-{machine.slug(here)}-numerics.json").write_text(json.dumps(results) + "\n")
 
 

@@ -4,9 +4,10 @@
     benchmarks/optimizers.py                       # 16 million parameters, about 3 minutes
     benchmarks/optimizers.py --millions 32 --rounds 9
 
-One flat parameter; all take turns in one process, the least and the median of the rounds are reported, as ratios of torch's fused
-AdamW too. Muon beside torch's, on the matrices of one block of a Llama of 256 dimensions. bitsandbytes comes with the test's requirements; torchao runs where it is installed (pip install torchao==0.17.0), else
-it is left out. The build is build/python: make test, or ninja -C build sherd_python.
+One flat parameter; all take turns in one process, the least and the median of the rounds are reported, as ratios of
+torch's fused AdamW too. Muon beside torch's, on the matrices of one block of a Llama of 256 dimensions. bitsandbytes
+comes with the test's requirements; torchao runs where it is installed (pip install torchao==0.17.0), else it is left
+out. The build is build/python: make test, or ninja -C build sherd_python.
 """
 import argparse
 import math
@@ -58,11 +59,15 @@ def contenders(args):
     ours = sherd.optim
     yield Contender("torch AdamW, fused", lambda p: torch.optim.AdamW(p, fused=True, **HYPER), n)
     yield Contender("sherd AdamW", lambda p: ours.AdamW(p, **HYPER), n)
-    yield Contender("sherd AdamW, bf16, fp32 master", lambda p: ours.AdamW(p, master="fp32", **HYPER), n, torch.bfloat16)
-    yield Contender("sherd AdamW, bf16, split master", lambda p: ours.AdamW(p, master="split", **HYPER), n, torch.bfloat16)
+    yield Contender("sherd AdamW, bf16, fp32 master", lambda p: ours.AdamW(p, master="fp32", **HYPER), n,
+                    torch.bfloat16)
+    yield Contender("sherd AdamW, bf16, split master", lambda p: ours.AdamW(p, master="split", **HYPER), n,
+                    torch.bfloat16)
     yield Contender("sherd AdamW8bit", lambda p: ours.AdamW8bit(p, **HYPER), n)
-    yield Contender("sherd AdamW8bit, bf16, split master", lambda p: ours.AdamW8bit(p, master="split", **HYPER), n, torch.bfloat16)
-    yield Contender("sherd AdamW8bit, bf16, no master", lambda p: ours.AdamW8bit(p, master="none", **HYPER), n, torch.bfloat16)
+    yield Contender("sherd AdamW8bit, bf16, split master", lambda p: ours.AdamW8bit(p, master="split", **HYPER), n,
+                    torch.bfloat16)
+    yield Contender("sherd AdamW8bit, bf16, no master", lambda p: ours.AdamW8bit(p, master="none", **HYPER), n,
+                    torch.bfloat16)
     try:
         import bitsandbytes
         yield Contender("bitsandbytes AdamW8bit", lambda p: bitsandbytes.optim.AdamW8bit(p, **HYPER), slow)
@@ -104,11 +109,13 @@ def main():
 
 def report(every, first, cores_at_work, rounds):
     one, cores = (measure(every, threads, rounds) for threads in (1, cores_at_work))
-    print(f"| optimizer | one thread, ns a parameter: least, median | of {first} | {cores_at_work} threads | of {first} | bytes a parameter |")
+    print(f"| optimizer | one thread, ns a parameter: least, median | of {first} | {cores_at_work} threads | of "
+          f"{first} | bytes a parameter |")
     print("|---|---|---|---|---|---|")
     for contender, (least, middle), (least_all, middle_all) in zip(every, one, cores):
-        print(f"| {contender.name} | {least:.2f}, {middle:.2f} | {least / one[0][0]:.2f}, {middle / one[0][1]:.2f} | {least_all:.2f}, {middle_all:.2f} | "
-              f"{least_all / cores[0][0]:.2f}, {middle_all / cores[0][1]:.2f} | {contender.state_bytes():.2f} |")
+        print(f"| {contender.name} | {least:.2f}, {middle:.2f} | {least / one[0][0]:.2f}, {middle / one[0][1]:.2f} | "
+              f"{least_all:.2f}, {middle_all:.2f} | {least_all / cores[0][0]:.2f}, {middle_all / cores[0][1]:.2f} | "
+              f"{contender.state_bytes():.2f} |")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@
     benchmarks/precision_steps.py                       # about 4 minutes on 2 cores
     benchmarks/precision_steps.py --rounds 5 --model base
 
-A Llama of a preset on synthetic tokens, 4 rows of 256 tokens a step, 2 ranks, zero3, AdamW. A round is the median of the steps after
-two for warm-up; the table shows the least and the median of the rounds, and the most memory that all ranks held together.
+A Llama of a preset on synthetic tokens, 4 rows of 256 tokens a step, 2 ranks, zero3, AdamW. A round is the median of
+the steps after two for warm-up; the table shows the least and the median of the rounds, and the most memory that all
+ranks held together.
 """
 import argparse
 import pathlib
@@ -21,7 +22,8 @@ KINDS = {
     "bf16, split master": {"precision": MIXED % ("bf16", "fp32")},
     "bf16, split master, bf16 gradients": {"precision": MIXED % ("bf16", "bf16")},
     "fp16, fp32 master, loss scale": {"precision": MIXED % ("fp16", "fp16")},
-    "bf16, split master, bf16 gradients, 8-bit AdamW": {"precision": MIXED % ("bf16", "bf16"), "optimizer.type": "adamw8bit"},
+    "bf16, split master, bf16 gradients, 8-bit AdamW": {"precision": MIXED % ("bf16", "bf16"),
+                                                        "optimizer.type": "adamw8bit"},
 }
 
 
@@ -56,12 +58,13 @@ def main():
     here = machine.describe()
     print(f"{machine.today()}, {here['cpu']}, {here['cores']} cores, {here['vector'][-1]}; commit {machine.commit()}; "
           f"`benchmarks/precision_steps.py --model {args.model} --rounds {args.rounds} --steps {args.steps}`\n")
-    print("| precision | step, s: least, median | of fp32 | memory of all ranks, MiB | of fp32 |\n|---|---|---|---|---|")
+    print("| precision | step, s: least, median | of fp32 | memory of all ranks, MiB | of fp32 |\n"
+          "|---|---|---|---|---|")
     base = times["fp32"]
     for name, values in times.items():
         least, middle = min(values), statistics.median(values)
-        print(f"| {name} | {least:.3f}, {middle:.3f} | {least / min(base):.2f}, {middle / statistics.median(base):.2f} | "
-              f"{memory[name]:.0f} | {memory[name] / memory['fp32']:.2f} |")
+        print(f"| {name} | {least:.3f}, {middle:.3f} | {least / min(base):.2f}, {middle / statistics.median(base):.2f} "
+              f"| {memory[name]:.0f} | {memory[name] / memory['fp32']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What a unit costs in Python beside its module: forward and backward of a chain of small units, sharded and plain, one rank.
+"""What a unit costs in Python beside its module: forward and backward of a chain of small units, sharded and plain, one
+rank.
 
     PYTHONPATH=build/python OMP_NUM_THREADS=1 taskset -c 0 .venv/bin/python benchmarks/python_overhead.py
 
@@ -54,7 +55,8 @@ def least(model: nn.Module, x: torch.Tensor) -> tuple[float, float]:
 def a_unit_more(plain: nn.Module, model: nn.Module, x: torch.Tensor) -> dict[str, float]:
     """In the words of bench_unit."""
     (plain_forward, plain_backward), (forward, backward) = least(plain, x), least(model, x)
-    return {"forward_us": 1e6 * (forward - plain_forward) / UNITS, "backward_us": 1e6 * (backward - plain_backward) / UNITS}
+    return {"forward_us": 1e6 * (forward - plain_forward) / UNITS,
+            "backward_us": 1e6 * (backward - plain_backward) / UNITS}
 
 
 def main() -> None:

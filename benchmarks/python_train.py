@@ -1,6 +1,7 @@
 """Trains the peers' model under sherd's Python package: peers/train.py with another engine.
 
-    RANK=0 WORLD_SIZE=1 python benchmarks/python_train.py --engine sherd-py-zero3 --model small --tokens FILE --metrics OUT.jsonl
+    RANK=0 WORLD_SIZE=1 python benchmarks/python_train.py --engine sherd-py-zero3 --model small --tokens FILE \\
+      --metrics OUT.jsonl
 
 Options are those of peers/train.py; --chunked-loss is sherd.linear_cross_entropy here.
 """
@@ -50,7 +51,8 @@ def main():
         seconds = time.perf_counter() - start
         values = world.transport.exchange([value])
         if lines:
-            print(json.dumps({"step": number, "loss": sum(values) / world.size, "step_s": seconds}), file=lines, flush=True)
+            print(json.dumps({"step": number, "loss": sum(values) / world.size, "step_s": seconds}), file=lines,
+                  flush=True)
 
 
 if __name__ == "__main__":

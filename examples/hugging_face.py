@@ -17,9 +17,11 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 CONTEXT = 64
 
 CONFIGS = {
-    "llama": LlamaConfig(vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=4, num_attention_heads=4,
-                         num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0),
-    "gpt2": GPT2Config(vocab_size=256, n_embd=128, n_layer=4, n_head=4, n_positions=CONTEXT, bos_token_id=0, eos_token_id=0),
+    "llama": LlamaConfig(vocab_size=256, hidden_size=128, intermediate_size=256, num_hidden_layers=4,
+                         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=0,
+                         eos_token_id=0),
+    "gpt2": GPT2Config(vocab_size=256, n_embd=128, n_layer=4, n_head=4, n_positions=CONTEXT, bos_token_id=0,
+                       eos_token_id=0),
 }
 
 
@@ -48,7 +50,8 @@ def train(model: torch.nn.Module, steps: int, lr: float) -> list[float]:
 def with_adapters(model: torch.nn.Module, kind: str) -> torch.nn.Module:
     from peft import LoraConfig, get_peft_model
     targets = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"]}[kind]
-    return get_peft_model(model, LoraConfig(r=8, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2"))
+    return get_peft_model(model,
+                          LoraConfig(r=8, target_modules=targets, task_type="CAUSAL_LM", fan_in_fan_out=kind == "gpt2"))
 
 
 def main() -> None:

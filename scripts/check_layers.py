@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fails when a folder of sherd/ includes what its line in CMakeLists.txt does not list, or a plain layer includes torch.
+"""Fails when a folder of sherd/ includes what its line in CMakeLists.txt does not list, or a plain layer includes
+torch.
 
 The table is the one the build links by: sherd_layer(NAME DEPS...) and sherd_plain_layer(NAME DEPS...). A header reached
 through an allowed layer is itself a violation there, so only direct includes are read.

@@ -1,8 +1,14 @@
 #!/bin/sh
-# lint.sh [all]: clang-format and clang-tidy on the sources that differ from origin/main, or on all of them.
-# Wants the compilation database of `cmake --preset lint`.
+# lint.sh [all]: ruff on the Python sources; clang-format and clang-tidy on the C++ sources that differ from origin/main,
+# or on all of them. Wants the compilation database of `cmake --preset lint`.
 set -eu
 cd "$(dirname "$0")/.."
+
+ruff=0.17.6
+if [ "$(.venv/bin/ruff --version 2>/dev/null)" != "ruff $ruff" ]; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check "ruff==$ruff"
+fi
+.venv/bin/ruff check
 
 sources() { # as git sees them, deleted ones left out
   if [ "${1:-}" = all ]; then
@@ -16,7 +22,7 @@ sources() { # as git sees them, deleted ones left out
 
 files=$(sources "${1:-}")
 if [ -z "$files" ]; then
-  echo "lint: no source differs from origin/main; try LINT=all"
+  echo "lint: no C++ source differs from origin/main; try LINT=all"
   exit 0
 fi
 echo "$files" | xargs clang-format-14 --dry-run -Werror
@@ -27,4 +33,4 @@ if [ -n "$units" ]; then
     --extra-arg=-Wno-unknown-warning-option --extra-arg=-Wno-ignored-optimization-argument \
     --extra-arg=-include --extra-arg="$PWD/cmake/pch.h"
 fi
-echo "lint: $(echo "$files" | wc -l) files, nothing found"
+echo "lint: $(echo "$files" | wc -l) C++ files, nothing found"

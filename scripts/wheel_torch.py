@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Which torch a build is made against: that of this interpreter. CMake asks for its folder and version, pip for what a wheel of it
-needs (a provider of dynamic metadata, see pyproject.toml).
+"""Which torch a build is made against: that of this interpreter. CMake asks for its folder and version, pip for what a
+wheel of it needs (a provider of dynamic metadata, see pyproject.toml).
 
 While pip builds, what is installed cannot be imported, but it can be found.
 """
@@ -45,8 +45,8 @@ def found() -> list[str]:
     if (torch := folder()) is None:
         sys.exit(f"no torch in {sys.executable}; try scripts/setup.sh, or pip install torch==2.13.0")
     if not FIRST <= minor(version(torch)) <= LAST:
-        sys.exit(f"got torch {version(torch)} in {sys.executable}, expected {shown(FIRST)} to {shown(LAST)}; try pip install "
-                 f"'{of_sources()}'")
+        sys.exit(f"got torch {version(torch)} in {sys.executable}, expected {shown(FIRST)} to {shown(LAST)}; "
+                 f"try pip install '{of_sources()}'")
     return [str(torch), version(torch)]
 
 

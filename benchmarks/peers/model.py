@@ -131,7 +131,7 @@ def build(cfg: Config, seed: int = 0) -> Llama:
     """A model with normal(0, 0.02) matrices and unit norms, the same on every rank."""
     torch.manual_seed(seed)
     model = Llama(cfg)
-    for name, p in model.named_parameters():
+    for p in model.parameters():
         if p.dim() > 1:
             nn.init.normal_(p, std=0.02)
     return model

@@ -113,7 +113,7 @@ def deepspeed_engine(args, model, world):
         import deepspeed
     except ImportError:
         raise SystemExit("deepspeed is not installed in this environment; try benchmarks/peers/setup.sh "
-                         "benchmarks/peers/requirements-deepspeed.txt")
+                         "benchmarks/peers/requirements-deepspeed.txt") from None
     threads = torch.get_num_threads()
     conf = {
         "train_micro_batch_size_per_gpu": args.rows // world,

@@ -29,7 +29,8 @@ from .sharding import fully_shard, shard
 from .units import ShardedModule, register_forward_method
 
 __all__ = [
-    "ConfigError", "Engine", "FaultError", "GatheredParameters", "MixedPrecisionPolicy", "ShardedModule", "ShardedParameter", "World", "clip_grad_norm_",
-    "full_parameters", "full_state_dict", "fully_shard", "init", "initialize", "linear_cross_entropy", "load_full_state_dict", "materialize", "optim",
-    "register_forward_method", "shard", "world", "zero",
+    "ConfigError", "Engine", "FaultError", "GatheredParameters", "MixedPrecisionPolicy", "ShardedModule",
+    "ShardedParameter", "World", "clip_grad_norm_", "full_parameters", "full_state_dict", "fully_shard", "init",
+    "initialize", "linear_cross_entropy", "load_full_state_dict", "materialize", "optim", "register_forward_method",
+    "shard", "world", "zero",
 ]

@@ -4,18 +4,20 @@
     torchrun --nproc-per-node 2 -m sherd.as_deepspeed -m package.module ARGS
     python -m sherd.accelerate launch --config_file config.yaml train.py ARGS       # see sherd.accelerate
 
-The package ``deepspeed`` that the program then imports is sherd's (deepspeed_names.py): what Accelerate, transformers, TRL, PEFT
-and Lightning look for in DeepSpeed 0.19.8; other names say that they are not there. Accelerate is told to take its DeepSpeed branch
-(``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says another).
+The package ``deepspeed`` that the program then imports is sherd's (deepspeed_names.py): what Accelerate, transformers,
+TRL, PEFT and Lightning look for in DeepSpeed 0.19.8; other names say that they are not there. Accelerate is told to
+take its DeepSpeed branch (``ACCELERATE_USE_DEEPSPEED``, ZeRO stage 3 unless ``ACCELERATE_DEEPSPEED_ZERO_STAGE`` says
+another).
 
-What programs see of parameters outside of forwards: at stages 0, 1 and 2 whole, plain parameters, up to date after each step, which
-may be read by one rank alone, and written: each rank's own rows count from the next forward or step on. (With bf16 or fp16 these
-are the fp32 masters.) Their gradients are the optimizer's: ``deepspeed.utils.safe_get_full_grad``. At stage 3 DTensors of this
-rank's rows; where they meet plain tensors (an encoder that is called by itself, a moving average) they are gathered, by all ranks
-together, and ``save_pretrained`` writes whole weights.
+What programs see of parameters outside of forwards: at stages 0, 1 and 2 whole, plain parameters, up to date after each
+step, which may be read by one rank alone, and written: each rank's own rows count from the next forward or step on.
+(With bf16 or fp16 these are the fp32 masters.) Their gradients are the optimizer's:
+``deepspeed.utils.safe_get_full_grad``. At stage 3 DTensors of this rank's rows; where they meet plain tensors (an
+encoder that is called by itself, a moving average) they are gathered, by all ranks together, and ``save_pretrained``
+writes whole weights.
 
-A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not followed is warned of
-on rank 0, and what sherd cannot do is a ConfigError.
+A DeepSpeed configuration means what it means in DeepSpeed 0.19.8 (docs/numerics.md says where not): what is not
+followed is warned of on rank 0, and what sherd cannot do is a ConfigError.
 """
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ import os
 import pathlib
 import runpy
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,18 +36,28 @@ from torch import nn
 from . import deepspeed_names, deepspeed_parameters, deepspeed_schedules, engine, hugging_face
 from ._C import ConfigError
 from .deepspeed_engine import DeepSpeedEngine
-from .deepspeed_settings import Settings, cast_buffers, cast_inputs, groups_of, keep_masters, native, native_of, read, settings_of  # noqa: F401 native
+from .deepspeed_settings import (
+    Settings,
+    cast_buffers,
+    cast_inputs,
+    groups_of,
+    keep_masters,
+    native_of,
+    read,
+    settings_of,
+)
+from .deepspeed_settings import native as native
 from .units import HELD
 
 log = logging.getLogger("sherd")
 
 
 def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any = None, model_parameters: Any = None,
-               training_data: Any = None, lr_scheduler: Any = None, distributed_port: int | None = None, mpu: Any = None,
-               dist_init_required: bool | None = None, collate_fn: Any = None, config: Any = None,
+               training_data: Any = None, lr_scheduler: Any = None, distributed_port: int | None = None,
+               mpu: Any = None, dist_init_required: bool | None = None, collate_fn: Any = None, config: Any = None,
                config_params: Any = None, **_: Any) -> tuple:
-    """deepspeed.initialize: see :func:`sherd.initialize`. A model without trainable parameters, and one for which neither the program
-    nor the configuration has an optimizer, gets an engine that only computes."""
+    """deepspeed.initialize: see :func:`sherd.initialize`. A model without trainable parameters, and one for which
+    neither the program nor the configuration has an optimizer, gets an engine that only computes."""
     document = config if config is not None else config_params
     named = getattr(args, "deepspeed_config", None)
     if document is not None and named is not None:
@@ -54,7 +67,8 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
     settings = settings_of(read(named if document is None else document))
-    make = optimizer if isinstance(optimizer, torch.optim.Optimizer) else optimizer_on(model, model_parameters, optimizer, settings)
+    make = (optimizer if isinstance(optimizer, torch.optim.Optimizer)
+            else optimizer_on(model, model_parameters, optimizer, settings))
     if lr_scheduler is None and settings.section("scheduler"):
         lr_scheduler = functools.partial(deepspeed_schedules.schedule_of, settings.section("scheduler"))
     if settings.kind != "fp32":
@@ -67,12 +81,15 @@ def initialize(args: Any = None, model: nn.Module | None = None, optimizer: Any 
     return made, made.optimizer, loader, made.lr_scheduler
 
 
-def optimizer_on(model: nn.Module, model_parameters: Any, make: Any, settings: Settings) -> Callable[[list], torch.optim.Optimizer | None]:
-    """What makes the optimizer, of the program's function (`make`) or of the configuration, once the parameters are sharded."""
+def optimizer_on(model: nn.Module, model_parameters: Any, make: Any,
+                 settings: Settings) -> Callable[[list], torch.optim.Optimizer | None]:
+    """What makes the optimizer, of the program's function (`make`) or of the configuration,
+    once the parameters are sharded."""
     groups = groups_of(model_parameters, model, settings.stage)
     trains = any(parameter.requires_grad for parameter in model.parameters())
     if trains and not groups:
-        raise ConfigError("[initialize] got model_parameters without one that is trainable, expected some; try model.parameters()")
+        raise ConfigError("[initialize] got model_parameters without one that is trainable, expected some; "
+                          "try model.parameters()")
 
     def optimizer_of(_: list) -> torch.optim.Optimizer | None:
         own = make or settings.optimizer

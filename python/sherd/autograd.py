@@ -1,28 +1,29 @@
 """What torch.autograd is asked of sharded models, beside backward() of what a forward has returned.
 
-A graph of a sharded model has its whole parameters as leaves, and what a program knows are their shards. Every backward and
-``torch.autograd.grad`` of torch goes by one function, which this file stands around.
+A graph of a sharded model has its whole parameters as leaves, and what a program knows are their shards. Every backward
+and ``torch.autograd.grad`` of torch goes by one function, which this file stands around.
 """
 from __future__ import annotations
 
 import contextlib
 import functools
 import weakref
-from typing import Any, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from . import _C
 from ._C import ConfigError
-from .parameters import root_handle_of
+from .values import root_handle_of
 
 Gradients = list[torch.Tensor | None]
-MODELS: "weakref.WeakSet[_C.Model]" = weakref.WeakSet()  # that have run
+MODELS: weakref.WeakSet[_C.Model] = weakref.WeakSet()  # that have run
 
 
-def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: bool, create_graph: bool, inputs: Sequence = (),
-               *args: Any, **kwargs: Any) -> Any:
+def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: bool, create_graph: bool,
+               inputs: Sequence = (), *args: Any, **kwargs: Any) -> Any:
     """torch's own, on graphs that may have sharded models in them."""
     models = list(MODELS)
     for model in models:
@@ -35,8 +36,8 @@ def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: boo
         leaves = [leaf for t in inputs for leaf in leaves_of(t)]
         return plain(outputs, grad_outputs, keep_graph, create_graph, tuple(leaves), *args, **kwargs)
     if torch._C._are_functorch_transforms_active():
-        raise ConfigError("[grad] got parameters of a sharded model inside of a torch.func transform or with is_grads_batched, "
-                          "expected them outside; try one torch.autograd.grad after the other")
+        raise ConfigError("[grad] got parameters of a sharded model inside of a torch.func transform or with "
+                          "is_grads_batched, expected them outside; try one torch.autograd.grad after the other")
     allow_unused = args[0] if args else kwargs.pop("allow_unused", False)
     leaves = [leaves_of(t) for t in inputs]
     flat = [leaf for some in leaves for leaf in some]
@@ -50,8 +51,8 @@ def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: boo
     unused = [i for i, gradient in enumerate(result) if gradient is None]
     if unused and not allow_unused:
         name = getattr(inputs[unused[0]], "_sherd_name", f"number {unused[0]}")
-        raise RuntimeError(f"One of the differentiated Tensors appears to not have been used in the graph (parameter '{name}'). "
-                           "Set allow_unused=True if this is the desired behavior.")
+        raise RuntimeError("One of the differentiated Tensors appears to not have been used in the graph (parameter "
+                           f"'{name}'). Set allow_unused=True if this is the desired behavior.")
     return result
 
 
@@ -107,7 +108,8 @@ def reduced(shards: Sequence[DTensor], gradients: Gradients) -> list[DTensor | N
 
 
 class Reduce(torch.autograd.Function):
-    """``reduced``, to be differentiated again: losses are means over ranks, so what comes back of the mean is each rank's."""
+    """``reduced``, to be differentiated again: losses are means over ranks,
+    so what comes back of the mean is each rank's."""
 
     @staticmethod
     def forward(ctx, shards, *gradients):

@@ -1,14 +1,16 @@
-"""What goes into a call and comes out of it in another type: tensors are cast, the objects that hold them stay whose they are.
+"""What goes into a call and comes out of it in another type: tensors are cast, the objects that hold them stay whose
+they are.
 
-Looked into are tuples, lists, deques, dicts, dataclasses, classes that torch knows as pytrees, and what derives from these. Objects of
-other classes pass as they are, with what they hold.
+Looked into are tuples, lists, deques, dicts, dataclasses, classes that torch knows as pytrees, and what derives from
+these. Objects of other classes pass as they are, with what they hold.
 """
 from __future__ import annotations
 
 import collections
 import copy
 import functools
-from typing import Any, Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,14 +24,15 @@ MUTABLE = (dict, list, collections.deque)
 class Given:
     """What a caller hands to a call.
 
-    From cast() to take_back() its floating-point tensors are of ``dtype``, in the caller's own objects: these hold the cast
-    tensors meanwhile. Afterwards they hold the caller's again, and what the call has written is in them: into objects, and in
-    place into tensors. None: nothing is cast.
+    From cast() to take_back() its floating-point tensors are of ``dtype``, in the caller's own objects: these hold the
+    cast tensors meanwhile. Afterwards they hold the caller's again, and what the call has written is in them: into
+    objects, and in place into tensors. None: nothing is cast.
     """
 
     def __init__(self, dtype: torch.dtype | None):
         self._dtype = dtype
-        self._casts: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}  # by the caller's tensor: it, ours, and its version
+        # By the caller's tensor: it, ours, and its version.
+        self._casts: dict[int, tuple[torch.Tensor, torch.Tensor, int]] = {}
         self._stand_ins: dict[int, tuple[Any, Any]] = {}  # by what stands in: it, and the caller's
         self._holders: dict[int, Any] = {}
 
@@ -52,7 +55,8 @@ class Given:
         return value
 
     def _cast_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._dtype is None or tensor.dtype == self._dtype or not tensor.is_floating_point() or id(tensor) in self._stand_ins:
+        if (self._dtype is None or tensor.dtype == self._dtype or not tensor.is_floating_point()
+            or id(tensor) in self._stand_ins):
             return tensor
         if id(tensor) not in self._casts:
             ours = versioned(tensor, self._dtype)
@@ -79,14 +83,14 @@ class Given:
                 theirs.copy_(ours)
 
     def cast_result(self, result: Any, dtype: torch.dtype) -> Any:
-        """All floating-point tensors in what the call has returned as ``dtype``: objects of the caller's take them in, others are
-        copied where they hold any."""
+        """All floating-point tensors in what the call has returned as ``dtype``: objects of the caller's take them in,
+        others are copied where they hold any."""
         return cast(result, dtype, self._holders)
 
 
 def cast(value: Any, dtype: torch.dtype, kept: Container[int] = ()) -> Any:
-    """All floating-point tensors in a structure as ``dtype``. Objects are copied where something in them is cast; those that
-    are ``kept`` (by their identities) are not, and take it in."""
+    """All floating-point tensors in a structure as ``dtype``. Objects are copied where something in them is cast; those
+    that are ``kept`` (by their identities) are not, and take it in."""
     done: dict[int, tuple[Any, Any]] = {}  # both, so that they keep their identities
 
     def visit(value: Any) -> Any:
@@ -132,7 +136,8 @@ def parts(holder: Any) -> Iterator[tuple[Items, Callable[[Any, Any], None]]]:
             yield list(items), functools.partial(kind.__setitem__, holder)
     fields = getattr(type(holder), "__dataclass_fields__", ())
     if fields or type(holder) in SUPPORTED_NODES:
-        attributes = {name: getattr(holder, name) for name in fields if hasattr(holder, name)} | getattr(holder, "__dict__", {})
+        attributes = {name: getattr(holder, name) for name in fields
+                      if hasattr(holder, name)} | getattr(holder, "__dict__", {})
         yield list(attributes.items()), functools.partial(object.__setattr__, holder)
 
 

@@ -11,7 +11,8 @@ LONGEST = 400  # of what an exception says
 
 
 def cause_of(error: BaseException) -> str:
-    """Its type, what it says, and the innermost line of the program (not of torch's or sherd's) that it came through."""
+    """Its type, what it says, and the innermost line of the program (not of torch's
+    or sherd's) that it came through."""
     said = str(error)
     said = f"{type(error).__name__}: {said[:LONGEST]}{'...' if len(said) > LONGEST else ''}"
     place, step = None, error.__traceback__

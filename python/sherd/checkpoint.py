@@ -1,7 +1,7 @@
 """Saving and loading: whole weights on one rank, and training state by any number of ranks.
 
-``model.state_dict()`` of a sharded model is its DTensors, without communication: torch's distributed checkpoint reads and
-writes it, also to and from FSDP2.
+``model.state_dict()`` of a sharded model is its DTensors, without communication: torch's distributed checkpoint reads
+and writes it, also to and from FSDP2.
 """
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import json
 import os
 import pathlib
 import shutil
-from typing import Any, Collection
+from collections.abc import Collection
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,18 +21,21 @@ from torch.distributed.tensor import DTensor
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import as_bytes, over_rows, rows_like, whole_value
 from .progress import bar
+from .root import Root
+from .rows import as_bytes, over_rows, rows_like, whole_value
 from .sharding import before_load
-from .units import HELD, Root, ShardedModule
+from .units import HELD, ShardedModule
 
 LATEST = "latest"
 FACTS = "sherd.json"
 
 
 @distributed.in_call("full_state_dict")
-def full_state_dict(model: nn.Module, *, all_ranks: bool = False, without: Collection[str] = ()) -> dict[str, torch.Tensor]:
-    """Whole values of all parameters and buffers by name, but for those named, on the CPU: on rank 0 (elsewhere {}), or on all ranks.
+def full_state_dict(model: nn.Module, *, all_ranks: bool = False,
+                    without: Collection[str] = ()) -> dict[str, torch.Tensor]:
+    """Whole values of all parameters and buffers by name, but for those named, on the CPU: on rank 0 (elsewhere {}), or
+    on all ranks.
 
     Collective. Parameters are gathered one at a time: other ranks hold no more than one of them.
     """
@@ -73,7 +77,8 @@ def load_full_state_dict(model: nn.Module, state: dict[str, torch.Tensor]) -> No
         for name, target in bar(targets.items(), "spreading parameters"):
             if not isinstance(target, torch.Tensor):
                 continue
-            whole = state[name].to(target.dtype).contiguous() if world.rank == 0 else torch.empty(target.shape, dtype=target.dtype)
+            whole = (state[name].to(target.dtype).contiguous()
+                     if world.rank == 0 else torch.empty(target.shape, dtype=target.dtype))
             if world.size > 1:
                 dist.broadcast(as_bytes(whole), src=0)
             target.copy_(over_rows(rows_like(whole, target), target) if isinstance(target, DTensor) else whole)
@@ -83,11 +88,12 @@ def fit(targets: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) -> str
     """What does not fit, or ""."""
     missing, unknown = sorted(targets.keys() - state.keys()), sorted(state.keys() - targets.keys())
     if missing or unknown:
-        return (f"[load_full_state_dict] got a state without {missing[:5]} and with unknown {unknown[:5]}, expected the names "
-                "of model.state_dict()")
+        return (f"[load_full_state_dict] got a state without {missing[:5]} and with unknown {unknown[:5]}, "
+                "expected the names of model.state_dict()")
     for name, target in targets.items():
         if isinstance(target, torch.Tensor) and state[name].shape != target.shape:
-            return (f"[load_full_state_dict] got '{name}' of shape {list(state[name].shape)}, expected {list(target.shape)}")
+            return (f"[load_full_state_dict] got '{name}' of shape {list(state[name].shape)}, "
+                    f"expected {list(target.shape)}")
     return ""
 
 
@@ -108,9 +114,11 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
         model, optimizer = get_state_dict(engine.module, optimizers_of(engine))
     dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=unfinished)
     if world.rank == 0:
+        schedule = engine.lr_scheduler
         facts = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps, "client_state": client_state,
-                 "skipped_steps": engine.skipped_steps, "loss_scale": None if engine.scaler is None else engine.scaler.state_dict(),
-                 "lr_scheduler": engine.lr_scheduler.state_dict() if hasattr(engine.lr_scheduler, "state_dict") else None}
+                 "skipped_steps": engine.skipped_steps,
+                 "loss_scale": None if engine.scaler is None else engine.scaler.state_dict(),
+                 "lr_scheduler": schedule.state_dict() if hasattr(schedule, "state_dict") else None}
         torch.save(facts, unfinished / "facts.pt")
         (unfinished / FACTS).write_text(json.dumps({"ranks": world.size, "global_steps": engine.global_steps}))
         shutil.rmtree(target, ignore_errors=True)
@@ -143,14 +151,15 @@ def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[s
         tag = (folder / LATEST).read_text().strip()
     source = folder / tag
     if not (source / FACTS).is_file():
-        raise ConfigError(f"[load_checkpoint] got {str(source)!r}, which is no checkpoint of sherd, expected a folder with "
-                          f"{FACTS}; try the folder given to save_checkpoint")
+        raise ConfigError(f"[load_checkpoint] got {str(source)!r}, which is no checkpoint of sherd, expected a folder "
+                          f"with {FACTS}; try the folder given to save_checkpoint")
     root = root_of(engine.module)
     with root.shards_shown():
         model, optimizer = get_state_dict(engine.module, optimizers_of(engine))
         state = {"model": model, "optimizer": optimizer}
         dcp.load(state, checkpoint_id=source)
-        set_state_dict(engine.module, optimizers_of(engine), model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_state_dict(engine.module, optimizers_of(engine), model_state_dict=state["model"],
+                       optim_state_dict=state["optimizer"])
     root.model.settle()
     facts = torch.load(source / "facts.pt", weights_only=True)
     engine.global_steps, engine.micro_steps = facts["global_steps"], facts["micro_steps"]

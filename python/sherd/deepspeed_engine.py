@@ -13,11 +13,12 @@ from .units import HELD
 
 # What DeepSpeed's engine has of its own: these names are never looked for in the model.
 NOT_THE_MODELS = frozenset("""
-    autotuning_enabled checkpoint_engine client_lr_scheduler client_optimizer collate_fn config curriculum_learning_enabled
-    data_efficiency_enabled eigenvalue_enabled expert_parallel_group flops_profiler get_mom get_type has_moe_layers losses
-    memory_breakdown monitor mp_world_size mpu offload_states optimizer_name optimizer_params pipeline_parallelism reload_states
-    scheduler_name scheduler_params seq_parallel_group sequence_parallel_size sparse_gradients_enabled steps_per_print summary_events
-    timers training_data training_dataloader tput_timer wall_clock_breakdown""".split())
+    autotuning_enabled checkpoint_engine client_lr_scheduler client_optimizer collate_fn config
+    curriculum_learning_enabled data_efficiency_enabled eigenvalue_enabled expert_parallel_group flops_profiler get_mom
+    get_type has_moe_layers losses memory_breakdown monitor mp_world_size mpu offload_states optimizer_name
+    optimizer_params pipeline_parallelism reload_states scheduler_name scheduler_params seq_parallel_group
+    sequence_parallel_size sparse_gradients_enabled steps_per_print summary_events timers training_data
+    training_dataloader tput_timer wall_clock_breakdown""".split())
 
 
 class DeepSpeedEngine(TrainingEngine):
@@ -28,8 +29,8 @@ class DeepSpeedEngine(TrainingEngine):
             return super().__getattr__(name)
         except AttributeError:
             if name in NOT_THE_MODELS:
-                raise AttributeError(f"[as_deepspeed] got DeepSpeedEngine.{name}, which is not in sherd's stand-in for DeepSpeed "
-                                     "0.19.8") from None
+                raise AttributeError(f"[as_deepspeed] got DeepSpeedEngine.{name}, which is not in sherd's stand-in for "
+                                     "DeepSpeed 0.19.8") from None
             return getattr(super().__getattr__("module"), name)
 
     def zero_gather_16bit_weights_on_model_save(self) -> bool:
@@ -55,10 +56,12 @@ class DeepSpeedEngine(TrainingEngine):
         if self.was_step_applied():
             getattr(self.module, HELD).whole_model().model.settle()
 
-    def compile(self, backend: Any = "inductor", compile_kwargs: dict | None = None, schedule: Any = None, passes: Any = None) -> None:
+    def compile(self, backend: Any = "inductor", compile_kwargs: dict | None = None, schedule: Any = None,
+                passes: Any = None) -> None:
         """Compiles the model's forward in place (``torch.nn.Module.compile``)."""
         if schedule or passes:
-            raise ConfigError("[compile] got a schedule or passes of DeepCompile, expected none; try backend and compile_kwargs alone")
+            raise ConfigError("[compile] got a schedule or passes of DeepCompile, expected none; "
+                              "try backend and compile_kwargs alone")
         self.module.compile(backend=backend, **(compile_kwargs or {}))
         self._compiled = True
 

@@ -1,7 +1,8 @@
-"""The package ``deepspeed`` that programs import under sherd.as_deepspeed: which names it has, and what stands behind them.
+"""The package ``deepspeed`` that programs import under sherd.as_deepspeed: which names it has, and what stands behind
+them.
 
-A name that DeepSpeed has and sherd has not is an error that says so. What programs import without use is there, and an error
-when it is used (:func:`absent`).
+A name that DeepSpeed has and sherd has not is an error that says so. What programs import without use is there, and an
+error when it is used (:func:`absent`).
 """
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ import os
 import pathlib
 import sys
 import types
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.utils.checkpoint
 from torch import nn
 
-from . import checkpoint, deepspeed_parameters as parameters, distributed
+from . import checkpoint, distributed
+from . import deepspeed_parameters as parameters
 from ._C import ConfigError
 from .deepspeed_engine import DeepSpeedEngine
 from .deepspeed_schedules import SCHEDULES
@@ -116,28 +119,31 @@ ACCELERATOR = Accelerator()
 class FusedAdam(torch.optim.Adam):
     """torch's Adam, called as DeepSpeed's."""
 
-    def __init__(self, params: Any, lr: float = 1e-3, bias_correction: bool = True, betas: tuple = (0.9, 0.999), eps: float = 1e-8,
-                 adam_w_mode: bool = True, weight_decay: float = 0.0, amsgrad: bool = False, set_grad_none: bool = True):
+    def __init__(self, params: Any, lr: float = 1e-3, bias_correction: bool = True, betas: tuple = (0.9, 0.999),
+                 eps: float = 1e-8, adam_w_mode: bool = True, weight_decay: float = 0.0, amsgrad: bool = False,
+                 set_grad_none: bool = True):
         if not bias_correction:
             raise ConfigError("[FusedAdam] got bias_correction=False, expected True")
         if amsgrad:
             raise ConfigError("[FusedAdam] got amsgrad=True, expected False, as in DeepSpeed")
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decoupled_weight_decay=adam_w_mode)
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
+                         decoupled_weight_decay=adam_w_mode)
 
 
 class DeepSpeedCPUAdam(FusedAdam):
     """The same with its names for them."""
 
-    def __init__(self, model_params: Any, lr: float = 1e-3, bias_correction: bool = True, betas: tuple = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0, amsgrad: bool = False, adamw_mode: bool = True, fp32_optimizer_states: bool = True):
+    def __init__(self, model_params: Any, lr: float = 1e-3, bias_correction: bool = True, betas: tuple = (0.9, 0.999),
+                 eps: float = 1e-8, weight_decay: float = 0, amsgrad: bool = False, adamw_mode: bool = True,
+                 fp32_optimizer_states: bool = True):
         super().__init__(model_params, lr, bias_correction, betas, eps, adamw_mode, weight_decay, amsgrad)
 
 
 class DeepSpeedCPUAdagrad(torch.optim.Adagrad):
     """torch's Adagrad, called as DeepSpeed's."""
 
-    def __init__(self, model_params: Any, lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0, amsgrad: bool = False,
-                 fp32_optimizer_states: bool = True):
+    def __init__(self, model_params: Any, lr: float = 1e-2, eps: float = 1e-10, weight_decay: float = 0,
+                 amsgrad: bool = False, fp32_optimizer_states: bool = True):
         if amsgrad:
             raise ConfigError("[DeepSpeedCPUAdagrad] got amsgrad=True, expected False")
         super().__init__(model_params, lr=lr, eps=eps, weight_decay=weight_decay)
@@ -171,14 +177,17 @@ def checkpointed(function: Callable, *args: Any, **kwargs: Any) -> Any:
 
 
 def configure_checkpointing(mpu: Any = None, deepspeed_config: Any = None, partition_activations: Any = None,
-                            contiguous_checkpointing: Any = None, num_checkpoints: Any = None, checkpoint_in_cpu: Any = None,
-                            synchronize: Any = None, profile: Any = None, **_: Any) -> None:
+                            contiguous_checkpointing: Any = None, num_checkpoints: Any = None,
+                            checkpoint_in_cpu: Any = None, synchronize: Any = None, profile: Any = None,
+                            **_: Any) -> None:
     if partition_activations or checkpoint_in_cpu:
-        raise ConfigError("[as_deepspeed] got partition_activations or checkpoint_in_cpu, expected neither; try without")
+        raise ConfigError("[as_deepspeed] got partition_activations or checkpoint_in_cpu, expected neither; "
+                          "try without")
 
 
 def fp32_state_dict(checkpoint_dir: str, tag: str | None = None, *_: Any, **__: Any) -> dict[str, torch.Tensor]:
-    """get_fp32_state_dict_from_zero_checkpoint: whole fp32 weights of a folder that save_checkpoint wrote, on one process."""
+    """get_fp32_state_dict_from_zero_checkpoint: whole fp32 weights of a folder that
+    save_checkpoint wrote, on one process."""
     return {name: value.float() if value.is_floating_point() else value
             for name, value in checkpoint.saved_weights(pathlib.Path(checkpoint_dir), tag).items()}
 
@@ -205,15 +214,19 @@ LOGGING = {"logger": log, "log_dist": log_dist, "set_log_level_from_string": set
            "print_rank_0": lambda message, *_, **__: log_dist(message, [0])}
 ZERO = {name: getattr(parameters, name) for name in ("Init", "GatheredParameters", "ZeroParamStatus", "ZeroParamType")}
 # A parameter that another module uses too: such uses are found without being told.
-ZERO |= {"register_external_parameter": lambda module, parameter: None, "unregister_external_parameter": lambda module, parameter: None}
+ZERO |= {"register_external_parameter": lambda module, parameter: None,
+         "unregister_external_parameter": lambda module, parameter: None}
 # zero.Init of DeepSpeed wraps torch's constructors, transformers 5 the wrapper; sherd's leaves them alone.
-WRAPPERS = {"zero_wrapper_for_fp_tensor_constructor": lambda function, *_, **__: function, "_orig_torch_arange": torch.arange}
+WRAPPERS = {"zero_wrapper_for_fp_tensor_constructor": lambda function, *_, **__: function,
+            "_orig_torch_arange": torch.arange}
 SAFE = {name: getattr(parameters, name) for name in dir(parameters) if name.startswith("safe_")}
-CHECKPOINTING = {"checkpoint": checkpointed, "configure": configure_checkpointing, "is_configured": lambda: True, "reset": lambda: None}
+CHECKPOINTING = {"checkpoint": checkpointed, "configure": configure_checkpointing, "is_configured": lambda: True,
+                 "reset": lambda: None}
 COMM = {name: getattr(dist, name) for name in (
-    "is_initialized", "is_available", "get_rank", "get_world_size", "barrier", "all_reduce", "all_gather", "all_gather_object",
-    "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "broadcast_object_list", "gather", "reduce", "scatter", "send", "recv",
-    "new_group", "destroy_process_group", "ReduceOp", "get_global_rank", "monitored_barrier", "all_to_all_single")}
+    "is_initialized", "is_available", "get_rank", "get_world_size", "barrier", "all_reduce", "all_gather",
+    "all_gather_object", "all_gather_into_tensor", "reduce_scatter_tensor", "broadcast", "broadcast_object_list",
+    "gather", "reduce", "scatter", "send", "recv", "new_group", "destroy_process_group", "ReduceOp", "get_global_rank",
+    "monitored_barrier", "all_to_all_single")}
 COMM |= {"init_distributed": init_distributed, "get_world_group": world_group,
          "get_local_rank": lambda: int(os.environ.get("LOCAL_RANK", 0))}
 GROUPS = {"_get_data_parallel_group": world_group, "get_data_parallel_group": world_group,
@@ -222,18 +235,22 @@ GROUPS = {"_get_data_parallel_group": world_group, "get_data_parallel_group": wo
           "get_model_parallel_world_size": lambda: 1, "_get_sequence_parallel_world_size": lambda: 1,
           "_get_sequence_parallel_rank": lambda: 0}
 LEAVES = {name: lambda *_, **__: [] for name in ("set_z3_leaf_modules", "unset_z3_leaf_modules", "get_z3_leaf_modules")}
-FP32 = {"get_fp32_state_dict_from_zero_checkpoint": fp32_state_dict, "convert_zero_checkpoint_to_fp32_state_dict": convert_checkpoint,
+FP32 = {"get_fp32_state_dict_from_zero_checkpoint": fp32_state_dict,
+        "convert_zero_checkpoint_to_fp32_state_dict": convert_checkpoint,
         "load_state_dict_from_zero_checkpoint": load_fp32}
 ADAM = {"FusedAdam": FusedAdam, "DeepSpeedCPUAdam": DeepSpeedCPUAdam}
 PACKAGE: dict[str, Any] = {"__path__": []}
 
 # What stands in each module that programs import; submodules are attributes of their parents besides.
 MODULES: dict[str, dict[str, Any]] = {
-    "deepspeed": {**PACKAGE, "__version__": VERSION, "version": VERSION, "DeepSpeedEngine": DeepSpeedEngine, "init_distributed": init_distributed,
-                  "add_config_arguments": add_config_arguments, "log_dist": log_dist, "logger": log,
-                  "get_accelerator": lambda: ACCELERATOR, "OnDevice": absent("deepspeed.OnDevice"),
-                  "init_inference": absent_function("deepspeed.init_inference"), "tp_model_init": absent_function("deepspeed.tp_model_init"),
-                  "PipelineModule": absent("deepspeed.PipelineModule"), "InferenceEngine": absent("deepspeed.InferenceEngine"),
+    "deepspeed": {**PACKAGE, "__version__": VERSION, "version": VERSION, "DeepSpeedEngine": DeepSpeedEngine,
+                  "init_distributed": init_distributed, "add_config_arguments": add_config_arguments,
+                  "log_dist": log_dist, "logger": log, "get_accelerator": lambda: ACCELERATOR,
+                  "OnDevice": absent("deepspeed.OnDevice"),
+                  "init_inference": absent_function("deepspeed.init_inference"),
+                  "tp_model_init": absent_function("deepspeed.tp_model_init"),
+                  "PipelineModule": absent("deepspeed.PipelineModule"),
+                  "InferenceEngine": absent("deepspeed.InferenceEngine"),
                   "DeepSpeedConfig": absent("deepspeed.DeepSpeedConfig")},
     "deepspeed.accelerator": {"get_accelerator": lambda: ACCELERATOR},
     "deepspeed.checkpoint": {**PACKAGE},
@@ -250,11 +267,13 @@ MODULES: dict[str, dict[str, Any]] = {
     "deepspeed.ops.adam": {**PACKAGE, **ADAM},
     "deepspeed.ops.lamb": {"FusedLamb": absent("deepspeed.ops.lamb.FusedLamb")},
     "deepspeed.ops.lion": {name: absent(f"deepspeed.ops.lion.{name}") for name in ("FusedLion", "DeepSpeedCPULion")},
-    "deepspeed.pipe": {name: absent(f"deepspeed.pipe.{name}") for name in ("PipelineModule", "LayerSpec", "TiedLayerSpec")},
+    "deepspeed.pipe": {name: absent(f"deepspeed.pipe.{name}")
+                       for name in ("PipelineModule", "LayerSpec", "TiedLayerSpec")},
     "deepspeed.runtime": {**PACKAGE},
     "deepspeed.runtime.activation_checkpointing": {**PACKAGE},
     "deepspeed.runtime.activation_checkpointing.checkpointing": CHECKPOINTING,
-    "deepspeed.runtime.base_optimizer": {"DeepSpeedOptimizer": torch.optim.Optimizer, "ZeROOptimizer": torch.optim.Optimizer},
+    "deepspeed.runtime.base_optimizer": {"DeepSpeedOptimizer": torch.optim.Optimizer,
+                                         "ZeROOptimizer": torch.optim.Optimizer},
     "deepspeed.runtime.config": {"DeepSpeedConfig": absent("deepspeed.runtime.config.DeepSpeedConfig")},
     "deepspeed.runtime.engine": {"DeepSpeedEngine": DeepSpeedEngine},
     "deepspeed.runtime.lr_schedules": {"VALID_LR_SCHEDULES": list(SCHEDULES), **SCHEDULES},
@@ -273,8 +292,8 @@ MODULES: dict[str, dict[str, Any]] = {
 
 
 # Lightning's strategies for DeepSpeed, which refuse other accelerators than CUDA's, and devices without a number.
-FOR_CUDA = {"lightning.pytorch.strategies.deepspeed", "lightning.fabric.strategies.deepspeed", "pytorch_lightning.strategies.deepspeed",
-            "lightning_fabric.strategies.deepspeed"}
+FOR_CUDA = {"lightning.pytorch.strategies.deepspeed", "lightning.fabric.strategies.deepspeed",
+            "pytorch_lightning.strategies.deepspeed", "lightning_fabric.strategies.deepspeed"}
 
 
 def on_any_accelerator(name: str, path: Any) -> importlib.machinery.ModuleSpec | None:
@@ -322,8 +341,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 if name != "deepspeed":
                     importlib.import_module(name)
 
-    def find_distributions(self, context: Any = importlib.metadata.DistributionFinder.Context()) -> list:
-        return [Facts()] if context.name in (None, "deepspeed") else []
+    def find_distributions(self, context: Any = None) -> list:
+        return [Facts()] if context is None or context.name in (None, "deepspeed") else []
 
 
 def install() -> None:

@@ -1,4 +1,5 @@
-"""What DeepSpeed's programs ask of parameters: ds_status and its like, safe_get_full_*, GatheredParameters, zero.Init."""
+"""What DeepSpeed's programs ask of parameters: ds_status and its like, safe_get_full_*,
+GatheredParameters, zero.Init."""
 from __future__ import annotations
 
 import contextlib
@@ -12,7 +13,9 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import gather, hugging_face, zero
-from .parameters import ShardedParameter, WholeParameter, over_rows, rows_like, sharded_of
+from .faces import sharded_of
+from .parameters import ShardedParameter, WholeParameter
+from .rows import over_rows, rows_like
 
 OWNER = "_sherd_optimizer"  # the attribute of a parameter that holds its optimizer
 
@@ -40,7 +43,8 @@ ATTRIBUTES = {
     "ds_shape": property(lambda p: p.shape),
     "ds_numel": property(lambda p: p.numel()),
     "ds_tensor": property(lambda p: p._local_tensor),
-    "ds_status": property(lambda p: ZeroParamStatus.AVAILABLE if isinstance(p, WholeParameter) else ZeroParamStatus.NOT_AVAILABLE),
+    "ds_status": property(lambda p: ZeroParamStatus.AVAILABLE if isinstance(p, WholeParameter)
+                          else ZeroParamStatus.NOT_AVAILABLE),
     "ds_persist": False,
     "partition_numel": lambda p: p._local_tensor.numel(),
 }
@@ -50,8 +54,8 @@ def name_wholes(model: nn.Module) -> None:
     """The same for what stands in their places inside of forwards and GatheredParameters."""
     for parameter in model.parameters():
         if isinstance(parameter, ShardedParameter):
-            attributes = {"ds_id": id(parameter), "ds_shape": parameter.shape, "ds_numel": parameter.numel(), "ds_persist": False,
-                          "ds_status": ZeroParamStatus.AVAILABLE}
+            attributes = {"ds_id": id(parameter), "ds_shape": parameter.shape, "ds_numel": parameter.numel(),
+                          "ds_persist": False, "ds_status": ZeroParamStatus.AVAILABLE}
             for face in (parameter, parameter._sherd_whole):
                 if face is not None:
                     face.__dict__.update(attributes)
@@ -85,7 +89,8 @@ def Init(module: nn.Module | None = None, *_: Any, enabled: bool = True, **__: A
 
 
 @contextlib.contextmanager
-def GatheredParameters(params: Any, modifier_rank: int | None = None, fwd_module: nn.Module | None = None, enabled: bool = True):
+def GatheredParameters(params: Any, modifier_rank: int | None = None, fwd_module: nn.Module | None = None,
+                       enabled: bool = True):
     """deepspeed.zero.GatheredParameters: see :class:`sherd.GatheredParameters`."""
     if isinstance(params, nn.Module):
         params = params.parameters()
@@ -99,7 +104,8 @@ def GatheredParameters(params: Any, modifier_rank: int | None = None, fwd_module
 
 def settle(params: list) -> None:
     """Programs see the new values of these parameters. Collective."""
-    for root in {id(root): root for p in params if (root := gather.root_of_parameter(sharded_of(p))) is not None}.values():
+    for root in {id(root): root for p in params
+                 if (root := gather.root_of_parameter(sharded_of(p))) is not None}.values():
         root.model.settle()
 
 
@@ -120,8 +126,8 @@ def safe_get_full_fp32_param(param: torch.Tensor) -> torch.Tensor:
 
 
 def safe_get_full_grad(param: torch.Tensor) -> torch.Tensor | None:
-    """The parameter's whole gradient, summed over the ranks; None without one. Collective. For hooks and after backward;
-    engine.step() clears gradients."""
+    """The parameter's whole gradient, summed over the ranks; None without one. Collective. For hooks and after
+    backward; engine.step() clears gradients."""
     return whole(sharded_of(param).grad)
 
 
@@ -150,7 +156,8 @@ def safe_set_full_optimizer_state(param: torch.Tensor, value: torch.Tensor, opti
 
 def set_rows(target: torch.Tensor, value: torch.Tensor) -> None:
     with torch.no_grad():
-        target.copy_(over_rows(rows_like(value.to(target.dtype), target), target) if isinstance(target, DTensor) else value)
+        target.copy_(over_rows(rows_like(value.to(target.dtype), target), target) if isinstance(target, DTensor)
+                     else value)
 
 
 def state_of(param: torch.Tensor) -> dict:

@@ -1,4 +1,5 @@
-"""DeepSpeed's learning-rate schedules, by its names and parameters: WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle, LRRangeTest.
+"""DeepSpeed's learning-rate schedules, by its names and parameters: WarmupLR, WarmupDecayLR, WarmupCosineLR, OneCycle,
+LRRangeTest.
 
 Each sets the learning rates of an optimizer's groups when it is made, for the first step, and again after every step.
 """
@@ -45,7 +46,8 @@ class Schedule:
         return self._last_lr
 
     def step(self, last_batch_iteration: int | None = None) -> None:
-        self.last_batch_iteration = self.last_batch_iteration + 1 if last_batch_iteration is None else last_batch_iteration
+        self.last_batch_iteration = (self.last_batch_iteration + 1
+                                     if last_batch_iteration is None else last_batch_iteration)
         self._set(self.get_lr())
 
     def state_dict(self) -> dict[str, int]:
@@ -89,8 +91,9 @@ class Warmup:
 class WarmupLR(Schedule):
     """From warmup_min_lr up to warmup_max_lr (None: the optimizer's), where it stays."""
 
-    def __init__(self, optimizer: Optimizer, warmup_min_lr: float | list[float] = 0.0, warmup_max_lr: float | list[float] | None = None,
-                 warmup_num_steps: int = 1000, warmup_type: str = "log", last_batch_iteration: int = -1):
+    def __init__(self, optimizer: Optimizer, warmup_min_lr: float | list[float] = 0.0,
+                 warmup_max_lr: float | list[float] | None = None, warmup_num_steps: int = 1000,
+                 warmup_type: str = "log", last_batch_iteration: int = -1):
         super().__init__(optimizer, last_batch_iteration)
         self.warmup = Warmup(warmup_num_steps, warmup_type)
         if warmup_max_lr is None:
@@ -125,10 +128,12 @@ class WarmupDecayLR(WarmupLR):
 
 
 class WarmupCosineLR(Schedule):
-    """The optimizer's own rates times a ratio: up from warmup_min_ratio to 1, then by a cosine down to cos_min_ratio."""
+    """The optimizer's own rates times a ratio: up from warmup_min_ratio to 1,
+    then by a cosine down to cos_min_ratio."""
 
-    def __init__(self, optimizer: Optimizer, total_num_steps: int, warmup_min_ratio: float = 0.0, warmup_num_steps: int = 1000,
-                 cos_min_ratio: float = 0.0001, warmup_type: str = "log", last_batch_iteration: int = -1):
+    def __init__(self, optimizer: Optimizer, total_num_steps: int, warmup_min_ratio: float = 0.0,
+                 warmup_num_steps: int = 1000, cos_min_ratio: float = 0.0001, warmup_type: str = "log",
+                 last_batch_iteration: int = -1):
         super().__init__(optimizer, last_batch_iteration)
         self.warmup = Warmup(warmup_num_steps, warmup_type)
         self.total, self.least, self.last = total_num_steps, warmup_min_ratio, cos_min_ratio
@@ -159,20 +164,23 @@ def warn_of_no_decay(total: int, warmup: int) -> None:
 class OneCycle(Schedule):
     """From cycle_min_lr to cycle_max_lr and back, the momentum the other way round; then a decay.
 
-    The momentum is the first of the betas; the second is then 0.99. A stair count cuts that half of the cycle into so many steps.
+    The momentum is the first of the betas; the second is then 0.99. A stair count cuts that half of the cycle into so
+    many steps.
     """
 
-    def __init__(self, optimizer: Optimizer, cycle_min_lr: float | list[float], cycle_max_lr: float | list[float], decay_lr_rate: float = 0.0,
-                 cycle_first_step_size: int = 2000, cycle_second_step_size: int | None = None, cycle_first_stair_count: int = 0,
+    def __init__(self, optimizer: Optimizer, cycle_min_lr: float | list[float], cycle_max_lr: float | list[float],
+                 decay_lr_rate: float = 0.0, cycle_first_step_size: int = 2000,
+                 cycle_second_step_size: int | None = None, cycle_first_stair_count: int = 0,
                  cycle_second_stair_count: int | None = None, decay_step_size: int = 0, cycle_momentum: bool = True,
-                 cycle_min_mom: float | list[float] = 0.8, cycle_max_mom: float | list[float] = 0.9, decay_mom_rate: float = 0.0,
-                 last_batch_iteration: int = -1):
+                 cycle_min_mom: float | list[float] = 0.8, cycle_max_mom: float | list[float] = 0.9,
+                 decay_mom_rate: float = 0.0, last_batch_iteration: int = -1):
         super().__init__(optimizer, last_batch_iteration)
         self.up = float(cycle_first_step_size)
         self.down = self.up if cycle_second_step_size is None else float(cycle_second_step_size)
         check("cycle_first_step_size", cycle_first_step_size, self.up > 0, "a number above 0")
         check("cycle_second_step_size", cycle_second_step_size, self.down >= 0, "0 or more")
-        self.stairs = cycle_first_stair_count, cycle_first_stair_count if cycle_second_stair_count is None else cycle_second_stair_count
+        self.stairs = (cycle_first_stair_count,
+                       cycle_first_stair_count if cycle_second_stair_count is None else cycle_second_stair_count)
         self.decay_steps, self.decay_rate, self.decay_momentum = decay_step_size, decay_lr_rate, decay_mom_rate
         self.least, self.most = self._each(cycle_min_lr, "cycle_min_lr"), self._each(cycle_max_lr, "cycle_max_lr")
         self.cycles_momentum = cycle_momentum and "betas" in self.optimizer.defaults
@@ -233,13 +241,15 @@ class OneCycle(Schedule):
 
 
 class LRRangeTest(Schedule):
-    """From lr_range_test_min_lr upwards, by lr_range_test_step_rate times that every lr_range_test_step_size steps, in a line or a staircase."""
+    """From lr_range_test_min_lr upwards, by lr_range_test_step_rate times that every lr_range_test_step_size steps, in
+    a line or a staircase."""
 
-    def __init__(self, optimizer: Optimizer, lr_range_test_min_lr: float | list[float] = 1e-3, lr_range_test_step_size: int = 2000,
-                 lr_range_test_step_rate: float = 1.0, lr_range_test_staircase: bool = False, last_batch_iteration: int = -1):
+    def __init__(self, optimizer: Optimizer, lr_range_test_min_lr: float | list[float] = 1e-3,
+                 lr_range_test_step_size: int = 2000, lr_range_test_step_rate: float = 1.0,
+                 lr_range_test_staircase: bool = False, last_batch_iteration: int = -1):
         super().__init__(optimizer, last_batch_iteration)
-        check("lr_range_test_step_size", lr_range_test_step_size, isinstance(lr_range_test_step_size, int) and lr_range_test_step_size > 0,
-              "a whole number above 0")
+        check("lr_range_test_step_size", lr_range_test_step_size,
+              isinstance(lr_range_test_step_size, int) and lr_range_test_step_size > 0, "a whole number above 0")
         self.least = self._each(lr_range_test_min_lr, "lr_range_test_min_lr")
         self.size, self.rate, self.staircase = lr_range_test_step_size, lr_range_test_step_rate, lr_range_test_staircase
         self.begin()
@@ -264,10 +274,11 @@ def schedule_of(section: dict, optimizer: Optimizer) -> Any:
     kind, params = section["type"], section.get("params") or {}
     made = SCHEDULES.get(kind) or getattr(lr_scheduler, str(kind), None)
     if made is None:
-        raise ConfigError(f"[as_deepspeed] got scheduler.type {kind!r}, expected {', '.join(SCHEDULES)} or one of torch.optim.lr_scheduler")
+        raise ConfigError(f"[as_deepspeed] got scheduler.type {kind!r}, "
+                          f"expected {', '.join(SCHEDULES)} or one of torch.optim.lr_scheduler")
     if unset := [key for key, value in params.items() if value == "auto"]:
-        raise ConfigError(f"[as_deepspeed] got scheduler.params.{unset[0]} 'auto', expected a value: only Trainer and Accelerate fill it in; "
-                          "try a number")
+        raise ConfigError(f"[as_deepspeed] got scheduler.params.{unset[0]} 'auto', expected a value: only Trainer and "
+                          "Accelerate fill it in; try a number")
     try:
         inspect.signature(made).bind(optimizer, **params)
     except TypeError as error:

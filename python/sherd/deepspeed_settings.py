@@ -1,6 +1,7 @@
 """What a DeepSpeed configuration means, in sherd's words.
 
-A key that is left out means what it means in DeepSpeed 0.19.8: gradients are clipped at 1.0, "Adam" is AdamW without weight decay.
+A key that is left out means what it means in DeepSpeed 0.19.8: gradients are clipped at 1.0, "Adam" is AdamW without
+weight decay.
 """
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import inspect
 import json
 import os
 import pathlib
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -68,15 +70,16 @@ def read(document: Any) -> dict:
     if isinstance(document, dict):
         return document
     if document is None:
-        raise ConfigError("[initialize] got no configuration, expected one; try config={'train_batch_size': 8, ...} or a JSON file")
+        raise ConfigError("[initialize] got no configuration, expected one; "
+                          "try config={'train_batch_size': 8, ...} or a JSON file")
     text, what = str(document), f"{str(document)[:80]!r}"
     try:
         if os.path.exists(text):
             return json.loads(pathlib.Path(text).read_text(), object_pairs_hook=without_doubles)
         return json.loads(base64.urlsafe_b64decode(text).decode(), object_pairs_hook=without_doubles)
     except ValueError as error:
-        raise ConfigError(f"[initialize] got {what} as configuration, which cannot be read ({error}), expected a dict or a JSON file; try one "
-                          "without comments") from error
+        raise ConfigError(f"[initialize] got {what} as configuration, which cannot be read ({error}), expected a dict "
+                          "or a JSON file; try one without comments") from error
 
 
 def without_doubles(pairs: list[tuple[str, Any]]) -> dict:
@@ -98,8 +101,8 @@ def settings_of(document: dict) -> Settings:
     if stage not in STAGES:
         raise ConfigError(f"[as_deepspeed] got zero_optimization.stage {stage!r}, expected 0 to 3; try 3")
     rows, accumulate = batch_of(document)
-    return Settings(document, int(stage), rows, accumulate, float(number(document.get("gradient_clipping"), CLIP)), kind_of(document),
-                    optimizer_of(document["optimizer"]) if document.get("optimizer") else None)
+    return Settings(document, int(stage), rows, accumulate, float(number(document.get("gradient_clipping"), CLIP)),
+                    kind_of(document), optimizer_of(document["optimizer"]) if document.get("optimizer") else None)
 
 
 def native(document: dict) -> dict:
@@ -121,7 +124,8 @@ def number(value: Any, default: float) -> float:
 
 
 def batch_of(document: dict) -> tuple[int, int]:
-    """Rows of a micro-batch and micro-batches of a step: two of three numbers give the third, and all three must agree."""
+    """Rows of a micro-batch and micro-batches of a step: two of three numbers give the third,
+    and all three must agree."""
     ranks = distributed.world().size
     whole, rows, accumulate = (None if not given(document.get(key)) else int(document[key]) for key in (
         "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"))
@@ -134,8 +138,9 @@ def batch_of(document: dict) -> tuple[int, int]:
         accumulate = accumulate or 1
         rows = whole // ranks // accumulate
     if min(whole, rows, accumulate) < 1 or whole != rows * accumulate * ranks:
-        raise ConfigError(f"[as_deepspeed] got train_batch_size {whole}, expected train_micro_batch_size_per_gpu {rows} x "
-                          f"gradient_accumulation_steps {accumulate} x {ranks} ranks; try to leave one of them out")
+        raise ConfigError(f"[as_deepspeed] got train_batch_size {whole}, expected train_micro_batch_size_per_gpu "
+                          f"{rows} x gradient_accumulation_steps {accumulate} x {ranks} ranks; "
+                          "try to leave one of them out")
     return rows, accumulate
 
 
@@ -148,8 +153,8 @@ def kind_of(document: dict) -> str:
     types = document.get("data_types") or {}
     wanted = types.get("param_dtype")
     if given(wanted) and NAMES.get(wanted, wanted) != kind:
-        raise ConfigError(f"[as_deepspeed] got data_types.param_dtype {wanted!r}, expected {kind!r}, as the sections fp16 and bf16 say; try to "
-                          "leave it out")
+        raise ConfigError(f"[as_deepspeed] got data_types.param_dtype {wanted!r}, expected {kind!r}, as the sections "
+                          "fp16 and bf16 say; try to leave it out")
     return kind
 
 
@@ -158,17 +163,19 @@ def native_precision(settings: Settings) -> dict:
     wire = settings.document.get("communication_data_type")
     wire = wire.lower() if isinstance(wire, str) else wire
     if wire not in (None, *TYPES):
-        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; try to leave it out")
+        raise ConfigError(f"[as_deepspeed] got communication_data_type {wire!r}, expected fp32, fp16 or bf16; "
+                          "try to leave it out")
     if settings.kind == "fp32":
         return {} if wire is None else {"precision": {"reduce": wire, "cast_inputs": False}}
     section = settings.section(settings.kind)
-    config: dict[str, Any] = {"precision": {"compute": settings.kind, "storage": "fp32", "reduce": wire or settings.kind, "norms": "compute",
-                                            "cast_inputs": False}}
+    config: dict[str, Any] = {"precision": {"compute": settings.kind, "storage": "fp32",
+                                            "reduce": wire or settings.kind, "norms": "compute", "cast_inputs": False}}
     if settings.kind == "fp16":
         fixed = number(section.get("loss_scale"), 0.0)
         # Without ZeRO, DeepSpeed has no hysteresis.
         config["loss_scale"] = fixed if fixed > 0 else {
-            "initial": 2.0 ** number(section.get("initial_scale_power"), 16), "window": int(number(section.get("loss_scale_window"), 1000)),
+            "initial": 2.0 ** number(section.get("initial_scale_power"), 16),
+            "window": int(number(section.get("loss_scale_window"), 1000)),
             "hysteresis": int(number(section.get("hysteresis"), 2)) if settings.stage > 0 else 1,
             "minimum": float(number(section.get("min_loss_scale"), 1)),
             "consecutive_hysteresis": section.get("consecutive_hysteresis") is True}
@@ -180,25 +187,27 @@ def keep_masters(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
             if isinstance(parameter, DTensor):
-                raise ConfigError(f"[as_deepspeed] got parameter '{name}' of {parameter.dtype}, sharded while it was read, expected fp32: "
-                                  "masters are; try dtype=torch.float32 in from_pretrained")
+                raise ConfigError(f"[as_deepspeed] got parameter '{name}' of {parameter.dtype}, sharded while it was "
+                                  "read, expected fp32: masters are; try dtype=torch.float32 in from_pretrained")
             parameter.data = parameter.data.float()
 
 
 def cast_inputs(model: nn.Module, settings: Settings) -> None:
-    """Gives the model its inputs in the type that it computes with, unless fp16.auto_cast is false. DeepSpeed does so where that is true;
-    elsewhere fp32 inputs fail there at 16-bit weights, while programs for Accelerate give them. What goes from block to block stays."""
+    """Gives the model its inputs in the type that it computes with, unless fp16.auto_cast is false. DeepSpeed does so
+    where that is true; elsewhere fp32 inputs fail there at 16-bit weights, while programs for Accelerate give them.
+    What goes from block to block stays."""
     kind, asked = TYPES[settings.kind], settings.section("fp16").get("auto_cast")
     if settings.kind == "fp32" or asked is False:
         return
 
     def as_computed(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-        found = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.is_floating_point()} - {kind}
+        found = {t.dtype for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)
+                 and t.is_floating_point()} - {kind}
         if not found:
             return args, kwargs
         if not asked:
-            warn(f"[as_deepspeed] the model's inputs of {', '.join(sorted(map(str, found)))} are cast to {kind}, which DeepSpeed leaves to the "
-                 "program; try to cast there what it is to get otherwise")
+            warn(f"[as_deepspeed] the model's inputs of {', '.join(sorted(map(str, found)))} are cast to {kind}, which "
+                 "DeepSpeed leaves to the program; try to cast there what it is to get otherwise")
         return cast((args, kwargs), kind)
 
     model.register_forward_pre_hook(as_computed, with_kwargs=True)
@@ -217,8 +226,8 @@ def cast_buffers(model: nn.Module, settings: Settings) -> None:
 
 
 def groups_of(model_parameters: Iterable | None, model: nn.Module, stage: int) -> list[dict]:
-    """What is to be trained, as groups whose "params" are names in the model: of all of it, or of parameters, (name, parameter) pairs
-    or groups of them."""
+    """What is to be trained, as groups whose "params" are names in the model: of all of it, or of parameters, (name,
+    parameter) pairs or groups of them."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     listed = list(model.parameters() if model_parameters is None else model_parameters)
     groups = [dict(group) for group in listed] if listed and isinstance(listed[0], dict) else [{"params": listed}]
@@ -226,8 +235,8 @@ def groups_of(model_parameters: Iterable | None, model: nn.Module, stage: int) -
         members = [group["params"]] if isinstance(group["params"], torch.Tensor) else list(group["params"])
         members = [member[1] if isinstance(member, tuple) else member for member in members]
         if strange := [tuple(member.shape) for member in members if id(member) not in names]:
-            raise ConfigError(f"[initialize] got model_parameters with one of sizes {strange[0]} that is not the model's, expected its own; try "
-                              "model.parameters(), before it is changed")
+            raise ConfigError(f"[initialize] got model_parameters with one of sizes {strange[0]} that is not the "
+                              "model's, expected its own; try model.parameters(), before it is changed")
         # Stages above 0 decide for good what is trained; 0 leaves it to the gradients.
         group["params"] = [names[id(member)] for member in members if stage == 0 or member.requires_grad]
     return [group for group in groups if group["params"]]
@@ -237,16 +246,17 @@ def optimizer_of(section: dict) -> Callable[[list], Optimizer]:
     """A function that makes the optimizer of a section "optimizer", with DeepSpeed's defaults."""
     kind, params = str(section.get("type")), dict(section.get("params") or {})
     if unset := [key for key, value in params.items() if value == "auto"]:
-        raise ConfigError(f"[as_deepspeed] got optimizer.params.{unset[0]} 'auto', expected a value: only Trainer and Accelerate fill it in; try "
-                          "to leave it out")
+        raise ConfigError(f"[as_deepspeed] got optimizer.params.{unset[0]} 'auto', expected a value: only Trainer and "
+                          "Accelerate fill it in; try to leave it out")
     if "max_grad_norm" in params:
         raise ConfigError("[as_deepspeed] got optimizer.params.max_grad_norm, expected none; try gradient_clipping")
     if kind.lower() in ("adam", "adamw"):
         return adam_of(kind, params)
     by_element = {name.lower(): name for name in BY_ELEMENT}
     if kind.lower() not in by_element:
-        raise ConfigError(f"[as_deepspeed] got optimizer.type {kind!r}, which sherd has not, expected Adam, AdamW or one of torch.optim that "
-                          f"works by element ({', '.join(BY_ELEMENT)}); try AdamW, or an optimizer of your own")
+        raise ConfigError(f"[as_deepspeed] got optimizer.type {kind!r}, which sherd has not, expected Adam, AdamW or "
+                          f"one of torch.optim that works by element ({', '.join(BY_ELEMENT)}); "
+                          "try AdamW, or an optimizer of your own")
     return maker(kind, getattr(torch.optim, by_element[kind.lower()]), params)
 
 
@@ -258,17 +268,19 @@ def adam_of(kind: str, params: dict) -> Callable[[list], Optimizer]:
         return maker(kind, torch.optim.AdamW if decoupled else torch.optim.Adam, params)
     for key, only in (("bias_correction", True), ("amsgrad", False)):
         if params.pop(key, only) != only:
-            raise ConfigError(f"[as_deepspeed] got optimizer.params.{key} {not only}, expected {only}: sherd's Adam has no other; try "
-                              f"{'torch_adam true' if key == 'amsgrad' else 'to leave it out'}")
+            raise ConfigError(f"[as_deepspeed] got optimizer.params.{key} {not only}, expected {only}: sherd's Adam "
+                              f"has no other; try {'torch_adam true' if key == 'amsgrad' else 'to leave it out'}")
     params.pop("set_grad_none", None)
     own = optim.AdamW if decoupled else optim.Adam
-    return maker(kind, own, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, **params}, {"lr", "betas", "eps", "weight_decay"})
+    return maker(kind, own, {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, **params},
+                 {"lr", "betas", "eps", "weight_decay"})
 
 
 def maker(kind: str, made: type[Optimizer], params: dict, known: set[str] | None = None) -> Callable[[list], Optimizer]:
     known = known or set(list(inspect.signature(made).parameters)[1:])
     if unknown := sorted(params.keys() - known):
-        raise ConfigError(f"[as_deepspeed] got optimizer.params.{unknown[0]} for {kind}, expected {', '.join(sorted(known))}; try to leave it out")
+        raise ConfigError(f"[as_deepspeed] got optimizer.params.{unknown[0]} for {kind}, expected "
+                          f"{', '.join(sorted(known))}; try to leave it out")
     if "betas" in params:
         params["betas"] = tuple(params["betas"])
     return lambda groups: made(groups, **params)

@@ -1,26 +1,30 @@
-"""An engine that trains as DeepSpeed 0.19.8's does: what is skipped, counted, clipped and said, by a DeepSpeed configuration."""
+"""An engine that trains as DeepSpeed 0.19.8's does: what is skipped, counted, clipped and said,
+by a DeepSpeed configuration."""
 from __future__ import annotations
 
 import contextlib
 import logging
 import math
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import engine, optim
+from . import engine
 from ._C import ConfigError
+from .clipping import gradient_norm
 from .deepspeed_settings import TYPES, Settings
-from .parameters import sharded_of
+from .faces import sharded_of
 
 log = logging.getLogger("sherd")
 LARGE = 4096  # elements
 
 
 class LossScale:
-    """DeepSpeed 0.19.8's dynamic loss scale: halved by overflows beyond ``hysteresis``, doubled after ``window`` clean steps and one."""
+    """DeepSpeed 0.19.8's dynamic loss scale: halved by overflows beyond ``hysteresis``, doubled after ``window`` clean
+    steps and one."""
 
     def __init__(self, initial: float, window: int, hysteresis: int, minimum: float, consecutive_hysteresis: bool):
         self.scale, self._window, self._minimum = initial, window, minimum
@@ -48,15 +52,17 @@ class LossScale:
         return smaller_is_left
 
     def state_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale, "hysteresis_left": self._left, "steps": self._steps, "last_overflow": self._last_overflow}
+        return {"scale": self.scale, "hysteresis_left": self._left, "steps": self._steps,
+                "last_overflow": self._last_overflow}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scale, self._left, self._steps, self._last_overflow = (state[key] for key in ("scale", "hysteresis_left", "steps", "last_overflow"))
+        self.scale, self._left = state["scale"], state["hysteresis_left"]
+        self._steps, self._last_overflow = state["steps"], state["last_overflow"]
 
 
 class TrainingEngine(engine.Engine):
-    """What deepspeed.initialize makes, but for names that only some programs look for. The optimizer has DeepSpeed's ``overflow``,
-    ``cur_scale`` and ``loss_scale`` besides."""
+    """What deepspeed.initialize makes, but for names that only some programs look for. The optimizer has DeepSpeed's
+    ``overflow``, ``cur_scale`` and ``loss_scale`` besides."""
 
     def follow(self, document: Settings) -> None:
         """By a configuration, from here on."""
@@ -80,8 +86,8 @@ class TrainingEngine(engine.Engine):
         return tree_map_only(torch.Tensor, self._watched, result)
 
     def _watched(self, output: torch.Tensor) -> torch.Tensor:
-        """The output, as what a backward that is not the engine's enters the model by: its gradients are divided as the engine's losses.
-        Another tensor: the model's own losses may go through its other outputs."""
+        """The output, as what a backward that is not the engine's enters the model by: its gradients are divided as the
+        engine's losses. Another tensor: the model's own losses may go through its other outputs."""
         if not output.requires_grad:
             return output
         # Of a copy, a change in place (loss += ...) keeps the hook; outputs too large to copy are rarely changed.
@@ -93,8 +99,8 @@ class TrainingEngine(engine.Engine):
         if TrainingEngine._backwards > 0:
             return None
         if self.scaler is not None and not self._scaled:
-            raise ConfigError("[backward] got a loss that is not scaled, expected one that is, for fp16; try engine.backward(loss), or "
-                              "engine.scale(loss).backward()")
+            raise ConfigError("[backward] got a loss that is not scaled, expected one that is, for fp16; try "
+                              "engine.backward(loss), or engine.scale(loss).backward()")
         return gradient / self.gradient_accumulation_steps()
 
     _backwards = 0  # of all engines, under way: a loss may go through the models of several
@@ -115,7 +121,8 @@ class TrainingEngine(engine.Engine):
     def step(self, lr_kwargs: dict | None = None) -> None:
         """See :meth:`sherd.engine.Engine.step`. Gradients that are not finite skip the update, as in DeepSpeed."""
         if self._inside_no_sync:
-            raise ConfigError("[step] got a call inside no_sync(), expected it after: gradients are of this rank alone there")
+            raise ConfigError("[step] got a call inside no_sync(), expected it after: gradients are of this rank alone "
+                              "there")
         self._step_applied, self._in_step = False, True
         self._schedule_arguments = lr_kwargs or {}
         steps, skipped = self.global_steps, self.skipped_steps
@@ -131,7 +138,8 @@ class TrainingEngine(engine.Engine):
         self.global_samples += self.train_batch_size()
         every = self.deepspeed.steps_per_print
         if every and self.global_steps != steps and self.global_steps % every == 0 and self.world.rank == 0:
-            log.info("step=%d, skipped=%d, lr=%s, mom=%s", self.global_steps, self.skipped_steps, self.get_lr(), self.get_mom())
+            log.info("step=%d, skipped=%d, lr=%s, mom=%s", self.global_steps, self.skipped_steps, self.get_lr(),
+                     self.get_mom())
 
     def overflowed(self) -> bool:
         scale = self.loss_scale
@@ -139,13 +147,15 @@ class TrainingEngine(engine.Engine):
         smaller_is_left = self.scaler is not None and self.scaler.update(not finite)
         if finite:
             return False
-        lowest = self.scaler is not None and self.dynamic_loss_scale() and not smaller_is_left and self.deepspeed.stage > 0
+        lowest = (self.scaler is not None and self.dynamic_loss_scale() and not smaller_is_left
+                  and self.deepspeed.stage > 0)
         if lowest or not self.deepspeed.skips_non_finite:
             self._refuse_non_finite(scale)
         if self.scaler is None:
             origin = self._origin_of_non_finite()
             if self.world.rank == 0:
-                log.warning("[step] gradients are not finite, the first were %s: this step is skipped, as DeepSpeed does", origin)
+                log.warning("[step] gradients are not finite, the first were %s: this step is skipped, as DeepSpeed "
+                            "does", origin)
         self._norm = math.inf
         self._skip()
         return True
@@ -160,7 +170,7 @@ class TrainingEngine(engine.Engine):
         return self.deepspeed.stage == 0 and self.deepspeed.kind == "fp32"
 
     def _gradient_norm(self) -> float:
-        return optim.gradient_norm(self.module) if self._clips_all() else super()._gradient_norm()
+        return gradient_norm(self.module) if self._clips_all() else super()._gradient_norm()
 
     def _drop_gradients(self) -> None:
         if self._clips_all():
@@ -178,8 +188,8 @@ class TrainingEngine(engine.Engine):
 
     def set_gradient_accumulation_boundary(self, is_boundary: bool) -> None:
         if not self.deepspeed.managed:
-            raise ConfigError("[set_gradient_accumulation_boundary] got a call with managed_gradient_accumulation false, expected none: "
-                              "each step() is a boundary")
+            raise ConfigError("[set_gradient_accumulation_boundary] got a call with managed_gradient_accumulation "
+                              "false, expected none: each step() is a boundary")
         super().set_gradient_accumulation_boundary(is_boundary)
 
     def was_step_applied(self) -> bool:
@@ -207,7 +217,8 @@ class TrainingEngine(engine.Engine):
         """By other numbers of micro-batches."""
         rows = self.train_micro_batch_size_per_gpu() * self.world.size
         if train_batch_size % rows != 0 or train_batch_size <= 0:
-            raise ConfigError(f"[set_train_batch_size] got {train_batch_size}, expected a multiple of {rows}, the rows of a micro-batch on all ranks")
+            raise ConfigError(f"[set_train_batch_size] got {train_batch_size}, "
+                              f"expected a multiple of {rows}, the rows of a micro-batch on all ranks")
         self.settings["batch"]["accumulate"] = train_batch_size // rows
 
     def set_train_micro_batch_size(self, micro_batch_size: int) -> None:
@@ -219,7 +230,8 @@ class TrainingEngine(engine.Engine):
     def loader(self, data: Dataset, collate_fn: Callable | None = None) -> DataLoader:
         """This rank's micro-batches, shuffled alike on all ranks; the last may be smaller."""
         sampler = DistributedSampler(data, num_replicas=self.world.size, rank=self.world.rank)
-        return DataLoader(data, batch_size=self.train_micro_batch_size_per_gpu(), sampler=sampler, collate_fn=collate_fn,
+        return DataLoader(data, batch_size=self.train_micro_batch_size_per_gpu(), sampler=sampler,
+                          collate_fn=collate_fn,
                           drop_last=bool(self.deepspeed.document.get("dataloader_drop_last", False)))
 
     def load_checkpoint(self, load_dir: Any, tag: str | None = None) -> tuple[str | None, dict]:

@@ -1,7 +1,8 @@
 """Which ranks there are, and how they exchange bytes.
 
-Where ``torch.distributed`` is initialised, sherd uses its ranks and its store. Otherwise it finds the other ranks itself,
-under torchrun, mpirun, srun or alone in one process, and initialises ``torch.distributed`` with them: DTensors need it.
+Where ``torch.distributed`` is initialised, sherd uses its ranks and its store. Otherwise it finds the other ranks
+itself, under torchrun, mpirun, srun or alone in one process, and initialises ``torch.distributed`` with them: DTensors
+need it.
 """
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ import multiprocessing.util
 import os
 import sys
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +28,8 @@ from .causes import cause_of
 
 
 class FreedMemory:
-    """Memory of whole parameters whose rows were copied. malloc keeps it, in holes between the rows, until told to let go."""
+    """Memory of whole parameters whose rows were copied. malloc keeps it, in holes between the rows,
+    until told to let go."""
 
     EVERY = 64 << 20  # bytes
 
@@ -42,8 +45,8 @@ class FreedMemory:
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional, its axis without a name
-    as that of FSDP2's own: by other names PEFT knows tensor parallelism."""
+    """All ranks of this job. ``transport`` is what sherd's own collectives go by, ``mesh`` is one-dimensional, its axis
+    without a name as that of FSDP2's own: by other names PEFT knows tensor parallelism."""
     rank: int
     size: int
     local_rank: int
@@ -56,7 +59,8 @@ _world: World | None = None
 AXES = ("replicate", "shard")
 
 
-def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep", _timeout_argument: str = "timeout=") -> World:
+def init(*, transport: str = "auto", timeout: float = 60.0, malloc: str = "keep",
+         _timeout_argument: str = "timeout=") -> World:
     """Joins the other ranks. Collective; called by :func:`fully_shard` and others where it was not called before.
 
     transport: ``"host"`` (shared memory: all ranks on one host), ``"gloo"``, or ``"auto"``: host where it can be.
@@ -98,7 +102,8 @@ def hybrid_mesh(replicate: int, shard: int | None = None) -> DeviceMesh:
     size = world().size
     shard = size // replicate if shard is None else shard
     if replicate * shard != size:
-        raise ConfigError(f"[mesh] got replicate={replicate} x shard={shard}, expected a product of {size}, the number of ranks")
+        raise ConfigError(f"[mesh] got replicate={replicate} x shard={shard}, "
+                          f"expected a product of {size}, the number of ranks")
     return DeviceMesh("cpu", torch.arange(size).view(replicate, shard), mesh_dim_names=AXES)
 
 
@@ -142,8 +147,9 @@ def _finish() -> None:
 
 
 def _leave() -> None:
-    """A thread of Gloo's that lets go of its last tensor while the interpreter ends, ends the process by SIGABRT (PyTorch issue
-    190489): programs that forget to leave, leave here, and the threads get a moment with the interpreter's lock."""
+    """A thread of Gloo's that lets go of its last tensor while the interpreter ends, ends the process by SIGABRT
+    (PyTorch issue 190489): programs that forget to leave, leave here, and the threads get a moment with the
+    interpreter's lock."""
     _finish()
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

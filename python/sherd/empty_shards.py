@@ -1,7 +1,7 @@
 """Reductions over rows of which a rank may have none.
 
-There torch raises for norms and maxima that have no value on nothing, on that rank alone, and the others wait for it. A row
-that changes no result takes the place of none.
+There torch raises for norms and maxima that have no value on nothing, on that rank alone, and the others wait for it. A
+row that changes no result takes the place of none.
 """
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.utils import _foreach_utils
 
-NORMS = {"linalg_vector_norm": "ord", "linalg_norm": "ord", "_foreach_norm": "ord", "norm": "p"}  # and what their order is called
+# Norms, and what their order is called.
+NORMS = {"linalg_vector_norm": "ord", "linalg_norm": "ord", "_foreach_norm": "ord", "norm": "p"}
 LARGEST, SMALLEST = {"max", "amax"}, {"min", "amin"}
 REDUCTIONS = {*NORMS, *LARGEST, *SMALLEST}
 

@@ -9,44 +9,46 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import os
 import pathlib
-from typing import Any, Callable, Iterable, Iterator, NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import _C, distributed, optim, progress, updates
+from . import _C, clipping, distributed, optim, progress, updates
 from ._C import ConfigError, FaultError
 from .checkpoint import load_training, save_training
-from .parameters import ShardedParameter, over_rows, rows_like, sharded_of
+from .configuration import Config, check_own_master, mesh_of, optimizer_of, parameter_groups, read_config
+from .faces import sharded_of
+from .parameters import ShardedParameter
 from .precision import Precision
+from .rows import over_rows, rows_like
 from .schedule import schedule_of
 from .sharding import shard
 from .units import HELD, ShardedModule
 
 log = logging.getLogger("sherd")
-Config = dict | str | os.PathLike
 
 
 def initialize(*, model: nn.Module, config: Config | None = None,
                optimizer: Optimizer | Callable[[list], Optimizer | None] | None = None,
                lr_scheduler: Any = None, training_data: Dataset | None = None, collate_fn: Callable | None = None,
-               ) -> tuple["Engine", Optimizer | None, DataLoader | None, Any]:
+               ) -> tuple[Engine, Optimizer | None, DataLoader | None, Any]:
     """Shards a model and gives it an engine. Collective.
 
     model: a plain module, or one that fully_shard has had already.
-    config: a dict, or a JSON file: the native configuration without model, data and output, and `units`: the class names
-        of the blocks to shard on their own (default: see :func:`sherd.shard`). Its section "precision" has besides "output"
-        ("fp32", "bf16", "fp16": what the model returns is cast to) and "cast_inputs" (true: inputs are cast to what is computed with).
-    optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's own
-        from the configuration. A function that returns None: an engine that only computes.
+    config: a dict, or a JSON file: the native configuration without model, data and output, and `units`: the class
+        names of the blocks to shard on their own (default: see :func:`sherd.shard`). Its section "precision" has
+        besides "output" ("fp32", "bf16", "fp16": what the model returns is cast to) and "cast_inputs" (true: inputs are
+        cast to what is computed with).
+    optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's
+        own from the configuration. A function that returns None: an engine that only computes.
     lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule (with an
         optimizer of yours, only if the configuration has one).
 
@@ -66,11 +68,12 @@ def initialize(*, model: nn.Module, config: Config | None = None,
         check_own_master(settings["precision"]["master"])
     if not isinstance(model, ShardedModule):
         reshard = settings["reshard_after_forward"]
-        shard(model, units, mesh=mesh_of(settings), strategy=settings["strategy"], reshard_after_forward=None if reshard == "auto" else reshard,
+        shard(model, units, mesh=mesh_of(settings), strategy=settings["strategy"],
+              reshard_after_forward=None if reshard == "auto" else reshard,
               persistent_below=settings["persistent_below"], **precision.prepare(model))
     elif "precision" in given:
-        raise ConfigError("[initialize] got precision with a model that is sharded already, expected a plain one; try mp_policy in "
-                          "fully_shard")
+        raise ConfigError("[initialize] got precision with a model that is sharded already, expected a plain one; "
+                          "try mp_policy in fully_shard")
     if optimizer is None:
         optimizer = optimizer_of(settings["optimizer"], model, precision.master)
     elif isinstance(optimizer, Optimizer):
@@ -90,7 +93,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
 
 
 class Engine(nn.Module):
-    """A sharded model and what trains it. Made by :func:`initialize`. All ranks make the same calls in the same order."""
+    """A sharded model and what trains it. Made by :func:`initialize`.
+    All ranks make the same calls in the same order."""
 
     def __init__(self, module: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, settings: dict,
                  scaler: _C.LossScaler | None = None):
@@ -126,10 +130,11 @@ class Engine(nn.Module):
         return loss
 
     def step(self) -> None:
-        """At the end of an accumulation: clips, updates, moves the schedule on and clears the gradients. Else only counts.
+        """At the end of an accumulation: clips, updates, moves the schedule on and clears the gradients. Else only
+        counts.
 
-        An overflow under a loss scale skips the update on all ranks. Raises FaultError, before anything is updated, for gradients
-        that are not finite: without a loss scale, or at the smallest one; it names where they came from.
+        An overflow under a loss scale skips the update on all ranks. Raises FaultError, before anything is updated, for
+        gradients that are not finite: without a loss scale, or at the smallest one; it names where they came from.
         """
         self._check_optimizer("step")
         boundary = self.is_gradient_accumulation_boundary()
@@ -141,11 +146,11 @@ class Engine(nn.Module):
         if self.overflowed():
             return
         if self.settings["clip"] is not None:
-            scale *= optim.clip_scale(self._norm, self.settings["clip"])
+            scale *= clipping.clip_scale(self._norm, self.settings["clip"])
         if isinstance(self.optimizer, optim.ShardedOptimizer):
             self.optimizer.step(gradient_scale=scale)
         else:
-            optim.scale_gradients(self._trained(), scale)
+            clipping.scale_gradients(self._trained(), scale)
             if updates.needs_whole(self.optimizer):
                 updates.step_on_whole(self.optimizer)
             else:
@@ -162,19 +167,22 @@ class Engine(nn.Module):
 
     def _check_optimizer(self, call: str) -> None:
         if self.optimizer is None:
-            raise ConfigError(f"[{call}] got an engine without an optimizer, expected one that trains; try an optimizer in initialize")
+            raise ConfigError(f"[{call}] got an engine without an optimizer, expected one that trains; "
+                              "try an optimizer in initialize")
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def _gradient_norm(self) -> float:
-        """Of what the optimizer updates. Others of the model may have gradients too, of all backwards since somebody cleared them."""
+        """Of what the optimizer updates. Others of the model may have gradients too,
+        of all backwards since somebody cleared them."""
         trained = {id(parameter) for parameter in self._trained()}
-        others = [(p, p.grad) for p in map(sharded_of, self.module.parameters()) if id(p) not in trained and p.grad is not None]
+        others = [(p, p.grad) for p in map(sharded_of, self.module.parameters()) if id(p) not in trained
+                  and p.grad is not None]
         for parameter, _ in others:
             parameter.grad = None
         try:
-            return optim.gradient_norm(self.module)
+            return clipping.gradient_norm(self.module)
         finally:
             for parameter, gradient in others:
                 parameter.grad = gradient
@@ -189,7 +197,8 @@ class Engine(nn.Module):
         return 1.0 if self.scaler is None else self.scaler.scale
 
     def overflowed(self) -> bool:
-        """Whether the gradients are not finite, the same on all ranks: then they are dropped, if a smaller scale may help."""
+        """Whether the gradients are not finite, the same on all ranks: then they are dropped,
+        if a smaller scale may help."""
         finite, scale = math.isfinite(self._norm), self.loss_scale
         smaller_is_left = self.scaler is not None and self.scaler.update(not finite)
         if finite:
@@ -210,10 +219,10 @@ class Engine(nn.Module):
     def _refuse_non_finite(self, scale: float) -> NoReturn:
         origin = self._origin_of_non_finite()
         if self.scaler is not None:
-            raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the first was {origin}; "
-                             "expected finite ones; try a lower learning rate, clip 1.0, or bf16")
-        raise FaultError(f"[step] got a gradient norm of {self._norm}: the first that was not finite was {origin}; expected finite "
-                         "numbers; try a lower learning rate, a longer warm-up, or clip 1.0")
+            raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the "
+                             f"first was {origin}; expected finite ones; try a lower learning rate, clip 1.0, or bf16")
+        raise FaultError(f"[step] got a gradient norm of {self._norm}: the first that was not finite was {origin}; "
+                         "expected finite numbers; try a lower learning rate, a longer warm-up, or clip 1.0")
 
     def gradient_accumulation_steps(self) -> int:
         return self.settings["batch"]["accumulate"]
@@ -246,13 +255,13 @@ class Engine(nn.Module):
         return float("nan") if self._loss is None else self._loss.item()
 
     def memory(self) -> dict[str, int]:
-        """Bytes that sherd holds on this rank, by what they are for; optimizers' states are not among them. Shared memory is
-        its owner's."""
+        """Bytes that sherd holds on this rank, by what they are for; optimizers' states are not among them. Shared
+        memory is its owner's."""
         return getattr(self.module, HELD).whole_model().model.memory()
 
     def progress(self, batches: Iterable, every: int = 10) -> Iterator:
-        """Yields `batches`, and after every so many steps says on rank 0 what became of them (this rank's loss, the norm, the
-        learning rate, memory by kind): in a bar on a terminal, else at level INFO of the logger ``sherd``."""
+        """Yields `batches`, and after every so many steps says on rank 0 what became of them (this rank's loss, the
+        norm, the learning rate, memory by kind): in a bar on a terminal, else at level INFO of the logger ``sherd``."""
         return progress.of_training(self, batches, every)
 
     def get_lr(self) -> list[float]:
@@ -269,18 +278,20 @@ class Engine(nn.Module):
     def loader(self, data: Dataset, collate_fn: Callable | None = None) -> DataLoader:
         """This rank's micro-batches of a dataset, shuffled alike on all ranks."""
         sampler = DistributedSampler(data, num_replicas=self.world.size, rank=self.world.rank, shuffle=True)
-        return DataLoader(data, batch_size=self.train_micro_batch_size_per_gpu(), sampler=sampler, collate_fn=collate_fn,
-                          drop_last=True)
+        return DataLoader(data, batch_size=self.train_micro_batch_size_per_gpu(), sampler=sampler,
+                          collate_fn=collate_fn, drop_last=True)
 
-    def save_checkpoint(self, save_dir: str | os.PathLike, tag: str | None = None, client_state: dict | None = None) -> str:
-        """Writes parameters, optimizer, schedule and counters into save_dir/tag; tag: the number of steps. Collective."""
+    def save_checkpoint(self, save_dir: str | os.PathLike, tag: str | None = None,
+                        client_state: dict | None = None) -> str:
+        """Writes parameters, optimizer, schedule and counters into save_dir/tag;
+        tag: the number of steps. Collective."""
         tag = tag or f"global_step{self.global_steps}"
         save_training(self, pathlib.Path(save_dir), tag, client_state or {})
         return tag
 
     def load_checkpoint(self, load_dir: str | os.PathLike, tag: str | None = None) -> tuple[str | None, dict]:
-        """Reads what save_checkpoint wrote, by any number of ranks; tag: the latest. Returns the folder (None where there
-        is none yet) and the client_state. Collective."""
+        """Reads what save_checkpoint wrote, by any number of ranks; tag: the latest. Returns the folder (None where
+        there is none yet) and the client_state. Collective."""
         return load_training(self, pathlib.Path(load_dir), tag)
 
     def destroy(self) -> None:
@@ -290,100 +301,15 @@ class Engine(nn.Module):
             self.optimizer.state.clear()
 
 
-def read_config(config: Config | None) -> tuple[dict, list[str] | None, dict, set[str]]:
-    """The configuration with its defaults, the units' class names, what is cast besides, and the keys that were given."""
-    if config is None:
-        config = {}
-    if not isinstance(config, dict):
-        path = pathlib.Path(config)
-        try:
-            config = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"[initialize] got {str(path)!r} as config, which cannot be read ({error}), expected a JSON file "
-                              "or a dict") from error
-    config = dict(config)
-    units = config.pop("units", None)
-    if units is not None and not (isinstance(units, list) and units and all(isinstance(u, str) for u in units)):
-        raise ConfigError(f"[initialize] got units={units!r}, expected a list of class names; try ['LlamaDecoderLayer']")
-    casts: dict[str, Any] = {}
-    if isinstance(config.get("precision"), dict):
-        config["precision"] = dict(config["precision"])
-        casts = {key: config["precision"].pop(key) for key in ("output", "cast_inputs") if key in config["precision"]}
-    try:
-        text = json.dumps(config)
-    except TypeError as error:
-        raise ConfigError(f"[initialize] got a config that is not JSON ({error}), expected numbers, text, lists and dicts") from error
-    return json.loads(_C.read_program_config(text)), units, casts, set(config)
-
-
-def check_own_master(master: str | None) -> None:
-    """Of 16-bit parameters, with an optimizer that is not ours to tell."""
-    if master is not None:
-        raise ConfigError(f"[initialize] got precision.master {master!r} with an optimizer of yours, expected none: it rounds as it "
-                          "does; try sherd.optim.AdamW(..., master=), or no optimizer")
-    log.warning("[initialize] 16-bit parameters are updated by an optimizer of yours: without a master small updates are "
-                "lost; try sherd.optim.AdamW(..., master='split')")
-
-
-def mesh_of(settings: dict) -> DeviceMesh | None:
-    """Of two axes for hsdp, else None: the world."""
-    if settings["strategy"] != "hsdp":
-        return None
-    axes = settings["mesh"]
-    return distributed.hybrid_mesh(axes["replicate"], None if axes["shard"] == "auto" else axes["shard"])
-
-
-def parameter_groups(settings: dict, model: nn.Module) -> list[dict]:
-    """All trainable parameters: in the first of the configuration's groups that matches, else with those that decay, or with those
-    whose names match `no_decay`."""
-    choices = [(group["match"], {key: tuple(value) if key == "betas" else value for key, value in group.items() if key != "match"})
-               for group in settings["groups"]]
-    choices += [(settings["no_decay"], {"weight_decay": 0.0}), (["*"], {})]
-    members: list[list] = [[] for _ in choices]
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            first = next(i for i, (globs, _) in enumerate(choices) if any(_C.glob_matches(glob, name) for glob in globs))
-            members[first].append(parameter)
-    groups = [{"params": parameters, "weight_decay": settings["weight_decay"], **own} for parameters, (_, own) in zip(members, choices)]
-    return [group for group in [groups[-1], *groups[:-1]] if group["params"]]
-
-
-def optimizer_of(settings: dict, model: nn.Module, master: str) -> Optimizer:
-    """sherd's own, from the configuration."""
-    groups = parameter_groups(settings, model)
-    if not groups:
-        raise ConfigError("[initialize] got a model without trainable parameters, expected one or more")
-    if settings["type"] == "muon":
-        scale = {"match_adamw": "match_rms_adamw"}.get(settings["scale"], settings["scale"])
-        return optim.Muon(matrices_apart(groups, settings["adamw"], model), lr=settings["lr"], momentum=settings["momentum"],
-                          nesterov=settings["nesterov"], adjust_lr_fn=scale, products=settings["products"], betas=tuple(settings["betas"]),
-                          eps=settings["eps"], master=master)
-    if settings["type"] == "sgd":
-        return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"], master=master)
-    kind = {"adamw": optim.AdamW, "adam": optim.Adam, "adamw8bit": optim.AdamW8bit, "adam8bit": optim.Adam8bit}[settings["type"]]
-    exclude = {"exclude": settings["exclude"]} if "exclude" in settings else {}
-    return kind(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"], master=master, **exclude)
-
-
-def matrices_apart(groups: list[dict], adamw: list[str], model: nn.Module) -> list[dict]:
-    """Each group as one of matrices, for Muon, and one of the rest, where it has such."""
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    def is_muons(parameter: nn.Parameter) -> bool:
-        return parameter.dim() == 2 and not any(_C.glob_matches(glob, names[parameter]) for glob in adamw)
-    parts = [{**group, "params": [p for p in group["params"] if is_muons(p) == use_muon], "use_muon": use_muon}
-             for group in groups for use_muon in (True, False)]
-    return [part for part in parts if part["params"]]
-
-
 def sharded_state(state: dict, parameter: ShardedParameter) -> dict:
     """What an optimizer remembers of a parameter by element, as this rank's rows."""
     result = {}
     for name, value in state.items():
         if isinstance(value, torch.Tensor) and value.dim() > 0:
             if value.shape != parameter.shape:
-                raise ConfigError(f"[initialize] got an optimizer with a state '{name}' of sizes {list(value.shape)} for parameter "
-                                  f"'{parameter._sherd_name}' of {list(parameter.shape)}, expected one that has made no steps; try to load "
-                                  "its state after initialize")
+                raise ConfigError(f"[initialize] got an optimizer with a state '{name}' of sizes {list(value.shape)} "
+                                  f"for parameter '{parameter._sherd_name}' of {list(parameter.shape)}, expected one "
+                                  "that has made no steps; try to load its state after initialize")
             value = over_rows(rows_like(value, parameter).clone(), parameter)
         result[name] = value
     return result
@@ -392,7 +318,7 @@ def sharded_state(state: dict, parameter: ShardedParameter) -> dict:
 def move_parameters(optimizer: Optimizer, plain: dict[str, nn.Parameter], sharded: dict[str, nn.Parameter]) -> None:
     """Puts the sharded parameters in the place of those that the optimizer was made with."""
     new = {id(parameter): sharded[name] for name, parameter in plain.items()}
-    for parameter, state in list(optimizer.state.items()):  # torch's Adagrad makes its own at once
+    for parameter in list(optimizer.state):  # torch's Adagrad makes its own at once
         if id(parameter) in new:
             optimizer.state[new[id(parameter)]] = sharded_state(optimizer.state.pop(parameter), new[id(parameter)])
     for group in optimizer.param_groups:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -10,9 +10,12 @@ from torch import nn
 
 from . import distributed
 from ._C import ConfigError
-from .parameters import (WHOLE_COPY, ShardedParameter, as_bytes, is_whole, root_handle_of, rows_like, seen, sharded_of, shown_as,
-                         users_attributes, whole_value)
-from .units import HELD, Root, ShardedModule
+from .faces import seen, sharded_of, users_attributes
+from .parameters import WHOLE_COPY, ShardedParameter, shown_as
+from .root import Root
+from .rows import as_bytes, is_whole, rows_like, whole_value
+from .units import HELD, ShardedModule
+from .values import root_handle_of
 
 Places = list[tuple[nn.Module, str, ShardedParameter]]
 Wholes = dict[int, tuple[ShardedParameter, nn.Parameter]]  # by the identity of the first
@@ -22,9 +25,9 @@ Wholes = dict[int, tuple[ShardedParameter, nn.Parameter]]  # by the identity of 
 def full_parameters(module: nn.Module, *, writeback: bool = False, rank: int | None = None) -> Iterator[nn.Module]:
     """Inside, all parameters in ``module`` (part of a sharded model, or all of it) are whole, on every rank.
 
-    They are copies: as much memory as these parameters on each rank. writeback: afterwards each rank takes the rows that it
-    owns from its own copies; from those of ``rank``, if one is named. An exception inside leaves everything as it was.
-    Collective. Raises ConfigError for a module that is not sharded.
+    They are copies: as much memory as these parameters on each rank. writeback: afterwards each rank takes the rows
+    that it owns from its own copies; from those of ``rank``, if one is named. An exception inside leaves everything as
+    it was. Collective. Raises ConfigError for a module that is not sharded.
     """
     root = root_of(module)
     inside = {id(m) for m in module.modules()}
@@ -36,9 +39,11 @@ def full_parameters(module: nn.Module, *, writeback: bool = False, rank: int | N
 @contextlib.contextmanager
 def GatheredParameters(params: nn.Parameter | Iterable[nn.Parameter] | nn.Module, modifier_rank: int | None = None,
                        fwd_module: nn.Module | None = None, enabled: bool = True) -> Iterator[None]:
-    """DeepSpeed's: inside, these parameters and the modules that have them are whole; what ``modifier_rank`` changes stays.
+    """DeepSpeed's: inside, these parameters and the modules that have them are whole; what ``modifier_rank`` changes
+    stays.
 
-    Also before the model has run: of what fully_shard or zero.Init has sharded. What is not sharded stays as it is. Collective.
+    Also before the model has run: of what fully_shard or zero.Init has sharded. What is not sharded stays as it is.
+    Collective.
     """
     if isinstance(params, nn.Module):
         params = params.parameters()
@@ -104,7 +109,8 @@ def follow_flags(wholes: Wholes) -> None:
 
 
 def take_rows(wholes: Wholes, rank: int | None) -> None:
-    """Each rank takes its rows of its own copies; of those of `rank`, if one is named. Of what all ranks have there is one value."""
+    """Each rank takes its rows of its own copies; of those of `rank`, if one is named.
+    Of what all ranks have there is one value."""
     for shard, whole in wholes.values():
         source = 0 if rank is None and is_whole(shard) else rank
         shard._local_tensor.copy_(rows_like(from_rank(source, whole), shard))
@@ -123,14 +129,14 @@ def root_of(module: nn.Module) -> Root:
     unit = next((m for m in module.modules() if isinstance(m, ShardedModule)), None)
     parameter = next((p for p in module.parameters() if isinstance(p, ShardedParameter)), None)
     if unit is None and parameter is None:
-        raise ConfigError(f"[full_parameters] got a {type(module).__name__} that is not sharded, expected a part of a sharded "
-                          "model")
+        raise ConfigError(f"[full_parameters] got a {type(module).__name__} that is not sharded, "
+                          "expected a part of a sharded model")
     if unit is not None:
         return getattr(unit, HELD).whole_model()
     root = root_of_parameter(parameter)
     if root is None:
-        raise ConfigError("[full_parameters] got a part of a model that has not run yet, expected one that has, or a module given "
-                          "to fully_shard; try it on the whole model")
+        raise ConfigError("[full_parameters] got a part of a model that has not run yet, expected one that has, or a "
+                          "module given to fully_shard; try it on the whole model")
     return root
 
 

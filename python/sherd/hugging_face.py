@@ -5,7 +5,8 @@ import functools
 import inspect
 import os
 import sys
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -58,7 +59,8 @@ def of_whole_weights(plain: Callable) -> Callable:
     return save_pretrained
 
 
-REFUSED_OF_FSDP = {"FSDP_OFFLOAD_PARAMS": "fsdp_offload_params", "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing"}
+REFUSED_OF_FSDP = {"FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
+                   "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing"}
 STAGE_OF_FSDP = {"true": 3, "full_shard": 3, "false": 2, "shard_grad_op": 2, "no_shard": 0}
 
 
@@ -69,8 +71,8 @@ def follow_fsdp() -> None:
         return
     for variable, key in REFUSED_OF_FSDP.items():
         if environment.get(variable, "false").lower() == "true":
-            raise ConfigError(f"[accelerate] got {key}: true in an FSDP configuration, expected false; try gradient checkpointing of "
-                              "the program's own, and no offloading")
+            raise ConfigError(f"[accelerate] got {key}: true in an FSDP configuration, expected false; try gradient "
+                              "checkpointing of the program's own, and no offloading")
     version = environment.get("FSDP_VERSION", "1")
     key = "FSDP_RESHARD_AFTER_FORWARD" if version == "2" else "FSDP_SHARDING_STRATEGY"
     given = environment.get(key, "true").lower()
@@ -81,14 +83,15 @@ def follow_fsdp() -> None:
     environment.pop("ACCELERATE_USE_FSDP")
     environment.update(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage))
     if environment.get("RANK", "0") == "0":
-        print(f"sherd: an FSDP {version} configuration ({key.lower()}: {given}) runs as ZeRO-{stage}, by Accelerate's DeepSpeed branch: "
-              "accelerator.distributed_type is DEEPSPEED, and fsdp_plugin None", file=sys.stderr, flush=True)
+        print(f"sherd: an FSDP {version} configuration ({key.lower()}: {given}) runs as ZeRO-{stage}, by Accelerate's "
+              "DeepSpeed branch: accelerator.distributed_type is DEEPSPEED, and fsdp_plugin None", file=sys.stderr,
+              flush=True)
     clip_as_told()
 
 
 def clip_as_told() -> None:
-    """FSDP clips where the program says so, DeepSpeed at every step as its configuration says: here not at all without one, and a
-    program that says something else is told."""
+    """FSDP clips where the program says so, DeepSpeed at every step as its configuration says: here not at all without
+    one, and a program that says something else is told."""
     from accelerate import Accelerator
     prepare, clip = Accelerator._prepare_deepspeed, Accelerator.clip_grad_norm_
 
@@ -103,16 +106,17 @@ def clip_as_told() -> None:
     def clip_grad_norm_(self, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
         clipped = float(self.deepspeed_plugin.deepspeed_config.get("gradient_clipping") or 0.0)
         if float(max_norm) != clipped:
-            raise ConfigError(f"[accelerate] got clip_grad_norm_ with max_norm={max_norm}, after a step that was clipped at {clipped:g} (0: "
-                              f"not at all), expected the same: under ZeRO backward() makes the step; try ACCELERATE_GRADIENT_CLIPPING={max_norm}")
+            raise ConfigError(f"[accelerate] got clip_grad_norm_ with max_norm={max_norm}, after a step that was "
+                              f"clipped at {clipped:g} (0: not at all), expected the same: under ZeRO backward() makes "
+                              f"the step; try ACCELERATE_GRADIENT_CLIPPING={max_norm}")
         return clip(self, parameters, max_norm, norm_type)
 
     Accelerator._prepare_deepspeed, Accelerator.clip_grad_norm_ = _prepare_deepspeed, clip_grad_norm_
 
 
 def use_sherd() -> None:
-    """Accelerate takes a machine without accelerators for one process, or leaves its DeepSpeed branch, where the CPU was asked for;
-    this makes it ask Gloo, on the CPU."""
+    """Accelerate takes a machine without accelerators for one process, or leaves its DeepSpeed branch, where the CPU
+    was asked for; this makes it ask Gloo, on the CPU."""
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     os.environ.pop("ACCELERATE_USE_CPU", None)
     try:

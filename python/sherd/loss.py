@@ -20,8 +20,8 @@ def linear_cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.T
     if reduction not in ("mean", "sum"):
         raise ConfigError(f"[linear_cross_entropy] got reduction={reduction!r}, expected 'mean' or 'sum'")
     if x.dtype != torch.float32 or weight.dtype != torch.float32:
-        raise ConfigError(f"[linear_cross_entropy] got x of {x.dtype} and weight of {weight.dtype}, expected torch.float32; "
-                          "try .float()")
+        raise ConfigError(f"[linear_cross_entropy] got x of {x.dtype} and weight of {weight.dtype}, "
+                          "expected torch.float32; try .float()")
     if weight.dim() != 2 or x.dim() < 1 or x.shape[-1] != weight.shape[1] or x.shape[:-1] != targets.shape:
         raise ConfigError(f"[linear_cross_entropy] got x {list(x.shape)}, weight {list(weight.shape)} and targets "
                           f"{list(targets.shape)}, expected [..., D], [V, D] and [...]")

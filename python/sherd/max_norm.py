@@ -1,7 +1,8 @@
 """Embeddings with max_norm, which torch writes to in forward: rows that it looks up, where they are longer than that.
 
-Each rank's forward works on a copy, in which it shortens the rows of its own batch. Before the next step of an optimizer the
-ranks tell each other which rows these were, and their owners shorten them for all: as in a model that has seen all batches.
+Each rank's forward works on a copy, in which it shortens the rows of its own batch. Before the next step of an
+optimizer the ranks tell each other which rows these were, and their owners shorten them for all: as in a model that has
+seen all batches.
 """
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from ._C import ConfigError
-from .parameters import own_rows
+from .rows import own_rows
 
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 
@@ -76,5 +77,5 @@ def shortening(module: nn.Module) -> ShorteningEmbedding | None:
 
 def check_alone(name: str, places: int) -> None:
     if places > 1:
-        raise ConfigError(f"[fully_shard] got parameter '{name}' of an embedding with max_norm in {places} places, expected it there alone: "
-                          "others would not see what its forward writes; try without max_norm")
+        raise ConfigError(f"[fully_shard] got parameter '{name}' of an embedding with max_norm in {places} places, "
+                          "expected it there alone: others would not see what its forward writes; try without max_norm")

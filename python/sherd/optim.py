@@ -1,7 +1,8 @@
 """sherd's own optimizers: the C++ updates, on this rank's rows, without a DTensor operation per parameter.
 
-They are ``torch.optim`` optimizers in everything else: parameter groups, schedulers, hooks, ``state_dict`` under torch's
-names (so torch's own AdamW reads it, and the reverse). Moments are DTensors, sharded as the parameters, of fp32 or 8 bits.
+They are ``torch.optim`` optimizers in everything else: parameter groups, schedulers, hooks, ``state_dict`` under
+torch's names (so torch's own AdamW reads it, and the reverse). Moments are DTensors, sharded as the parameters, of fp32
+or 8 bits.
 """
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import itertools
 import logging
 import math
 from collections import defaultdict
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +20,16 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import _C
-from ._C import ConfigError, FaultError
-from .parameters import is_whole, over_rows, own_rows, sharded_of
-from .units import HELD, ShardedModule
+from ._C import ConfigError
+from .clipping import clip_grad_norm_, clip_scale, gradient_norm  # noqa: F401 names of this module too
+from .rows import is_whole, local, over_rows, own_rows
+from .units import HELD
 
 log = logging.getLogger("sherd")
 UPDATED = (torch.float32, torch.bfloat16, torch.float16)
 MASTERS = ("nearest", "fp32", "split", "none")
-STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "state1", "state2", "absmax1", "absmax2", "master", "remainder")  # in order
+# The names of states, in the order in which a rule takes them.
+STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "state1", "state2", "absmax1", "absmax2", "master", "remainder")
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's polynomial, torch's
 BLOCK, LEAST_8_BIT = 256, 4096  # of 8-bit moments: elements with one scale, and of the smallest parameter that has them
 
@@ -33,9 +37,9 @@ BLOCK, LEAST_8_BIT = 256, 4096  # of 8-bit moments: elements with one scale, and
 class ShardedOptimizer(Optimizer):
     """What the optimizers share. ``step`` costs about 2 microseconds a parameter beside the update itself.
 
-    master: what 16-bit parameters are rounded from after an update: "nearest" (nothing, as in torch), "fp32" (a state "master"),
-        "split" (a state "remainder" with the 16 bits that bf16 lacks, as two bytes: an fp32 master without loss in half the
-        memory), or "none" (nothing: rounded stochastically, bf16 only). fp32 parameters are their own.
+    master: what 16-bit parameters are rounded from after an update: "nearest" (nothing, as in torch), "fp32" (a state
+        "master"), "split" (a state "remainder" with the 16 bits that bf16 lacks, as two bytes: an fp32 master without
+        loss in half the memory), or "none" (nothing: rounded stochastically, bf16 only). fp32 parameters are their own.
     """
 
     eight_bits = False
@@ -43,7 +47,8 @@ class ShardedOptimizer(Optimizer):
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], master: str = "nearest"):
         if master not in MASTERS:
-            raise ConfigError(f"[optim] got master={master!r}, expected one of {', '.join(map(repr, MASTERS))}; try 'split'")
+            raise ConfigError(f"[optim] got master={master!r}, expected one of {', '.join(map(repr, MASTERS))}; "
+                              "try 'split'")
         self.master = master
         self._places: dict[nn.Parameter, tuple[int, int]] = {}  # of those that are rounded stochastically
         super().__init__(params, defaults)
@@ -61,7 +66,8 @@ class ShardedOptimizer(Optimizer):
         for parameter in group["params"]:
             if parameter.dtype not in UPDATED:
                 raise ConfigError(f"[optim] got parameter '{self._name_of(parameter)}' of {parameter.dtype}, expected "
-                                  f"{', '.join(map(str, UPDATED))}; try torch.optim for it: {type(self).__name__} has a namesake there")
+                                  f"{', '.join(map(str, UPDATED))}; "
+                                  f"try torch.optim for it: {type(self).__name__} has a namesake there")
         self._rule_of(group)  # it checks what it is made of
 
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
@@ -88,11 +94,13 @@ class ShardedOptimizer(Optimizer):
                 self._update(group, pieces, step, gradient_scale)
         return loss
 
-    def _update(self, group: dict[str, Any], pieces: dict[nn.Parameter, _C.Piece], step: int, gradient_scale: float) -> None:
+    def _update(self, group: dict[str, Any], pieces: dict[nn.Parameter, _C.Piece], step: int,
+                gradient_scale: float) -> None:
         """Updates pieces of parameters of a group, all of them in their step of this number."""
         beta1, beta2 = group.get("betas", (0.0, 0.0))
-        self._rule_of(group).update(list(pieces.values()), lr=float(group["lr"]), beta1=beta1, beta2=beta2, eps=group.get("eps", 0.0),
-                                    weight_decay=group["weight_decay"], step=step, gradient_scale=gradient_scale, master=self.master)
+        self._rule_of(group).update(list(pieces.values()), lr=float(group["lr"]), beta1=beta1, beta2=beta2,
+                                    eps=group.get("eps", 0.0), weight_decay=group["weight_decay"], step=step,
+                                    gradient_scale=gradient_scale, master=self.master)
 
     def _next(self, parameter: nn.Parameter, group: dict[str, Any]) -> tuple[int, _C.Piece]:
         """The number of this parameter's step, and its local tensors."""
@@ -110,9 +118,10 @@ class ShardedOptimizer(Optimizer):
     def _start(self, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
         model_of(parameter)  # made by now, so that parameters have their whole names
         if parameter.dtype == torch.float16 and self.master in ("split", "none"):
-            raise ConfigError(f"[optim] got master={self.master!r} with parameter '{self._name_of(parameter)}' of torch.float16, "
-                              "expected 'fp32' or 'nearest' (others are for bfloat16); try 'fp32'")
-        for name, dtype, by_block in self._rule_of(group).state(parameter.dtype, self._takes_eight_bits(parameter), self.master):
+            raise ConfigError(f"[optim] got master={self.master!r} with parameter '{self._name_of(parameter)}' of "
+                              "torch.float16, expected 'fp32' or 'nearest' (others are for bfloat16); try 'fp32'")
+        kept = self._rule_of(group).state(parameter.dtype, self._takes_eight_bits(parameter), self.master)
+        for name, dtype, by_block in kept:
             state[name] = zeros_like(parameter, dtype, by_block)
             if name == "master":
                 local(state[name]).copy_(local(parameter))
@@ -193,10 +202,11 @@ class AdamW(Adam):
 class AdamW8bit(AdamW):
     """AdamW with moments of 8 bits: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022.
 
-    States are those of bitsandbytes' AdamW8bit: codes ``state1`` and ``state2`` (uint8, of the parameter's shape) of its dynamic
-    maps, with a scale for each block of 256 elements (``absmax1``, ``absmax2``); 2.03 bytes a parameter. The same bits for any
-    number of ranks. Parameters below 4096 elements, those whose rows on a rank are no whole number of blocks (said at level INFO)
-    and those whose names match ``exclude`` (globs) keep fp32 moments, ``exp_avg`` and ``exp_avg_sq``.
+    States are those of bitsandbytes' AdamW8bit: codes ``state1`` and ``state2`` (uint8, of the parameter's shape) of
+    its dynamic maps, with a scale for each block of 256 elements (``absmax1``, ``absmax2``); 2.03 bytes a parameter.
+    The same bits for any number of ranks. Parameters below 4096 elements, those whose rows on a rank are no whole
+    number of blocks (said at level INFO) and those whose names match ``exclude`` (globs) keep fp32 moments, ``exp_avg``
+    and ``exp_avg_sq``.
     """
 
     eight_bits = True
@@ -225,39 +235,44 @@ class SGD(ShardedOptimizer):
                  nesterov: bool = False, *, master: str = "nearest"):
         check("lr", lr, lr >= 0, "0 or more")
         check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-        torchs = dict(dampening=0.0, maximize=False, foreach=None, differentiable=False, fused=None)  # in its checkpoints
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, **torchs), master)
+        # What torch's SGD has in its checkpoints besides.
+        torchs = dict(dampening=0.0, maximize=False, foreach=None, differentiable=False, fused=None)
+        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, **torchs),
+                         master)
 
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
         return elementwise_rule("sgd", group["momentum"], group["nesterov"])
 
 
 class Muon(ShardedOptimizer):
-    """``torch.optim.Muon`` for the matrices of a sharded model, and AdamW for what is none: Jordan et al., "Muon: an optimizer for
-    hidden layers in neural networks", 2024.
+    """``torch.optim.Muon`` for the matrices of a sharded model, and AdamW for what is none: Jordan et al., "Muon: an
+    optimizer for hidden layers in neural networks", 2024.
 
     A matrix moves by its momentum, which ``ns_steps`` Newton-Schulz iterations make orthogonal. The state
-    ``momentum_buffer`` is sharded as the parameter; in a step each matrix is whole on one rank, its executor. Collective. The same
-    bits for any number of ranks.
+    ``momentum_buffer`` is sharded as the parameter; in a step each matrix is whole on one rank, its executor.
+    Collective. The same bits for any number of ranks.
 
-    Groups with ``use_muon=False`` are updated by AdamW, with ``betas`` and ``eps``: embeddings, the head, norms and biases
-    belong there, and everything that is no matrix must.
+    Groups with ``use_muon=False`` are updated by AdamW, with ``betas`` and ``eps``: embeddings, the head, norms and
+    biases belong there, and everything that is no matrix must.
 
-    products: the type of the iterations' products: "auto", bf16 (as torch's) where the device multiplies it by itself, else
-        fp32; "fp32" or "bf16".
+    products: the type of the iterations' products: "auto", bf16 (as torch's) where the device multiplies it by itself,
+        else fp32; "fp32" or "bf16".
     adjust_lr_fn: what a matrix's learning rate is multiplied with: "original" (None), sqrt(max(1, rows / columns)); or
         "match_rms_adamw", 0.2 sqrt(max(rows, columns)), by which moves are of AdamW's size and its learning rate fits.
     """
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95, nesterov: bool = True,
-                 ns_steps: int = 5, adjust_lr_fn: str | None = None, *, betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8,
-                 products: str = "auto", master: str = "nearest"):
+    def __init__(self, params: Iterable, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95,
+                 nesterov: bool = True, ns_steps: int = 5, adjust_lr_fn: str | None = None, *,
+                 betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-8, products: str = "auto",
+                 master: str = "nearest"):
         check_adam(lr, betas, eps, weight_decay)
-        check("adjust_lr_fn", adjust_lr_fn, adjust_lr_fn in (None, "original", "match_rms_adamw"), "'original' or 'match_rms_adamw'")
+        check("adjust_lr_fn", adjust_lr_fn, adjust_lr_fn in (None, "original", "match_rms_adamw"),
+              "'original' or 'match_rms_adamw'")
         check("products", products, products in ("auto", "fp32", "bf16"), "'auto', 'fp32' or 'bf16'")
-        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps,
-                                      ns_coefficients=COEFFICIENTS, adjust_lr_fn=adjust_lr_fn, products=products, betas=betas, eps=eps,
-                                      use_muon=True), master)
+        defaults = dict(lr=lr, weight_decay=weight_decay, momentum=momentum, nesterov=nesterov, ns_steps=ns_steps,
+                        ns_coefficients=COEFFICIENTS, adjust_lr_fn=adjust_lr_fn, products=products, betas=betas,
+                        eps=eps, use_muon=True)
+        super().__init__(params, defaults, master)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Groups of torch.optim.Muon lack what is AdamW's."""
@@ -271,33 +286,37 @@ class Muon(ShardedOptimizer):
         group = self.param_groups[-1]
         for parameter in group["params"]:
             if group["use_muon"] and parameter.dim() != 2:
-                raise ConfigError(f"[optim] got parameter '{self._name_of(parameter)}' of sizes {list(parameter.shape)}, expected "
-                                  "matrices in groups of Muon's; try use_muon=False for its group")
+                raise ConfigError(f"[optim] got parameter '{self._name_of(parameter)}' of sizes "
+                                  f"{list(parameter.shape)}, expected matrices in groups of Muon's; "
+                                  "try use_muon=False for its group")
 
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
         if not group["use_muon"]:
             return elementwise_rule("adamw")
         check("ns_steps", group["ns_steps"], 1 <= group["ns_steps"] <= 20, "1 to 20")
-        check("ns_coefficients", group["ns_coefficients"], tuple(group["ns_coefficients"]) == COEFFICIENTS, str(COEFFICIENTS))
-        return matrix_rule(group["momentum"], group["nesterov"], group["adjust_lr_fn"] == "match_rms_adamw", group["ns_steps"],
-                           group["products"])
+        check("ns_coefficients", group["ns_coefficients"], tuple(group["ns_coefficients"]) == COEFFICIENTS,
+              str(COEFFICIENTS))
+        return matrix_rule(group["momentum"], group["nesterov"], group["adjust_lr_fn"] == "match_rms_adamw",
+                           group["ns_steps"], group["products"])
 
     def _counts_steps(self, group: dict[str, Any]) -> bool:
         return not group["use_muon"] or super()._counts_steps(group)
 
-    def _update(self, group: dict[str, Any], pieces: dict[nn.Parameter, _C.Piece], step: int, gradient_scale: float) -> None:
+    def _update(self, group: dict[str, Any], pieces: dict[nn.Parameter, _C.Piece], step: int,
+                gradient_scale: float) -> None:
         if not group["use_muon"]:
             return super()._update(group, pieces, step, gradient_scale)
         by_model: dict[_C.Model | None, list[nn.Parameter]] = defaultdict(list)
         for parameter in pieces:
             model = model_of(parameter)
             if model is None and isinstance(parameter, DTensor):
-                raise ConfigError(f"[optim] got a DTensor of sizes {list(parameter.shape)} that sherd has not sharded, expected "
-                                  "parameters of a model given to fully_shard")
+                raise ConfigError(f"[optim] got a DTensor of sizes {list(parameter.shape)} that sherd has not sharded, "
+                                  "expected parameters of a model given to fully_shard")
             by_model[model].append(parameter)
         for model, matrices in by_model.items():
-            self._rule_of(group).update_matrices(model, [pieces[p] for p in matrices], [tuple(p.shape) for p in matrices],
-                                                 lr=float(group["lr"]), weight_decay=group["weight_decay"], step=step,
+            self._rule_of(group).update_matrices(model, [pieces[p] for p in matrices],
+                                                 [tuple(p.shape) for p in matrices], lr=float(group["lr"]),
+                                                 weight_decay=group["weight_decay"], step=step,
                                                  gradient_scale=gradient_scale, master=self.master)
 
 
@@ -313,75 +332,13 @@ def model_of(parameter: nn.Parameter) -> _C.Model | None:
     return None
 
 
-def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False,
-                    foreach: bool | None = None) -> torch.Tensor:
-    """Scales the gradients of a sharded model so that their global norm is at most ``max_norm``; returns the norm before.
-
-    The norm has the same bits on every rank and for every number of ranks. Collective; one exchange. torch's
-    ``clip_grad_norm_(model.parameters(), ...)`` works too, at the cost of DTensor operations per parameter.
-
-    norm_type: any order but 0, as torch's: also negative, and infinity ("inf").
-    error_if_nonfinite: raises FaultError on all ranks, before anything is scaled, for a norm that is no number; it names where the
-        first such gradient came from.
-    foreach: may be given as to torch's; there is one way here.
-    """
-    order = order_of(norm_type)
-    norm = gradient_norm(model, order)
-    if error_if_nonfinite and not math.isfinite(norm):
-        raise FaultError(f"[clip_grad_norm_] got a gradient norm of order {order:g} that is {norm}: the first that was not finite was "
-                         f"{origin_of_non_finite(model)}; expected finite numbers; try error_if_nonfinite=False to go on")
-    scale_gradients(map(sharded_of, model.parameters()), clip_scale(norm, max_norm))
-    return torch.tensor(norm)
-
-
-def order_of(norm_type: Any) -> float:
-    try:
-        order = float(norm_type)
-    except (TypeError, ValueError):
-        order = math.nan
-    if math.isnan(order) or order == 0:  # torch's order 0 counts the gradients that are not 0
-        raise ConfigError(f"[clip_grad_norm_] got norm_type={norm_type!r}, expected 'inf' or a number that is not 0; try 2.0")
-    return order
-
-
-def scale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> None:
-    """Multiplies their gradients, where that changes them."""
-    if scale != 1.0:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                local(parameter.grad).mul_(scale)
-
-
-def gradient_norm(model: nn.Module, order: float = 2.0) -> float:
-    """A norm of all gradients of a sharded model, over all ranks. Collective."""
-    if not isinstance(model, ShardedModule):
-        raise ConfigError(f"[clip_grad_norm_] got a {type(model).__name__} that is not sharded, expected the module given to "
-                          "fully_shard last")
-    return getattr(model, HELD).whole_model().model.gradient_norm(order)
-
-
-def origin_of_non_finite(model: nn.Module) -> str:
-    """Where the first gradient that is not finite came from, over all ranks. Collective."""
-    return getattr(model, HELD).whole_model().model.origin_of_non_finite()
-
-
-def clip_scale(norm: float, max_norm: float) -> float:
-    """torch's rule: at most 1, and what is no number stays none."""
-    return min(max_norm / (norm + 1e-6), 1.0)
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's rows."""
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
 def row_elements(parameter: torch.Tensor) -> int:
     return math.prod(parameter.shape[1:])
 
 
 def zeros_like(parameter: torch.Tensor, dtype: torch.dtype, by_block: bool = False) -> torch.Tensor:
-    """Zeros, sharded as the parameter: of its shape, or one for each block of its elements ([rows, blocks of a row] where rows
-    are whole blocks, else [blocks])."""
+    """Zeros, sharded as the parameter: of its shape, or one for each block of its elements ([rows, blocks of a row]
+    where rows are whole blocks, else [blocks])."""
     own = local(parameter)
     if dtype == torch.int16:  # as bytes: there are backends (Gloo) that know no int16
         zeros, whole = torch.zeros((*own.shape, 2), dtype=torch.uint8), torch.Size((*parameter.shape, 2))

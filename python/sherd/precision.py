@@ -12,7 +12,7 @@ from torch import nn
 from . import _C, distributed
 from ._C import ConfigError
 from .casting import Given, cast
-from .parameters import CASTABLE
+from .rows import CASTABLE
 
 log = logging.getLogger("sherd")
 FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
@@ -24,16 +24,17 @@ TYPES = (None, *CASTABLE)
 class MixedPrecisionPolicy:
     """What a unit computes with. ``torch.distributed.fsdp.MixedPrecisionPolicy`` means the same and may stand for it.
 
-    Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation is fp32.
-    Integers, float8, complex ones and codes (of bitsandbytes: what has a ``quant_state``) keep their type everywhere.
+    Parameters keep their type between uses, and optimizers see that: of fp32 parameters everything but the computation
+    is fp32. Integers, float8, complex ones and codes (of bitsandbytes: what has a ``quant_state``) keep their type
+    everywhere.
 
     param_dtype: the unit's parameters inside its forward and backward; None: their own type.
-    reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without one fp32,
-        and fp64 for fp64 parameters.
+    reduce_dtype: gradients on their way to the ranks that sum them (in fp32, or fp64); None: param_dtype, or without
+        one fp32, and fp64 for fp64 parameters.
     output_dtype: what floating-point outputs of the unit's forward are cast to; None: nothing.
-    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype: tensors in tuples, lists, dicts and
-        dataclasses too. These stay the caller's own objects, and what the unit writes is in them. Objects of other classes (a
-        DynamicCache) pass as they are.
+    cast_forward_inputs: whether floating-point inputs of the unit's forward are cast to param_dtype: tensors in tuples,
+        lists, dicts and dataclasses too. These stay the caller's own objects, and what the unit writes is in them.
+        Objects of other classes (a DynamicCache) pass as they are.
     """
     param_dtype: torch.dtype | None = None
     reduce_dtype: torch.dtype | None = None
@@ -60,8 +61,8 @@ def policy_of(given: Any) -> MixedPrecisionPolicy:
     if given is None:
         return MixedPrecisionPolicy()
     if not all(hasattr(given, field) for field in FIELDS):
-        raise ConfigError(f"[fully_shard] got a {type(given).__name__} as mp_policy, expected a MixedPrecisionPolicy; try "
-                          "sherd.MixedPrecisionPolicy(param_dtype=torch.bfloat16)")
+        raise ConfigError(f"[fully_shard] got a {type(given).__name__} as mp_policy, expected a MixedPrecisionPolicy; "
+                          "try sherd.MixedPrecisionPolicy(param_dtype=torch.bfloat16)")
     policy = MixedPrecisionPolicy(*(getattr(given, field) for field in FIELDS))
     for field in FIELDS[:3]:
         if getattr(policy, field) not in TYPES:
@@ -75,8 +76,8 @@ def castable(parameter: torch.Tensor) -> bool:
 
 
 def keep_norms(model: nn.Module) -> set[int]:
-    """Makes the norms of a model compute in fp32 and return what they were given: the identities of their parameters, which are to
-    stay fp32. A norm is a module whose class is named so."""
+    """Makes the norms of a model compute in fp32 and return what they were given: the identities of their parameters,
+    which are to stay fp32. A norm is a module whose class is named so."""
     kept: set[int] = set()
     for module in model.modules():
         if "norm" in type(module).__name__.lower() and not list(module.children()):
@@ -107,7 +108,8 @@ class Precision:
         self.mixed = any(dtype != torch.float32 for dtype in (compute, self.storage, reduce))
         self.output, cast_inputs = settings.get("output"), settings.get("cast_inputs", True)
         if self.output is not None and self.output not in NAMES:
-            raise ConfigError(f"[initialize] got precision.output {self.output!r}, expected one of {', '.join(NAMES)} or null; try 'fp32'")
+            raise ConfigError(f"[initialize] got precision.output {self.output!r}, "
+                              f"expected one of {', '.join(NAMES)} or null; try 'fp32'")
         if not isinstance(cast_inputs, bool):
             raise ConfigError(f"[initialize] got precision.cast_inputs {cast_inputs!r}, expected true or false")
         self.norms = settings["norms"]

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,11 +12,14 @@ from torch.distributed.tensor import DTensor
 
 from . import _C, distributed
 from ._C import ConfigError
-from .parameters import ShardedParameter, seen, shard_parameter
-from .precision import policy_of
+from .faces import seen, shard_parameter
 from .max_norm import shortening
-from .surface import check_placements, resharded
-from .units import HELD, KEEPS_TYPE, Options, ShardedModule, UnitHandle, joined, unit_class
+from .parameters import ShardedParameter
+from .precision import policy_of
+from .root import KEEPS_TYPE, Options
+from .surface import HELD, check_placements, resharded
+from .units import ShardedModule, UnitHandle, unit_class
+from .uses import joined
 
 
 def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None = None, strategy: str = "zero3",
@@ -25,21 +29,22 @@ def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None 
                 dp_mesh_dims: Any = None) -> nn.Module | list[nn.Module]:
     """Makes ``module`` a unit: its parameters that no unit inside of it has are sharded over the ranks.
 
-    To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are DTensors
-    (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same object is
-    returned, of a subclass of its class (see :class:`ShardedModule`).
+    To be called on blocks first and on the whole model last, as FSDP2's. From then on ``module.parameters()`` are
+    DTensors (``Shard(0)``) outside forward and backward, for any optimizer; gradients are the mean over ranks. The same
+    object is returned, of a subclass of its class (see :class:`ShardedModule`).
 
-    Parameters may be frozen and unfrozen between steps, by all ranks alike. Frozen ones may be of any type. Those without
-    dimensions are whole on every rank (``Replicate``).
+    Parameters may be frozen and unfrozen between steps, by all ranks alike. Frozen ones may be of any type. Those
+    without dimensions are whole on every rank (``Replicate``).
 
     module: or a list of modules: each of them is a unit then (in FSDP2 they are one); what is inside of another is not.
-    mesh: a device mesh of all ranks in order; default: the world. One of two axes, replicate x shard, is hybrid sharding (hsdp):
-        rows are spread along the second, and each index of the first has them all. On one host, where ranks share one copy of
-        everything, rows are spread over all ranks all the same.
-    strategy: of the outermost module: zero3 (fsdp, hsdp), zero2, zero1 or ddp. What differs is how long whole parameters and
-        gradients stay; the results are the same bits. Optimizer state is sharded in all.
-    reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root. A number of ranks
-        is True, and 1 is False: nothing is kept on so many ranks, as FSDP2 does to spare messages; the results are the same.
+    mesh: a device mesh of all ranks in order; default: the world. One of two axes, replicate x shard, is hybrid
+        sharding (hsdp): rows are spread along the second, and each index of the first has them all. On one host, where
+        ranks share one copy of everything, rows are spread over all ranks all the same.
+    strategy: of the outermost module: zero3 (fsdp, hsdp), zero2, zero1 or ddp. What differs is how long whole
+        parameters and gradients stay; the results are the same bits. Optimizer state is sharded in all.
+    reshard_after_forward: whether whole parameters are given up between forward and backward; None: but for the root. A
+        number of ranks is True, and 1 is False: nothing is kept on so many ranks, as FSDP2 does to spare messages; the
+        results are the same.
     ignored_params: stay as they are, on every rank.
     persistent_below: bytes; of the outermost module: smaller groups of parameters of a unit stay whole on every rank.
     mp_policy: sherd's or FSDP2's MixedPrecisionPolicy: what this unit computes with, and what its gradients travel as.
@@ -54,14 +59,15 @@ def fully_shard(module: nn.Module | list[nn.Module], *, mesh: DeviceMesh | None 
     if not isinstance(module, nn.Module):
         raise ConfigError(f"[fully_shard] got a {type(module).__name__}, expected a torch.nn.Module or a list of them")
     if isinstance(module, ShardedModule):
-        raise ConfigError(f"[fully_shard] got a {type(module).__name__} that is sharded already, expected each module once")
+        raise ConfigError(f"[fully_shard] got a {type(module).__name__} that is sharded already, "
+                          "expected each module once")
     if isinstance(module, (nn.ModuleList, nn.ModuleDict)) and type(module).forward is nn.Module.forward:
-        raise ConfigError(f"[fully_shard] got a {type(module).__name__}, which is never called, expected a module with a "
-                          "forward; try fully_shard on each of its modules")
+        raise ConfigError(f"[fully_shard] got a {type(module).__name__}, which is never called, expected a module with "
+                          "a forward; try fully_shard on each of its modules")
     _C.validate_strategy(strategy)
     if dp_mesh_dims is not None:
-        raise ConfigError("[fully_shard] got dp_mesh_dims, expected None: a mesh of sherd's has no other axes than those of data-parallel "
-                          "ranks; try mesh alone")
+        raise ConfigError("[fully_shard] got dp_mesh_dims, expected None: a mesh of sherd's has no other axes than "
+                          "those of data-parallel ranks; try mesh alone")
     world = distributed.world()
     check_mesh(mesh, strategy, world)
     reshard_after_forward = resharded(reshard_after_forward, world.size if mesh is None else mesh.size(-1))
@@ -104,14 +110,16 @@ def fully_shard_all(modules: list[nn.Module], options: dict[str, Any]) -> list[n
 
 
 def before_load(module: nn.Module, state: dict[str, Any] | None = None, prefix: str = "", *_) -> None:
-    """Other ranks may still read the parameters that are about to be overwritten, by tensors that are sharded as they are."""
+    """Other ranks may still read the parameters that are about to be overwritten,
+    by tensors that are sharded as they are."""
     before_state(module)
     handle: UnitHandle = getattr(module, HELD)
     for name, parameter in module.named_parameters() if state else ():
         given = state.get(prefix + name)
         if type(parameter) is ShardedParameter and isinstance(given, torch.Tensor) and not isinstance(given, DTensor):
-            raise ConfigError(f"[load_state_dict] got a plain tensor for the sharded parameter '{prefix}{name}', expected a DTensor as in "
-                              "model.state_dict(); try sherd.load_full_state_dict(model, state) for the state of a whole model")
+            raise ConfigError(f"[load_state_dict] got a plain tensor for the sharded parameter '{prefix}{name}', "
+                              "expected a DTensor as in model.state_dict(); try sherd.load_full_state_dict(model, "
+                              "state) for the state of a whole model")
     if handle.root is not None and handle.root_module is module:
         handle.root.model.before_update()
 
@@ -131,17 +139,21 @@ def after_load(module: nn.Module, _) -> None:
 
 def check_mesh(mesh: DeviceMesh | None, strategy: str, world: distributed.World) -> None:
     if mesh is not None and not isinstance(mesh, DeviceMesh):
-        raise ConfigError(f"[fully_shard] got a {type(mesh).__name__} as mesh, expected a DeviceMesh; try init_device_mesh")
+        raise ConfigError(f"[fully_shard] got a {type(mesh).__name__} as mesh, expected a DeviceMesh; "
+                          "try init_device_mesh")
     if strategy == "hsdp" and (mesh is None or mesh.ndim != 2):
-        raise ConfigError(f"[fully_shard] got strategy='hsdp' with {'no mesh' if mesh is None else f'a mesh of {mesh.ndim} axis'}, "
-                          "expected one of two axes, replicate x shard; try init_device_mesh('cpu', (hosts, ranks_per_host))")
+        raise ConfigError("[fully_shard] got strategy='hsdp' with "
+                          f"{'no mesh' if mesh is None else f'a mesh of {mesh.ndim} axis'}, expected one of two axes, "
+                          "replicate x shard; try init_device_mesh('cpu', (hosts, ranks_per_host))")
     if mesh is None:
         return
     if mesh.ndim > 2 or mesh.mesh.flatten().tolist() != list(range(world.size)):
-        raise ConfigError(f"[fully_shard] got a mesh of shape {tuple(mesh.shape)} over ranks {mesh.mesh.flatten().tolist()}, expected "
-                          f"all {world.size} ranks in order, on one axis or two; try init_device_mesh('cpu', ({world.size},))")
+        raise ConfigError(f"[fully_shard] got a mesh of shape {tuple(mesh.shape)} over ranks "
+                          f"{mesh.mesh.flatten().tolist()}, expected all {world.size} ranks in order, on one axis or "
+                          f"two; try init_device_mesh('cpu', ({world.size},))")
     if mesh.ndim == 2 and strategy not in ("zero3", "fsdp", "hsdp"):
-        raise ConfigError(f"[fully_shard] got a mesh of two axes with strategy={strategy!r}, expected one axis; try 'hsdp'")
+        raise ConfigError(f"[fully_shard] got a mesh of two axes with strategy={strategy!r}, expected one axis; "
+                          "try 'hsdp'")
 
 
 def spread_over(mesh: DeviceMesh | None, world: distributed.World) -> DeviceMesh:
@@ -171,8 +183,9 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
             continue
         if isinstance(parameter, ShardedParameter):
             if parameter.device_mesh != handle.options.mesh:
-                raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is sharded over {parameter.device_mesh} "
-                                  f"already, expected {handle.options.mesh}; try zero.Init(mesh=) with the same mesh")
+                raise ConfigError(f"[fully_shard] got parameter '{joined(name, key)}' that is sharded over "
+                                  f"{parameter.device_mesh} already, expected {handle.options.mesh}; try "
+                                  "zero.Init(mesh=) with the same mesh")
         else:
             parameter = module._parameters[key] = sharded_once(parameter, joined(name, key), handle.options.mesh)
         parameter._sherd_unit = weakref.ref(unit)
@@ -183,7 +196,8 @@ def convert(unit: nn.Module, module: nn.Module, name: str, handle: UnitHandle, s
 
 
 def first_layer_whole(encoder: nn.TransformerEncoder, _: tuple) -> None:
-    """torch looks at the first layer's parameters to choose its way of evaluation, which also decides on values at padding."""
+    """torch looks at the first layer's parameters to choose its way of evaluation,
+    which also decides on values at padding."""
     if not encoder.training and isinstance(encoder.layers[0], ShardedModule):
         encoder.layers[0].unshard()
 
@@ -214,8 +228,8 @@ def shard(model: nn.Module, policy: Policy = None, **options) -> nn.Module:
     """Shards a whole model in one call: each module that ``policy`` chooses, from the inside out, and the model itself.
 
     policy: classes of blocks, or their names; or a number of parameters, then modules are units from that size on (the
-        smallest such modules); or a function of a module's name and the module. None: the blocks that a Hugging Face model
-        names itself (``_no_split_modules``), else those of the ModuleList that holds most of the model.
+        smallest such modules); or a function of a module's name and the module. None: the blocks that a Hugging Face
+        model names itself (``_no_split_modules``), else those of the ModuleList that holds most of the model.
     options: those of :func:`fully_shard`.
     """
     for module in chosen(model, policy):
@@ -240,8 +254,8 @@ def chosen(model: nn.Module, policy: Policy) -> list[nn.Module]:
             return any(cls in wanted or cls.__name__ in wanted for cls in type(module).__mro__)
     found = [m for name, m in model.named_modules() if m is not model and choose(name, m)]
     if not found:
-        raise ConfigError(f"[shard] got a policy that chooses no module of {type(model).__name__}, expected one or more; try "
-                          "the class of its blocks")
+        raise ConfigError(f"[shard] got a policy that chooses no module of {type(model).__name__}, expected one or "
+                          "more; try the class of its blocks")
     return found[::-1]
 
 
@@ -257,7 +271,8 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def by_size(module: nn.Module, least: int, found: list[nn.Module]) -> int:
-    """Appends the smallest modules with at least so many parameters that no unit inside has; returns what is left over."""
+    """Appends the smallest modules with at least so many parameters that no unit inside has;
+    returns what is left over."""
     left = sum(p.numel() for p in module._parameters.values() if p is not None)
     left += sum(by_size(child, least, found) for child in module._modules.values() if child is not None)
     callable_module = not isinstance(module, (nn.ModuleList, nn.ModuleDict))

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any, Callable, Iterator, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -20,7 +21,8 @@ class Told:
     """What a program has said of a unit."""
     sync: bool = True  # of a root: gradients are reduced
     all_reduce: bool = True  # of a root: over replicas too
-    holding: dict[int, Any] = dataclasses.field(default_factory=dict)  # of a root: handles of units whose gradients are not
+    # Of a root: handles of units whose gradients are not reduced.
+    holding: dict[int, Any] = dataclasses.field(default_factory=dict)
     divisor: float | None = None
     in_backward: _C.InBackward = _C.InBackward.unshard
     after_backward: _C.AfterBackward = _C.AfterBackward.reshard
@@ -60,8 +62,8 @@ def tell_gradients(root: Any) -> None:
 
 
 class Surface:
-    """The methods of FSDP2's modules that a :class:`sherd.ShardedModule` has. Others, which come last in its class, are refused by
-    their names."""
+    """The methods of FSDP2's modules that a :class:`sherd.ShardedModule` has. Others, which come last in its class, are
+    refused by their names."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         """A module of the plain class: a slice of a sharded nn.Sequential is one."""
@@ -73,8 +75,9 @@ class Surface:
     def _get_fsdp_state(self) -> NoReturn:
         """What FSDP2's own methods and functions look at first."""
         name = sys._getframe(1).f_code.co_name
-        raise ConfigError(f"[{name}] got a {type(self).__name__} that sherd has sharded, expected one of FSDP2's own: it has no such streams, "
-                          "buffers and collectives; try without it (or sherd.register_forward_method)")
+        raise ConfigError(f"[{name}] got a {type(self).__name__} that sherd has sharded, expected one of FSDP2's own: "
+                          "it has no such streams, buffers and collectives; "
+                          "try without it (or sherd.register_forward_method)")
 
     def reset_iter_state(self) -> None:
         """Nothing to do: after an exception the next forward starts anew by itself."""
@@ -89,8 +92,8 @@ class Surface:
         """Changes nothing: gradients are summed, and then divided."""
 
     def set_requires_gradient_sync(self, requires_gradient_sync: bool, *, recurse: bool = True) -> None:
-        """False: following backwards keep the gradients of this unit, and of those in it, on this rank (``no_sync``), for a later
-        one that reduces the sum."""
+        """False: following backwards keep the gradients of this unit, and of those in it, on this rank (``no_sync``),
+        for a later one that reduces the sum."""
         handle = self.__dict__[HELD]
         root = handle.root_module.__dict__[HELD]
         whole_model = handle is root and recurse
@@ -112,21 +115,22 @@ class Surface:
         tell_gradients(root)
 
     def set_requires_all_reduce(self, requires_all_reduce: bool, *, recurse: bool = True) -> None:
-        """False, on a mesh of two axes: following backwards reduce along the shard axis alone, and keep these sums (fp32, this
-        rank's rows) for a later one that adds up the replicas too. Else it changes nothing. To be set on the root."""
+        """False, on a mesh of two axes: following backwards reduce along the shard axis alone, and keep these sums
+        (fp32, this rank's rows) for a later one that adds up the replicas too. Else it changes nothing. To be set on
+        the root."""
         self._root_handle("set_requires_all_reduce").told.all_reduce = requires_all_reduce
         tell_gradients(self.__dict__[HELD])
 
     def _root_handle(self, caller: str) -> Any:
         handle = self.__dict__[HELD]
         if handle.root_module is not self:
-            raise ConfigError(f"[{caller}] got a unit inside of another, expected the outermost: units of one model reduce together; "
-                              "try it on the root")
+            raise ConfigError(f"[{caller}] got a unit inside of another, expected the outermost: units of one model "
+                              "reduce together; try it on the root")
         return handle
 
     def set_modules_to_forward_prefetch(self, modules: list[nn.Module]) -> None:
-        """The units whose parameters are fetched while this one's forward runs, the same on every rank. Unset, and with []: the
-        one that ran next the last time. Costs the memory of those units' parameters."""
+        """The units whose parameters are fetched while this one's forward runs, the same on every rank. Unset, and with
+        []: the one that ran next the last time. Costs the memory of those units' parameters."""
         self._set_prefetch(_C.Pass.forward, modules)
 
     def set_modules_to_backward_prefetch(self, modules: list[nn.Module]) -> None:
@@ -137,8 +141,8 @@ class Surface:
         handle = self.__dict__[HELD]
         for module in modules:
             if HELD not in module.__dict__ or module.__dict__[HELD].root_module is not handle.root_module:
-                raise ConfigError(f"[prefetch] got a {type(module).__name__} that is no unit of this model, expected modules given to "
-                                  "fully_shard")
+                raise ConfigError(f"[prefetch] got a {type(module).__name__} that is no unit of this model, "
+                                  "expected modules given to fully_shard")
         handle.told.prefetch[which] = list(modules)
         tell(handle)
 
@@ -151,23 +155,24 @@ class Surface:
                 handle.unit.set_after_forward(after_forward(reshard_after_forward))
 
     def set_reshard_after_backward(self, reshard_after_backward: bool, *, recurse: bool = True) -> None:
-        """False: whole parameters are kept from a backward to the next forward, or to an update: micro-batches after the first
-        fetch nothing. Costs their memory where ranks exchange messages. The module shows its shards meanwhile."""
+        """False: whole parameters are kept from a backward to the next forward, or to an update: micro-batches after
+        the first fetch nothing. Costs their memory where ranks exchange messages. The module shows its shards
+        meanwhile."""
         check_bool("set_reshard_after_backward", reshard_after_backward)
         for handle in units_in(self, recurse):
             handle.told.after_backward = _C.AfterBackward.reshard if reshard_after_backward else _C.AfterBackward.keep
             tell(handle)
 
     def set_unshard_in_backward(self, unshard_in_backward: bool) -> None:
-        """False: this unit's backward does without its parameters, as an embedding's does; where it does not, it is an error that
-        names the parameter."""
+        """False: this unit's backward does without its parameters, as an embedding's does; where it does not, it is an
+        error that names the parameter."""
         check_bool("set_unshard_in_backward", unshard_in_backward)
         self.__dict__[HELD].told.in_backward = _C.InBackward.unshard if unshard_in_backward else _C.InBackward.leave
         tell(self.__dict__[HELD])
 
     def set_gradient_divide_factor(self, factor: float) -> None:
-        """What the sum of all ranks' gradients of this unit is divided by; the number of ranks at first. That of the root counts
-        for all units that were not given one."""
+        """What the sum of all ranks' gradients of this unit is divided by; the number of ranks at first. That of the
+        root counts for all units that were not given one."""
         if not factor > 0:
             raise ConfigError(f"[set_gradient_divide_factor] got {factor!r}, expected a number above 0; try 1.0")
         handle = self.__dict__[HELD]
@@ -180,9 +185,9 @@ class Surface:
         self.set_gradient_divide_factor(factor)
 
     def set_all_reduce_hook(self, hook: Callable[[torch.Tensor], Any], *, stream: Any = None) -> None:
-        """``hook`` is given the reduced gradients of this unit, once a backward and a type of parameters: this rank's rows, in one
-        tensor that it may change, before they are added to what there is. All ranks call it, in one order, at the end of the
-        backward. None: none."""
+        """``hook`` is given the reduced gradients of this unit, once a backward and a type of parameters: this rank's
+        rows, in one tensor that it may change, before they are added to what there is. All ranks call it, in one order,
+        at the end of the backward. None: none."""
         if stream is not None:
             raise ConfigError("[set_all_reduce_hook] got a stream, expected none: there are none on a CPU")
         self.__dict__[HELD].told.reduced_hook = hook
@@ -203,8 +208,8 @@ def resharded(value: Any, ranks: int) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     if not isinstance(value, int) or value < 1 or ranks % value != 0:
-        raise ConfigError(f"[fully_shard] got reshard_after_forward={value!r}, expected True, False, None or a number that divides the {ranks} "
-                          "ranks that rows are spread over; try True")
+        raise ConfigError(f"[fully_shard] got reshard_after_forward={value!r}, expected True, False, None or a number "
+                          f"that divides the {ranks} ranks that rows are spread over; try True")
     return value > 1 or ranks == 1
 
 
@@ -214,5 +219,6 @@ def check_placements(placement: Callable | None, parameters: Iterator[tuple[str,
         wanted = placement(parameter)
         if wanted is None or wanted == Shard(0) or (isinstance(wanted, Shard) and wanted.dim == -parameter.dim()):
             continue
-        raise ConfigError(f"[fully_shard] got {wanted!r} from shard_placement_fn for parameter '{name}', expected Shard(0) or None: sherd "
-                          "spreads rows over the mesh's last axis; try without shard_placement_fn")
+        raise ConfigError(f"[fully_shard] got {wanted!r} from shard_placement_fn for parameter '{name}', expected "
+                          "Shard(0) or None: sherd spreads rows over the mesh's last axis; "
+                          "try without shard_placement_fn")

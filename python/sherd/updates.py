@@ -1,7 +1,7 @@
 """What has to happen around an optimizer's step: torch's own hooks tell of every optimizer's."""
 from __future__ import annotations
 
-from typing import Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -10,7 +10,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ._C import ConfigError
 from .optim import ShardedOptimizer
-from .parameters import ShardedParameter, rows_like
+from .parameters import ShardedParameter
+from .rows import rows_like
 from .units import HELD
 
 
@@ -29,17 +30,17 @@ def check_plain(parameter: nn.Parameter, optimizer: str, modules: Iterable[nn.Mo
     """A parameter that is not sharded may be ignored, or of another model; not one that sharding has missed."""
     sharded = getattr(parameter, "_sherd_sharded", None)
     if sharded is not None:
-        raise ConfigError(f"[step] got {optimizer} with parameter '{sharded._sherd_name}' as it was before the model was sharded, "
-                          "expected the sharded one; try to make the optimizer after fully_shard")
+        raise ConfigError(f"[step] got {optimizer} with parameter '{sharded._sherd_name}' as it was before the model "
+                          "was sharded, expected the sharded one; try to make the optimizer after fully_shard")
     for module in modules:
         handle = getattr(module, HELD)
         if id(parameter) in handle.ignored or id(parameter) in handle.root.elsewhere:
             continue
         name = next((name for name, p in module.named_parameters() if p is parameter), None)
         if name is not None:
-            raise ConfigError(f"[step] got parameter '{name}', which was added after the model was sharded, expected a model that "
-                              "is whole by then: nobody sums its gradient over the ranks; try to add it before fully_shard, or "
-                              "ignored_params")
+            raise ConfigError(f"[step] got parameter '{name}', which was added after the model was sharded, expected a "
+                              "model that is whole by then: nobody sums its gradient over the ranks; try to add it "
+                              "before fully_shard, or ignored_params")
         handle.root.elsewhere.add(id(parameter))
 
 
@@ -64,17 +65,19 @@ def after_step(optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         handle.world.transport.say("")
 
 
-NEED_WHOLE = {"Adafactor", "Muon", "Rprop"}  # torch's, transformers': what they do to an element depends on others, or on its place
+# torch's, transformers': what they do to an element depends on others, or on its place.
+NEED_WHOLE = {"Adafactor", "Muon", "Rprop"}
 
 
 def needs_whole(optimizer: Optimizer) -> bool:
     """Whether an optimizer that is not ours works on whole parameters only."""
-    return not isinstance(optimizer, ShardedOptimizer) and any(cls.__name__ in NEED_WHOLE for cls in type(optimizer).__mro__)
+    return (not isinstance(optimizer, ShardedOptimizer)
+            and any(cls.__name__ in NEED_WHOLE for cls in type(optimizer).__mro__))
 
 
 def step_on_whole(optimizer: Optimizer) -> None:
-    """A step with one parameter after the other, whole on every rank, which then keeps its rows. What the optimizer remembers of
-    them stays whole on every rank. Collective."""
+    """A step with one parameter after the other, whole on every rank, which then keeps its rows. What the optimizer
+    remembers of them stays whole on every rank. Collective."""
     before_step(optimizer, (), {})
     groups = [(group, group["params"]) for group in optimizer.param_groups]
     try:

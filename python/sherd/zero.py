@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Iterator
+from collections.abc import Iterator
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -28,9 +28,10 @@ def Init(module: nn.Module | None = None, *, mesh: DeviceMesh | None = None, ena
     mesh: as of :func:`sherd.fully_shard`, which is to follow with the same (as :func:`sherd.shard` or
         :func:`sherd.initialize` do), and finds these parameters sharded.
 
-    Each rank keeps rows of the values that it drew itself: with one seed everywhere they are those of the plain model, also
-    where they are drawn later (``nn.init``, ``weight.normal_()``). What else looks at whole values or changes parts of them
-    does so inside of :func:`GatheredParameters`. Costs a copy of the rows. Raises ConfigError for what cannot be sharded.
+    Each rank keeps rows of the values that it drew itself: with one seed everywhere they are those of the plain model,
+    also where they are drawn later (``nn.init``, ``weight.normal_()``). What else looks at whole values or changes
+    parts of them does so inside of :func:`GatheredParameters`. Costs a copy of the rows. Raises ConfigError for what
+    cannot be sharded.
     """
     if not enabled:
         yield

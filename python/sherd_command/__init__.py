@@ -16,8 +16,8 @@ def main() -> int:
     package = pathlib.Path(importlib.util.find_spec("sherd").submodule_search_locations[0])
     program = package / "bin" / "sherd"
     if not program.is_file():
-        print(f"[sherd] got no {program}, expected the program that comes with the package; try to install CLI11's headers "
-              "(libcli11-dev) and the package again", file=sys.stderr)
+        print(f"[sherd] got no {program}, expected the program that comes with the package; try to install CLI11's "
+              "headers (libcli11-dev) and the package again", file=sys.stderr)
         return 2
     try:
         runpy.run_path(str(package / "_build.py"))["check"](importlib.metadata.version("torch"))

@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
-from typing import Iterator
+from collections.abc import Iterator
 
 import numpy as np
 

@@ -11,7 +11,8 @@ import glob
 import itertools
 import json
 import os
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from .errors import Mistake, shown
 

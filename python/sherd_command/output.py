@@ -30,7 +30,7 @@ class Output:
         self.bin: BinaryIO | None = None
         self.mask: BinaryIO | None = None
 
-    def __enter__(self) -> "Output":
+    def __enter__(self) -> Output:
         try:
             self.bin = open(self.part("bin"), "xb")
         except OSError as error:

@@ -25,39 +25,12 @@
 #include <string>
 #include <vector>
 
+#include "python/src/model_plan.h"
 #include "python/src/unit.h"
 #include "sherd/engine/non_finite.h"
 #include "sherd/shard/sharded_model.h"
 
 namespace sherd::python {
-
-struct Parameter {
-  std::string fqn;
-  at::Tensor whole;                    // the module's own, of all rows; armed by the model
-  at::Tensor shard;                    // the DTensor that the optimizer sees
-  at::Tensor local;                    // its local tensor, [this rank's rows, ...]: gets the store's memory
-  at::ScalarType reduce = at::kFloat;  // of its gradients on their way
-  Copies copies = Copies::one;         // each_rank: the local tensor is whole
-  at::Tensor outside = {};             // see [Note: Whole outside]
-};
-
-struct UnitPlan {
-  std::shared_ptr<Unit> unit;
-  std::string name;
-  size_t parent = 0;  // index of the unit around it, which comes before it
-  std::vector<Parameter> parameters;
-  AfterForward after_forward = AfterForward::reshard;
-};
-
-struct ModelOptions {
-  std::string strategy = "zero3";
-  int64_t persistent_below = 0;
-  int replicate = 1;  // of the mesh (replicate x shard) that the local tensors are spread over
-  std::string name;   // of the root's class
-};
-
-/// (local, shard) -> the DTensor over `local` that is a gradient of `shard`.
-using MakeGradient = py::function;
 
 /// Of flags, as a number that travels.
 double hash_of(const std::vector<bool>& flags);
@@ -136,13 +109,11 @@ class Model {
   };
 
   void make_face(size_t g, size_t p, Parameter parameter);
-  void make_gradients(size_t g);
-  void begin_backward();
-  void end_backward();
   void recover();
   bool rows_have_changed() const;
   bool reclaim_rows();
   void remember_versions();
+  // outside.cpp
   void show_outside(size_t g);
   bool is_written(const Face& face) const;
   bool written_outside() const;
@@ -160,6 +131,10 @@ class Model {
   void set_roles();
   void follow_in_backward();
   void end_leaving_out();
+  // windows.cpp
+  void make_gradients(size_t g);
+  void begin_backward();
+  void end_backward();
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
   at::Tensor local_gradient(const Face& face) const;

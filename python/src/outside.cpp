@@ -23,9 +23,10 @@ void Model::show_outside(size_t g) {
     if (outside.is_same(face.parameter.whole)) continue;
     auto* storage = outside.storage().unsafeGetStorageImpl();
     auto* owner = new std::shared_ptr<Core>(core_);
-    point_storage(*storage, at::DataPtr(
-        base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
-        [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
+    point_storage(*storage,
+                  at::DataPtr(
+                      base + group.layout().parameters[p].offset * static_cast<int64_t>(outside.element_size()), owner,
+                      [](void* context) { delete static_cast<std::shared_ptr<Core>*>(context); }, outside.device()));
   }
 }
 

@@ -3,8 +3,8 @@
 // [Note: Side doors] The nodes behind a unit's outputs call for its parameters before they run. But a graph can also be
 // reached by what a unit has left elsewhere: a loss on one of its modules, a cache, what a hook has kept, objects of
 // classes that nobody looks into; and backward itself makes nodes when gradients are to be differentiated again. All
-// these nodes were made while the unit ran, so their sequence numbers lie in a range of their own. Before a backward its
-// graph is walked, and each node that leads from outside into a range calls for the unit.
+// these nodes were made while the unit ran, so their sequence numbers lie in a range of their own. Before a backward
+// its graph is walked, and each node that leads from outside into a range calls for the unit.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -10,8 +10,8 @@
 
 namespace sherd {
 
-/// Of any order but 0, with torch's meanings: infinity is the largest, -infinity the smallest. A row's powers are summed
-/// in fp64, in an order that depends on its length alone, and rows are added exactly.
+/// Of any order but 0, with torch's meanings: infinity is the largest, -infinity the smallest. A row's powers are
+/// summed in fp64, in an order that depends on its length alone, and rows are added exactly.
 class RowNorm {
  public:
   explicit RowNorm(double order);

@@ -15,8 +15,8 @@ namespace sherd {
 /// A shared node of autograd's graph: std::shared_ptr until 2.12, then c10::intrusive_ptr.
 using AutogradNode = decltype(torch::autograd::Edge::function);
 
-/// A new node of the caller's own type, held as that type. deleteNode, found by its argument, is there only where it is needed:
-/// it ends long graphs without recursion.
+/// A new node of the caller's own type, held as that type. deleteNode, found by its argument, is there only where it is
+/// needed: it ends long graphs without recursion.
 template <typename Node, typename... Args>
 auto make_node(Args&&... args) {
   if constexpr (std::is_same_v<AutogradNode, std::shared_ptr<torch::autograd::Node>>)
@@ -37,8 +37,8 @@ bool& armed(c10::StorageImpl& storage);
 
 }  // namespace detail
 
-/// Points a storage to memory, and takes away the error that release_data_and_set_meta_custom_data_ptr_error_msg_ has armed
-/// it with: 2.11 has no call for that.
+/// Points a storage to memory, and takes away the error that release_data_and_set_meta_custom_data_ptr_error_msg_ has
+/// armed it with: 2.11 has no call for that.
 template <typename Storage>
 void point_storage(Storage& storage, at::DataPtr memory) {
   if constexpr (requires { storage.clear_data_ptr_access_error_msg_(); })

@@ -67,8 +67,7 @@ struct PlainRules {
     if (!p.matrix) return rule->update(p.piece, values, time);
     const int64_t rows = p.parameter.size(0), columns = p.parameter.size(1);
     const at::Tensor direction = muon->direction(p.piece, time).view({rows, columns});
-    muon->update_matrix(p.piece, muon->orthogonal(direction).view(-1), rows, columns, values,
-                        time);
+    muon->update_matrix(p.piece, muon->orthogonal(direction).view(-1), rows, columns, values, time);
   }
   std::unique_ptr<UpdateRule> rule;
   std::optional<MuonRule> muon;

@@ -5,14 +5,15 @@ import sys
 
 import numpy as np
 import pytest
+
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "python"))
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers  # noqa: E402
 
-from sherd_command.prepare import main
+from sherd_command.prepare import main  # noqa: E402
 
 SENTENCES = ["The quick brown fox jumps over the lazy dog.", "Hello world, how are you today?", "I am fine, thank you.",
              "system user assistant tool", "Two plus two is four; what is twenty?"]

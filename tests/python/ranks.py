@@ -69,7 +69,8 @@ def outcomes(size, function, *args, timeout=90, environment=None):
         for rank, pipe in enumerate(pipes):
             try:
                 alive = pipe.poll(max(0.0, deadline - time.monotonic()))
-                results.append(pickle.loads(pipe.recv_bytes()) if alive else Failure("Timeout", f"no result after {timeout} s", ""))
+                results.append(pickle.loads(pipe.recv_bytes()) if alive
+                               else Failure("Timeout", f"no result after {timeout} s", ""))
             except (EOFError, ConnectionResetError):
                 processes[rank].join(10)
                 results.append(Failure("Died", f"exit code {processes[rank].exitcode}", ""))

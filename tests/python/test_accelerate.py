@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT
 
 PROGRAMS = ROOT / "tests" / "python" / "programs"
@@ -18,10 +19,11 @@ def run_program(program, *arguments, ranks=0, environment=None):
     if ranks:
         command += ["-m", "sherd.as_deepspeed"]
     command += [str(PROGRAMS / program), *map(str, arguments)]
-    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}, capture_output=True,
-                          text=True, timeout=180)
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+                          capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-20000:]
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT")).removeprefix("RESULT"))
+    return json.loads(next(line for line in done.stdout.splitlines()
+                           if line.startswith("RESULT")).removeprefix("RESULT"))
 
 
 def weights(folder):
@@ -69,8 +71,8 @@ def test_an_accelerate_program():
 
 def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
-    LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2)).save_pretrained(tmp_path)
+    LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                 num_attention_heads=4, num_key_value_heads=2)).save_pretrained(tmp_path)
     plain = run_program("pretrained.py", tmp_path)
     ours = run_program("pretrained.py", tmp_path, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
     assert plain["plain"] and not ours["plain"]
@@ -79,11 +81,13 @@ def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
 
 def in_16_bits(document, model_type=None):
     import torch
+
     from fsdp_models import token_loss
-    from test_precision import seeded
     from sherd import as_deepspeed
+    from test_precision import seeded
     model = seeded().to(model_type or torch.float32)
-    made, *_ = as_deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2), config=document)
+    made, *_ = as_deepspeed.initialize(model=model, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-2),
+                                       config=document)
     losses = []
     for step in range(4):
         loss = token_loss(made, step, made.world.rank)
@@ -100,8 +104,10 @@ def test_deepspeeds_sections_of_16_bits():
     plain = run(2, in_16_bits, {"zero_optimization": {"stage": 3}})[0]
     fp16 = {"enabled": True, "initial_scale_power": 9, "loss_scale_window": 3}
     half, wire, bf16 = (run(2, in_16_bits, {"zero_optimization": {"stage": 3}, **more})[0] for more in (
-        {"fp16": fp16}, {"fp16": {"enabled": True, "loss_scale": 128}, "communication_data_type": "fp32"}, {"bf16": {"enabled": True}}))
-    read_in_16_bits = run(2, in_16_bits, {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}}, torch.bfloat16)[0]
+        {"fp16": fp16}, {"fp16": {"enabled": True, "loss_scale": 128}, "communication_data_type": "fp32"},
+        {"bf16": {"enabled": True}}))
+    read_in_16_bits = run(2, in_16_bits, {"zero_optimization": {"stage": 3}, "bf16": {"enabled": True}},
+                          torch.bfloat16)[0]
     assert set(read_in_16_bits[2]) == {"torch.float32"}
     reduced = run(2, in_16_bits, {"zero_optimization": {"stage": 3}, "communication_data_type": "bf16"})[0]
     assert reduced[0] != plain[0] and reduced[0] == pytest.approx(plain[0], rel=2e-2)
@@ -112,7 +118,8 @@ def test_deepspeeds_sections_of_16_bits():
 
 
 @pytest.mark.parametrize("document, message", [
-    ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf16"), ({"bf16": {"enabled": True}, "communication_data_type": "x"}, "'x'"),
+    ({"bf16": {"enabled": True}, "fp16": {"enabled": True}}, "bf16"),
+    ({"bf16": {"enabled": True}, "communication_data_type": "x"}, "'x'"),
     ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, "offload_param"),
     ({"zero_optimization": {"stage": 4}}, "stage"), ({"optimizer": {"type": "Lamb"}}, "Lamb")])
 def test_what_sherd_cannot_do_is_an_error(document, message):

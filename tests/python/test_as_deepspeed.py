@@ -1,5 +1,5 @@
-"""Programs of Hugging Face's libraries under sherd.as_deepspeed that look at parameters, or call parts of models, as they would under
-DeepSpeed: against the same programs without it."""
+"""Programs of Hugging Face's libraries under sherd.as_deepspeed that look at parameters, or call parts of models, as
+they would under DeepSpeed: against the same programs without it."""
 import copy
 import json
 import os
@@ -8,11 +8,12 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
 from conftest import ROOT
 from fsdp_models import Net, token_loss
 from ranks import free_port, outcomes, run
 from test_accelerate import PROGRAMS, run_program
-from torch import nn
 
 
 def close(ours, plain, rel=1e-5):
@@ -20,19 +21,21 @@ def close(ours, plain, rel=1e-5):
 
 
 def test_names_that_are_there_and_names_that_are_not():
-    done = subprocess.run([sys.executable, "-m", "sherd.as_deepspeed", "-m", "programs.names"], cwd=PROGRAMS.parent, capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-m", "sherd.as_deepspeed", "-m", "programs.names"], cwd=PROGRAMS.parent,
+                          capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     messages = json.loads(done.stdout.split("RESULT")[1])
     assert all("not in sherd's stand-in for DeepSpeed 0.19.8" in message for message in messages), messages
-    assert [message.split(":")[0] for message in messages] == ["ImportError", "ImportError", "AttributeError", "AttributeError", "ConfigError"]
+    assert [message.split(":")[0] for message in messages] == [
+        "ImportError", "ImportError", "AttributeError", "AttributeError", "ConfigError"]
     assert "'deepspeed.utils.no_such_name'" in messages[0] and "'deepspeed.no_such_module'" in messages[1]
 
 
 @pytest.mark.parametrize("more", [(), ("bf16",)], ids=["fp32", "bf16"])
 def test_a_program_that_reads_and_writes_parameters(tmp_path, more):
     plain = run_program("parameters_read.py", tmp_path / "plain", 8, *more, environment={"ACCELERATE_USE_CPU": "true"})
-    ours = run_program("parameters_read.py", tmp_path / "ours", 4, *more, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"})
+    ours = run_program("parameters_read.py", tmp_path / "ours", 4, *more, ranks=2,
+                       environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"})
     close(ours, plain, 1e-4 if more else 1e-5)
     assert ours["checks"] == pytest.approx(plain["checks"], rel=1e-2 if more else 1e-5)
     for name, value in plain["saved"].items():
@@ -114,11 +117,13 @@ def used_outside(transport):
     engine = engine_of(ours, 3)
     x = torch.ones(3, 7, dtype=torch.long)
     with torch.no_grad():
-        assert torch.equal(plain.embed(x), ours.embed(x)) and torch.equal(plain.norm(plain.embed(x)), ours.norm(ours.embed(x)))
+        assert torch.equal(plain.embed(x), ours.embed(x))
+        assert torch.equal(plain.norm(plain.embed(x)), ours.norm(ours.embed(x)))
     plain.head(plain.embed(x)).sum().backward()
     ours.head(ours.embed(x)).sum().backward()
     for name in ("embed", "head"):
-        assert torch.allclose(getattr(ours, name).weight.grad.full_tensor(), getattr(plain, name).weight.grad, atol=1e-5)
+        assert torch.allclose(getattr(ours, name).weight.grad.full_tensor(), getattr(plain, name).weight.grad,
+                              atol=1e-5)
     engine.zero_grad()
     with torch.no_grad():
         for mean, p in zip(average.parameters(), ours.parameters()):
@@ -144,8 +149,9 @@ def engine_names():
     assert engine.config["zero_optimization"] == {"stage": 2} and engine.module.config == {"of": "the model"}
     assert engine.train_batch_size() == 2 * 3 * engine.world.size and engine.embed is model.embed
     assert engine.zero_optimization_partition_gradients() and not engine.zero_optimization_partition_weights()
-    with pytest.raises(AttributeError, match="DeepSpeedEngine.monitor, which is not in sherd's stand-in for DeepSpeed 0.19.8"):
-        engine.monitor
+    with pytest.raises(AttributeError,
+                       match="DeepSpeedEngine.monitor, which is not in sherd's stand-in for DeepSpeed 0.19.8"):
+        _ = engine.monitor
     from sherd import deepspeed_parameters as parameters
     engine.set_gradient_accumulation_boundary(True)
     engine.backward(token_loss(engine, 0, engine.world.rank))
@@ -168,10 +174,12 @@ def test_an_engines_names():
 def test_inner_modules_called_by_generate_and_by_programs(tmp_path):
     plain = run_program("encoder_decoder.py", tmp_path / "plain", 8, environment={"ACCELERATE_USE_CPU": "true"})
     for stage in ("3", "2"):
-        ours = run_program("encoder_decoder.py", tmp_path / stage, 4, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
+        ours = run_program("encoder_decoder.py", tmp_path / stage, 4, ranks=2,
+                           environment={"ACCELERATE_DEEPSPEED_ZERO_STAGE": stage})
         for name, expected in plain.items():
             close(ours[name], expected)
-            assert ours[name]["tokens"] == expected["tokens"] and ours[name]["encoded"] == pytest.approx(expected["encoded"], rel=1e-5)
+            assert ours[name]["tokens"] == expected["tokens"]
+            assert ours[name]["encoded"] == pytest.approx(expected["encoded"], rel=1e-5)
             assert ours[name]["read"].keys() == expected["read"].keys()  # tied heads once
             for key, value in expected["read"].items():
                 assert ours[name]["read"][key] == pytest.approx(value, rel=1e-5, abs=1e-4), key
@@ -179,10 +187,11 @@ def test_inner_modules_called_by_generate_and_by_programs(tmp_path):
 
 def test_adapters_of_a_model_that_is_sharded_while_it_is_read(tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
-    LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                 num_key_value_heads=2)).save_pretrained(tmp_path)
+    LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                 num_attention_heads=4, num_key_value_heads=2)).save_pretrained(tmp_path)
     plain = run_program("adapters.py", tmp_path, 8, tmp_path / "plain", environment={"ACCELERATE_USE_CPU": "true"})
-    ours = run_program("adapters.py", tmp_path, 4, tmp_path / "ours", ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
+    ours = run_program("adapters.py", tmp_path, 4, tmp_path / "ours", ranks=2,
+                       environment={"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
     assert ours["sizes"] == plain["sizes"]
     close(ours, plain, 1e-4)
     assert ours["saved"].keys() == plain["saved"].keys()
@@ -206,7 +215,8 @@ def steps_of_optimizers(strategy, folder):
         plain = Net()
         ours = copy.deepcopy(plain)
         optimizer = make(list(plain.parameters()))
-        engine, *_ = sherd.initialize(model=ours, optimizer=make(list(ours.parameters())), config={"strategy": strategy, "clip": None})
+        engine, *_ = sherd.initialize(model=ours, optimizer=make(list(ours.parameters())),
+                                      config={"strategy": strategy, "clip": None})
         for step in range(3):
             for rank in range(world.size):
                 (token_loss(plain, step, rank) / world.size).backward()
@@ -240,21 +250,25 @@ def test_a_first_forward_inside_of_gathered_parameters_is_refused():
 
 
 CONFIGURATIONS = {
-    "DEEPSPEED": {"deepspeed_config": {"gradient_accumulation_steps": 2, "gradient_clipping": 1.0, "zero_stage": 2, "zero3_init_flag": False,
-                                       "offload_optimizer_device": "none", "offload_param_device": "none"}},
+    "DEEPSPEED": {"deepspeed_config": {"gradient_accumulation_steps": 2, "gradient_clipping": 1.0, "zero_stage": 2,
+                                       "zero3_init_flag": False, "offload_optimizer_device": "none",
+                                       "offload_param_device": "none"}},
     "FSDP": {"fsdp_config": {"fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_offload_params": False,
-                             "fsdp_cpu_ram_efficient_loading": False, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}}
+                             "fsdp_cpu_ram_efficient_loading": False,
+                             "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP"}}}
 
 
 def launched(tmp_path, kind, environment=None, **changes):
-    document = {"compute_environment": "LOCAL_MACHINE", "distributed_type": kind, "num_machines": 1, "num_processes": 2, "machine_rank": 0,
-                "mixed_precision": "no", "use_cpu": False, "main_process_port": free_port(), **CONFIGURATIONS[kind]}
+    document = {"compute_environment": "LOCAL_MACHINE", "distributed_type": kind, "num_machines": 1, "num_processes": 2,
+                "machine_rank": 0, "mixed_precision": "no", "use_cpu": False, "main_process_port": free_port(),
+                **CONFIGURATIONS[kind]}
     for key, value in changes.items():
         document[f"{kind.lower()}_config"][key] = value
     (tmp_path / "config.json").write_text(json.dumps(document))
-    return subprocess.run([sys.executable, "-m", "sherd.accelerate", "launch", "--config_file", str(tmp_path / "config.json"),
-                           str(PROGRAMS / "accelerated.py"), "8"], env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
-                          cwd=ROOT, capture_output=True, text=True, timeout=180)
+    return subprocess.run([sys.executable, "-m", "sherd.accelerate", "launch", "--config_file",
+                           str(tmp_path / "config.json"), str(PROGRAMS / "accelerated.py"), "8"],
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}, cwd=ROOT,
+                          capture_output=True, text=True, timeout=180)
 
 
 def test_accelerate_launch(tmp_path):

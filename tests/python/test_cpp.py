@@ -4,6 +4,7 @@ import pathlib
 import subprocess
 
 import pytest
+
 from conftest import BUILD
 
 

@@ -12,8 +12,8 @@ VALUES = dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
 
 
 def nearest(x, book):
-    """bitsandbytes' rule where it has no kernel of its own (backends/default/ops.py, quantize_blockwise); that for CPUs takes a
-    coarser way, and misses the nearest entry."""
+    """bitsandbytes' rule where it has no kernel of its own (backends/default/ops.py, quantize_blockwise); that for CPUs
+    takes a coarser way, and misses the nearest entry."""
     absmax = x.view(-1, BLOCK).abs().amax(1)
     scaled = (x.view(-1, BLOCK) * (1.0 / absmax.clamp(min=1e-38))[:, None]).clamp(-1, 1).flatten()
     return torch.bucketize(scaled, (book[:-1] + book[1:]) / 2, out_int32=True).to(torch.uint8), absmax
@@ -44,7 +44,8 @@ def test_first_moments_get_bitsandbytes_codes(scale):
         parameter.grad = gradient
         optimizer.step()
         state = optimizer.state[parameter]
-        for code, absmax, values, signed in [("state1", "absmax1", gradient, True), ("state2", "absmax2", gradient * gradient, False)]:
+        for code, absmax, values, signed in [("state1", "absmax1", gradient, True),
+                                             ("state2", "absmax2", gradient * gradient, False)]:
             codes, scales = nearest(values.flatten(), book_of(signed))
             assert torch.equal(state[absmax].flatten(), scales)
             off = (state[code].flatten().int() - codes.int()).abs()

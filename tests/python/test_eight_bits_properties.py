@@ -1,17 +1,20 @@
-"""8-bit moments of any values: every block on its own, every code the nearest entry, nothing out of range, nothing lost."""
+"""8-bit moments of any values: every block on its own, every code the nearest entry,
+nothing out of range, nothing lost."""
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import sherd
 
 functional = pytest.importorskip("bitsandbytes.functional")
 
 BLOCK, LEAST = 256, 4096
-AWKWARD = [0.0, -0.0, 1e-45, -1e-40, 1.1754944e-38, 1e-30, 1e-19, 1e-4, 0.99999994, 1.0, -1.0, 3.0, 1e18, -1e18, 3e38, math.inf, -math.inf, math.nan]
+AWKWARD = [0.0, -0.0, 1e-45, -1e-40, 1.1754944e-38, 1e-30, 1e-19, 1e-4, 0.99999994, 1.0, -1.0, 3.0, 1e18, -1e18, 3e38,
+           math.inf, -math.inf, math.nan]
 BOOKS = {signed: functional.create_dynamic_map(signed=signed) for signed in (True, False)}
 
 
@@ -105,4 +108,5 @@ def test_no_block_disturbs_another(gradient, steps, data):
     for name in ("state1", "state2"):
         assert same(of_one[name], of_two[name])
     for name in ("absmax1", "absmax2"):
-        assert torch.equal(of_one[name].flatten()[kept].view(torch.uint8), of_two[name].flatten()[kept].view(torch.uint8))
+        assert torch.equal(of_one[name].flatten()[kept].view(torch.uint8),
+                           of_two[name].flatten()[kept].view(torch.uint8))

@@ -24,7 +24,8 @@ def plain_training(ranks, steps, accumulate=1):
         scale = (step + 1) / warmup if step < warmup else final + (1 - final) * cosine
         for group in optimizer.param_groups:
             group["lr"] = 1e-2 * scale
-        losses = [loss_of(model, *batch(step * accumulate + i, rank)) for rank in range(ranks) for i in range(accumulate)]
+        losses = [loss_of(model, *batch(step * accumulate + i, rank)) for rank in range(ranks)
+                  for i in range(accumulate)]
         (sum(losses) / len(losses)).backward()
         norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5).item())
         optimizer.step()
@@ -76,7 +77,8 @@ def own_and_torchs(kind, options, dtype):
     import sherd
     own_class, torch_class = getattr(sherd.optim, kind), getattr(torch.optim, kind)
     results = []
-    for order in ((own_class, own_class), (torch_class, torch_class), (own_class, torch_class), (torch_class, own_class)):
+    for order in ((own_class, own_class), (torch_class, torch_class), (own_class, torch_class),
+                  (torch_class, own_class)):
         torch.manual_seed(3)
         model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).to(dtype)
         sherd.fully_shard(model)
@@ -95,8 +97,9 @@ def own_and_torchs(kind, options, dtype):
     return results
 
 
-@pytest.mark.parametrize("kind, options", [("AdamW", {"lr": 0.1, "weight_decay": 0.1}), ("Adam", {"lr": 0.1, "weight_decay": 0.1}),
-                                           ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}), ("SGD", {"lr": 0.1})])
+@pytest.mark.parametrize("kind, options",
+                         [("AdamW", {"lr": 0.1, "weight_decay": 0.1}), ("Adam", {"lr": 0.1, "weight_decay": 0.1}),
+                          ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}), ("SGD", {"lr": 0.1})])
 def test_optimizers_are_torchs(kind, options):
     for first, *others in run(2, own_and_torchs, kind, options, torch.float32):
         for other in others:
@@ -234,8 +237,9 @@ def with_fsdp2(path, load):
 
 
 def with_sherd(path, load):
-    import sherd
     import torch.distributed.checkpoint as dcp
+
+    import sherd
     model = sherd.shard(make_model(), ["Block"])
     other = [p.full_tensor().clone() for p in model.parameters()]
     with torch.no_grad():

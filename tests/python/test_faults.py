@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+
 from conftest import GOLDEN
 from processes import Command, alive, shared_memory
 

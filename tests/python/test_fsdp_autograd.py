@@ -7,8 +7,21 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
-from fsdp_models import (Block, Net, Pair, adam, close, joined, rows_of, shard_layers, shard_root, token_loss, tokens,
-                         vector_loss, vectors)
+from fsdp_models import (
+    Block,
+    Net,
+    Pair,
+    adam,
+    close,
+    joined,
+    rows_of,
+    shard_layers,
+    shard_root,
+    token_loss,
+    tokens,
+    vector_loss,
+    vectors,
+)
 from ranks import run
 
 
@@ -261,7 +274,10 @@ def test_dropout_under_checkpointing():
 def checkpoint_wrapped():
     """checkpoint_wrapper of torch, applied before fully_shard as users of FSDP do."""
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-        CheckpointImpl, apply_activation_checkpointing, checkpoint_wrapper)
+        CheckpointImpl,
+        apply_activation_checkpointing,
+        checkpoint_wrapper,
+    )
 
     def make():
         model = Net()

@@ -1,4 +1,5 @@
-"""What callers hand through units of another type: tensors are cast, objects stay theirs, and what blocks write is in them."""
+"""What callers hand through units of another type: tensors are cast, objects stay theirs,
+and what blocks write is in them."""
 import collections
 import dataclasses
 from typing import Any
@@ -88,13 +89,15 @@ class Chain(nn.Module):
 
 
 def make_notes():
-    plain = {"total": torch.zeros(()), "list": [], "gone": torch.ones(3), "whole": torch.arange(3), "kept": torch.full((2,), 1 + 2**-12)}
+    plain = {"total": torch.zeros(()), "list": [], "gone": torch.ones(3), "whole": torch.arange(3),
+             "kept": torch.full((2,), 1 + 2**-12)}
     ordered = collections.OrderedDict(plain, list=[])
     default = collections.defaultdict(list, plain, list=[])
     frozen = Frozen(torch.zeros(()), [])
-    return {"dict": plain, "ordered": ordered, "default": default, "list": [torch.zeros(())], "deque": collections.deque([torch.zeros(())]),
-            "dataclass": Notes(torch.zeros(())), "frozen": frozen, "class": Cache(),
-            "named": Named(torch.zeros(()), Notes(torch.zeros(()))), "tuple": ([torch.zeros(())], frozen)}
+    return {"dict": plain, "ordered": ordered, "default": default, "list": [torch.zeros(())],
+            "deque": collections.deque([torch.zeros(())]), "dataclass": Notes(torch.zeros(())), "frozen": frozen,
+            "class": Cache(), "named": Named(torch.zeros(()), Notes(torch.zeros(()))),
+            "tuple": ([torch.zeros(())], frozen)}
 
 
 def shape_of(notes, ids):
@@ -168,9 +171,10 @@ class Returning(nn.Module):
 
 
 def more_of_it():
-    import sherd
     import transformers
     from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    import sherd
     policy = sherd.MixedPrecisionPolicy(param_dtype=BF16, output_dtype=FP32)
     x = vectors(0, 0)
 
@@ -201,7 +205,8 @@ def more_of_it():
     kept = {}
     cases = {
         "cache": (lambda m, h, given: (h, given), {"h": x}),
-        "output": (lambda m, h, given: CausalLMOutputWithPast(logits=h, past_key_values=given), transformers.DynamicCache()),
+        "output": (lambda m, h, given: CausalLMOutputWithPast(logits=h, past_key_values=given),
+                   transformers.DynamicCache()),
         "kept": (lambda m, h, given: kept.setdefault("all", {"h": h, "n": 1}), None),
         "dataclass": (lambda m, h, given: Notes(h, [h, given]), Cache()),
         "named": (lambda m, h, given: Named(h, given), [x]),
@@ -235,8 +240,10 @@ def structures():
     loop["self"] = loop
     x, twice = loop["x"], torch.ones(3)
     given = Given(BF16)
-    (got, (a, b)), kwargs = given.cast((loop, (twice, twice)), {"n": 1, "packed": nn.utils.rnn.pack_sequence([torch.ones(2, 3)])})
-    assert got is loop and loop["x"].dtype == BF16 and loop["self"] is loop and a is b and kwargs["packed"].data.dtype == BF16
+    (got, (a, b)), kwargs = given.cast((loop, (twice, twice)),
+                                       {"n": 1, "packed": nn.utils.rnn.pack_sequence([torch.ones(2, 3)])})
+    assert got is loop and loop["x"].dtype == BF16 and loop["self"] is loop and a is b
+    assert kwargs["packed"].data.dtype == BF16
     assert isinstance(kwargs["packed"], nn.utils.rnn.PackedSequence)
     loop["pair"] = (loop["x"], 1)
     given.take_back()

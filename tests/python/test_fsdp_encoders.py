@@ -1,4 +1,5 @@
-"""torch's TransformerEncoder under fully_shard: also its evaluation with nested tensors, which gives zeros at padding."""
+"""torch's TransformerEncoder under fully_shard: also its evaluation with nested tensors,
+which gives zeros at padding."""
 import warnings
 
 import pytest
@@ -46,15 +47,18 @@ def batch(step, rank):
 
 def loss_of(model, step, rank):
     x, padding = batch(step, rank)
-    return model(x, padding).square()[~padding].mean() if isinstance(model, Encoder) else model(x, src_key_padding_mask=padding).mean()
+    if isinstance(model, Encoder):
+        return model(x, padding).square()[~padding].mean()
+    return model(x, src_key_padding_mask=padding).mean()
 
 
 def evaluated(strategy, transport):
     import sherd
     sherd.init(transport=transport, timeout=20)
     warnings.simplefilter("ignore")  # nested tensors are a prototype
-    for make, shard, like_plain in ((Encoder, lambda m: shard_layers(m, strategy=strategy), True), (make_encoder, shard_layers, True),
-                                    (Encoder, shard_root, True), (Encoder, shard_parts, False)):
+    for make, shard, like_plain in ((Encoder, lambda m: shard_layers(m, strategy=strategy), True),
+                                    (make_encoder, shard_layers, True), (Encoder, shard_root, True),
+                                    (Encoder, shard_parts, False)):
         pair = Pair(make, shard=shard)
         for step in range(2):
             pair.step(loss_of, step)
@@ -63,8 +67,8 @@ def evaluated(strategy, transport):
             x, padding = batch(step, pair.rank)
             for grad in (True, False):
                 with torch.set_grad_enabled(grad):
-                    expected, got = (model(x, src_key_padding_mask=padding) if make is make_encoder else model(x, padding)
-                                     for model in (pair.plain, pair.ours))
+                    expected, got = (model(x, src_key_padding_mask=padding) if make is make_encoder
+                                     else model(x, padding) for model in (pair.plain, pair.ours))
                 if like_plain:
                     close(got, expected)
                     assert grad or not got[0, 3:].any()

@@ -7,16 +7,17 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fsdp_models import (WIDTH, Block, Net, Pair, close, joined, shard_layers, token_loss, tokens, vectors, whole)
+from fsdp_models import WIDTH, Block, Net, Pair, close, joined, shard_layers, token_loss, tokens, vectors, whole
 from ranks import run
 
 STRATEGIES = ("zero3", "zero2", "zero1", "ddp")
+ADAM = functools.partial(torch.optim.Adam, lr=1e-2)
 
 
 class Both(Pair):
     """A pair whose optimizers have all parameters, whatever is frozen when they are made."""
 
-    def __init__(self, make, shard=shard_layers, optimizer=functools.partial(torch.optim.Adam, lr=1e-2)):
+    def __init__(self, make, shard=shard_layers, optimizer=ADAM):
         super().__init__(make, shard, lambda parameters: None)
         self.optimizers = [optimizer(m.parameters()) for m in (self.plain, self.ours)]
 
@@ -38,7 +39,8 @@ def unfrozen_by_and_by(strategy):
     pair = Both(make, functools.partial(shard_layers, strategy=strategy))
     objects = list(pair.ours.parameters())
     for step in range(7):
-        for parts, since in ((("head", "norm"), 0), (("layers.2",), 1), (("layers.1.down", "layers.1.up.bias"), 2), (("layers.0",), 4)):
+        for parts, since in ((("head", "norm"), 0), (("layers.2",), 1), (("layers.1.down", "layers.1.up.bias"), 2),
+                             (("layers.0",), 4)):
             pair.set(step >= since, *parts)
         pair.set(step % 2 == 1, "embed")
         pair.step(token_loss, step)
@@ -92,7 +94,8 @@ def in_turns(strategy):
 
     for step in range(4):
         for frozen, loss_of, which in ((False, judging, 1), (True, making, 0)):
-            for model, mine, (makers, judges) in ((plain, batches(step), optimizers[0]), (ours, [batches(step)[rank]], optimizers[1])):
+            for model, mine, (makers, judges) in ((plain, batches(step), optimizers[0]),
+                                                  (ours, [batches(step)[rank]], optimizers[1])):
                 model.judge.requires_grad_(not frozen)
                 (sum(loss_of(model, x) for x in mine) / len(mine)).backward()
                 assert frozen or all(p.grad is not None for p in model.judge.parameters())
@@ -302,7 +305,8 @@ class Checkpointed(Net):
 def test_frozen_between_forward_and_backward_by_any_face_and_recomputed():
     switched = [(switched_off_for_another_forward, strategy) for strategy in STRATEGIES]
     for transport in ("host", "gloo"):
-        run(2, joined, transport, (between_forward_and_backward,), (of_whole_parameters,), (in_the_models_own_forward,), (recomputed,), *switched)
+        run(2, joined, transport, (between_forward_and_backward,), (of_whole_parameters,), (in_the_models_own_forward,),
+            (recomputed,), *switched)
 
 
 def memory_follows():
@@ -355,7 +359,8 @@ def test_requires_grad_changes_under_bf16():
 
 
 def on_one_rank_only(transport):
-    """After a backward, and where ranks exchange nothing before a forward: errors on all ranks, from which they recover."""
+    """After a backward, and where ranks exchange nothing before a forward: errors on all ranks,
+    from which they recover."""
     import sherd
     sherd.init(transport=transport, timeout=3)
     pair = Both(Net)
@@ -363,7 +368,8 @@ def on_one_rank_only(transport):
     pair.backward(token_loss, 1)
     weight = pair.ours.layers[1].up.weight
     weight.requires_grad_(pair.rank != 1)
-    with pytest.raises(sherd.ConfigError, match=r"requires_grad=False of parameter 'layers\.1\.up\.weight' on rank 1 and True on rank 0"):
+    with pytest.raises(sherd.ConfigError,
+                       match=r"requires_grad=False of parameter 'layers\.1\.up\.weight' on rank 1 and True on rank 0"):
         pair.ours(tokens(1, 0))
     weight.requires_grad_(True)
     for optimizer in pair.optimizers:
@@ -374,7 +380,8 @@ def on_one_rank_only(transport):
         pair.ours(tokens(0, 0))
     if pair.rank == 1:
         weight.requires_grad_(False)
-    with pytest.raises(sherd.FaultError, match=r"requires_grad of parameter 'layers\.1\.up\.weight' on rank 1" if pair.rank == 1 else ""):
+    with pytest.raises(sherd.FaultError, match=r"requires_grad of parameter 'layers\.1\.up\.weight' on rank 1"
+                       if pair.rank == 1 else ""):
         pair.backward(token_loss, 2)
     weight.requires_grad_(True)
     for optimizer in pair.optimizers:

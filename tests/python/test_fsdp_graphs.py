@@ -1,11 +1,24 @@
-"""Graphs of a sharded model that are used otherwise than by backward() of what a forward returned, against the plain model."""
+"""Graphs of a sharded model used otherwise than by backward() of what a forward returned, against the plain model."""
 import functools
 
 import pytest
 import torch
 from torch import nn
 
-from fsdp_models import (Block, Net, Pair, close, joined, rows_of, shard_layers, token_loss, tokens, vector_loss, vectors, whole)
+from fsdp_models import (
+    Block,
+    Net,
+    Pair,
+    close,
+    joined,
+    rows_of,
+    shard_layers,
+    token_loss,
+    tokens,
+    vector_loss,
+    vectors,
+    whole,
+)
 from ranks import run
 
 STRATEGIES = ("zero3", "zero2", "zero1", "ddp")
@@ -51,7 +64,8 @@ class Bag:
 
 
 def side_doors(shard):
-    """Losses on what blocks leave on themselves, in a caller's object, and in a hook's dictionary, alone or beside the result."""
+    """Losses on what blocks leave on themselves, in a caller's object, and in a hook's dictionary,
+    alone or beside the result."""
     def on_itself(block, hidden):
         block.left = hidden.square().mean()
 
@@ -96,7 +110,8 @@ def between_blocks(shard):
             return x
 
     pair = Pair(Sharing, shard)
-    pair.backward(lambda model, step, rank: model(vectors(step, rank), lambda b, h: setattr(b, "left", h)).square().mean())
+    pair.backward(lambda model, step, rank: model(vectors(step, rank),
+                                                  lambda b, h: setattr(b, "left", h)).square().mean())
     pair.compare_gradients()
 
 
@@ -226,7 +241,8 @@ def of_gradients(shard):
     mean = sum(vector_loss(pair.plain, 0, rank) for rank in range(pair.size)) / pair.size
     plain = sum_of_squares(torch.autograd.grad(mean, list(pair.plain.parameters()), create_graph=True))
     plain.backward()
-    ours = sum_of_squares(torch.autograd.grad(vector_loss(pair.ours, 0, pair.rank), list(pair.ours.parameters()), create_graph=True))
+    ours = sum_of_squares(torch.autograd.grad(vector_loss(pair.ours, 0, pair.rank), list(pair.ours.parameters()),
+                                              create_graph=True))
     ours = ours.full_tensor()
     close(ours, plain)
     ours.backward()
@@ -244,10 +260,12 @@ def hooks_on_parameters(shard):
     for model in (pair.plain, pair.ours):
         for name, p in model.named_parameters():
             if name in ("embed.weight", "layers.1.up.bias", "head.weight"):
-                p.register_hook(lambda g, n=name, m=model is pair.ours: calls[m].append((n, g.detach().clone())) or g * 2)
+                p.register_hook(lambda g, n=name, m=model is pair.ours: calls[m].append((n, g.detach().clone()))
+                                or g * 2)
                 p.register_hook(lambda g: g + 1)
             if name == "norm.weight":
-                p.register_hook(lambda g, n=name, m=model is pair.ours: calls[m].append((n, g.detach().clone())) and None)
+                p.register_hook(lambda g, n=name, m=model is pair.ours: calls[m].append((n, g.detach().clone()))
+                                and None)
     for step in range(4):  # the second and the fourth add to what is there
         pair.backward(token_loss, step)
         pair.compare_gradients()
@@ -300,14 +318,16 @@ def parameters_in_the_loss(shard):
 
 
 def heads_weight(shard):
-    """f(features, model.head.weight): shown from the forward to the backward, where asked for; else an error that says how."""
+    """f(features, model.head.weight): shown from the forward to the backward, where asked for;
+    else an error that says how."""
     import sherd
     with pytest.raises(sherd.FaultError, match=r"'head.weight'.*set_reshard_after_forward\(False\)"):
         pair = prepared(shard)
         pair.ours.features(tokens(0, 0)) @ pair.ours.head.weight.t()
     with torch.no_grad():
         w = pair.ours.head.weight
-        for use in (lambda x: x @ w.t(), lambda x: x @ w[...].t(), lambda x: nn.functional.linear(x, w), lambda x: x * w[0]):
+        for use in (lambda x: x @ w.t(), lambda x: x @ w[...].t(), lambda x: nn.functional.linear(x, w),
+                    lambda x: x * w[0]):
             with pytest.raises(sherd.FaultError, match=r"'head.weight'.*set_reshard_after_forward\(False\)"):
                 use(torch.ones(2, 7))
         assert type(w.detach()) is type(w.data.detach()) is torch.distributed.tensor.DTensor

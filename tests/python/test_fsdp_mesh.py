@@ -48,7 +48,8 @@ def clipped():
     """sherd's norm and torch's, of gradients that two replicas have."""
     import sherd
     pair = Pair(Net, hybrid(2, 2))
-    for step, clip in enumerate((sherd.clip_grad_norm_, lambda model, most: torch.nn.utils.clip_grad_norm_(model.parameters(), most))):
+    for step, clip in enumerate((sherd.clip_grad_norm_,
+                                 lambda model, most: torch.nn.utils.clip_grad_norm_(model.parameters(), most))):
         pair.backward(token_loss, step)
         expected = torch.nn.utils.clip_grad_norm_(pair.plain.parameters(), 0.05)
         norm = clip(pair.ours, 0.05)
@@ -82,7 +83,8 @@ def accumulated_along_the_shard_axis(shape, used_last=True):
             ours.set_requires_all_reduce(micro == 2)
             pair.backward(loss_of, 10 * step + micro) if used_last or micro < 2 else embed_only(pair)
             kept = [p for p in ours.parameters() if p.grad is not None]
-            assert len(kept) == (0 if micro < 2 and ours.head.weight.device_mesh.ndim == 2 else len(list(ours.parameters())))
+            assert len(kept) == (0 if micro < 2 and ours.head.weight.device_mesh.ndim == 2
+                                 else len(list(ours.parameters())))
         pair.compare_gradients()
         pair.update()
     pair.compare_weights()
@@ -111,8 +113,9 @@ def test_without_replicas_every_backward_reduces():
 
 def state_of_hybrid(folder):
     """Full state, torch's distributed checkpoint, and whole parameters."""
-    import sherd
     import torch.distributed.checkpoint as dcp
+
+    import sherd
     pair = Pair(Net, hybrid(2, 2))
     pair.train(token_loss, 2)
     full = sherd.full_state_dict(pair.ours, all_ranks=True)
@@ -139,8 +142,9 @@ def by_configuration():
     import sherd
     torch.manual_seed(0)
     model = Net()
-    engine, *_ = sherd.initialize(model=model, config={"strategy": "hsdp", "mesh": {"replicate": 2}, "transport": "gloo",
-                                                       "units": ["Block"]})
+    engine, *_ = sherd.initialize(model=model,
+                                  config={"strategy": "hsdp", "mesh": {"replicate": 2}, "transport": "gloo",
+                                          "units": ["Block"]})
     assert tuple(model.head.weight.device_mesh.shape) == (2, 2)
     for step in range(3):
         engine.backward(token_loss(engine, step, sherd.world().rank))

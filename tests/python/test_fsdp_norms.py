@@ -45,7 +45,8 @@ def torchs(strategy, transport):
         for foreach in (None, True, False):
             refill(pair, before)
             options = {"norm_type": order, "foreach": foreach}
-            norms = [torch.nn.utils.get_total_norm([p.grad for p in m.parameters()], **options) for m in (pair.plain, pair.ours)]
+            norms = [torch.nn.utils.get_total_norm([p.grad for p in m.parameters()], **options)
+                     for m in (pair.plain, pair.ours)]
             close(whole(norms[1]), norms[0], msg=lambda m: f"{options}: {m}")
             for model, norm in zip((pair.plain, pair.ours), norms):
                 torch.nn.utils.clip_grads_with_norm_(model.parameters(), whole(norm).item() / 2, norm, foreach=foreach)
@@ -102,12 +103,15 @@ def ours(strategy, transport):
     pair.plain.scale.grad.fill_(math.nan)
     pair.ours.scale.grad._local_tensor.fill_(math.nan)
     for order in (1, 2.0, "inf"):
-        for model, clip in ((pair.plain.parameters(), torch.nn.utils.clip_grad_norm_), (pair.ours, sherd.clip_grad_norm_)):
+        for model, clip in ((pair.plain.parameters(), torch.nn.utils.clip_grad_norm_),
+                            (pair.ours, sherd.clip_grad_norm_)):
             assert clip(model, 1.0, order).isnan()
-    assert all(whole(q.grad).isnan().all() and p.grad.isnan().all() for p, q in zip(pair.plain.parameters(), pair.ours.parameters()))
+    assert all(whole(q.grad).isnan().all() and p.grad.isnan().all()
+               for p, q in zip(pair.plain.parameters(), pair.ours.parameters()))
 
 
-@pytest.mark.parametrize("strategy, transport", (("zero3", "host"), ("zero2", "gloo"), ("zero1", "host"), ("ddp", "gloo")))
+@pytest.mark.parametrize("strategy, transport",
+                         (("zero3", "host"), ("zero2", "gloo"), ("zero1", "host"), ("ddp", "gloo")))
 def test_our_clipping_with_norms_of_any_order(strategy, transport):
     run(3, ours, strategy, transport)
 
@@ -120,7 +124,7 @@ def norms_of_given_gradients(transport):
     sherd.full_state_dict(model)
     for parameter in model.parameters():
         whole = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
-        parameter.grad = sherd.parameters.over_rows(sherd.parameters.rows_like(whole, parameter).contiguous(), parameter)
+        parameter.grad = sherd.rows.over_rows(sherd.rows.rows_like(whole, parameter).contiguous(), parameter)
     return [sherd.optim.gradient_norm(model, float(order)) for order in ORDERS]
 
 

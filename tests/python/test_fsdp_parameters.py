@@ -7,8 +7,22 @@ import torch
 from torch import nn
 
 import fsdp_models
-from fsdp_models import (VOCAB, WIDTH, Block, Net, Pair, close, joined, shard_children, shard_layers, shard_root, token_loss,
-                         tokens, vector_loss, whole)
+from fsdp_models import (
+    VOCAB,
+    WIDTH,
+    Block,
+    Net,
+    Pair,
+    close,
+    joined,
+    shard_children,
+    shard_layers,
+    shard_root,
+    token_loss,
+    tokens,
+    vector_loss,
+    whole,
+)
 from ranks import run
 
 
@@ -270,7 +284,8 @@ class Bag(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.bag = nn.Embedding(VOCAB, WIDTH, max_norm=1.5), nn.EmbeddingBag(VOCAB, WIDTH, max_norm=2.0, norm_type=1.0, mode="sum")
+        self.embed = nn.Embedding(VOCAB, WIDTH, max_norm=1.5)
+        self.bag = nn.EmbeddingBag(VOCAB, WIDTH, max_norm=2.0, norm_type=1.0, mode="sum")
         self.layers = nn.ModuleList([Block()])
 
     def forward(self, ids):
@@ -278,15 +293,20 @@ class Bag(nn.Module):
 
 
 def shortened(strategy):
-    """Rows are shortened as in the model that sees all ranks' batches, also where the rank that owns them has not looked them up."""
+    """Rows are shortened as in the model that sees all ranks' batches, also where the rank that owns them has not
+    looked them up."""
     import sherd
-    loss = lambda model, step, rank: model(tokens(step, rank)[:, :2]).square().mean()
+
+    def loss(model, step, rank):
+        return model(tokens(step, rank)[:, :2]).square().mean()
+
     def alone(model, **options):
         sherd.fully_shard([model.embed, model.bag], **options)
         return sherd.fully_shard(model, **options)
 
     for shard in (shard_layers, alone):
-        pair = Pair(Bag, lambda model: shard(model, strategy=strategy), optimizer=functools.partial(torch.optim.SGD, lr=1.0))
+        pair = Pair(Bag, lambda model: shard(model, strategy=strategy),
+                    optimizer=functools.partial(torch.optim.SGD, lr=1.0))
         before = pair.plain.embed.weight.detach().norm(dim=1).max()
         for step in range(4):
             with torch.no_grad():

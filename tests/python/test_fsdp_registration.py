@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch.testing._internal.two_tensor import TwoTensor
 from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fsdp_models
 from fsdp_models import Block, Net, Pair, shard_layers, token_loss, tokens, vectors
@@ -71,7 +71,8 @@ def watch_forward_and_backward(transport, reshard_after_forward):
 
 @pytest.mark.parametrize("transport", ("auto", "gloo"))
 @pytest.mark.parametrize("reshard_after_forward", (True, False))
-def test_parameters_are_whole_inside_a_units_forward_and_backward_and_between_where_asked(transport, reshard_after_forward):
+def test_parameters_are_whole_inside_a_units_forward_and_backward_and_between_where_asked(
+        transport, reshard_after_forward):
     run(2, watch_forward_and_backward, transport, reshard_after_forward)
 
 

@@ -6,13 +6,32 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (StateDictOptions, get_model_state_dict, get_optimizer_state_dict,
-                                                     get_state_dict, set_model_state_dict, set_optimizer_state_dict,
-                                                     set_state_dict)
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+    set_state_dict,
+)
 from torch.distributed.tensor import DTensor, Shard
 
-from fsdp_models import (Net, Pair, Block, adam, close, joined, rows_of, shard_layers, shard_root, token_loss, tokens,
-                         vector_loss, whole)
+from fsdp_models import (
+    Block,
+    Net,
+    Pair,
+    adam,
+    close,
+    joined,
+    rows_of,
+    shard_layers,
+    shard_root,
+    token_loss,
+    tokens,
+    vector_loss,
+    whole,
+)
 from ranks import run
 
 FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -1,4 +1,5 @@
-"""What FSDP2's fully_shard and its modules take, by FSDP2's names: lists, numbers of ranks, hooks, factors, settings of units."""
+"""What FSDP2's fully_shard and its modules take, by FSDP2's names: lists, numbers of ranks, hooks,
+factors, settings of units."""
 import collections
 import copy
 
@@ -95,7 +96,8 @@ def factors():
     pair.ours.set_reduce_scatter_divide_factor(1.0)
     pair.backward(token_loss)
     for (name, p), q in zip(pair.plain.named_parameters(), pair.ours.parameters()):
-        close(whole(q.grad), p.grad * pair.size / (4.0 if name.startswith("layers.0") else 1.0), msg=lambda m: f"{name}: {m}")
+        close(whole(q.grad), p.grad * pair.size / (4.0 if name.startswith("layers.0") else 1.0),
+              msg=lambda m: f"{name}: {m}")
 
 
 def hooked(mesh):
@@ -111,10 +113,14 @@ def hooked(mesh):
             torch.distributed.all_reduce(total)  # all ranks are here
         return hook
 
-    pair = Pair(Net, lambda model: shard_layers(model, mesh=None if mesh is None else sherd.distributed.hybrid_mesh(mesh)))
+    pair = Pair(Net,
+                lambda model: shard_layers(model, mesh=None if mesh is None else sherd.distributed.hybrid_mesh(mesh)))
     pair.ours.layers[0].set_all_reduce_hook(hook_of("first", 2.0))
     pair.ours.set_all_reduce_hook(hook_of("root", 0.5))
-    factor = lambda name: 2.0 if name.startswith("layers.0") else 1.0 if name.startswith("layers") else 0.5
+
+    def factor(name):
+        return 2.0 if name.startswith("layers.0") else 1.0 if name.startswith("layers") else 0.5
+
     for step in range(2):
         for micro in range(2):
             pair.backward(token_loss, 2 * step + micro)
@@ -156,13 +162,17 @@ def refused():
         sherd.fully_shard([layer, layer.up], shard_placement_fn=lambda p: Shard(0), offload_policy=policy)
         assert not isinstance(layer.up, FSDPModule)
     sherd.fully_shard(net, offload_policy=OffloadPolicy())
-    for call, name in ((lambda: net.set_custom_all_gather(None), "set_custom_all_gather"), (lambda: net.set_post_optim_event(None), "post_optim"),
+    # torch 2.11 has none of these.
+    newer = [(lambda: net.set_separate_reduce_scatter_group(), "separate_reduce_scatter")]
+    for call, name in ((lambda: net.set_custom_all_gather(None), "set_custom_all_gather"),
+                       (lambda: net.set_post_optim_event(None), "post_optim"),
                        (lambda: net.set_reshard_after_forward(2), "set_reshard_after_forward"),
                        (lambda: net.set_unshard_in_backward(None), "set_unshard_in_backward"),
-                       (lambda: net.set_all_reduce_hook(print, stream=1), "stream"), (lambda: net.set_gradient_divide_factor(0), "above 0"),
-                       (lambda: copy.deepcopy(net), "before fully_shard"), (lambda: copy.deepcopy(net.layers), "before fully_shard"),
-                       *([(lambda: net.set_separate_reduce_scatter_group(), "separate_reduce_scatter")]
-                         if hasattr(FSDPModule, "set_separate_reduce_scatter_group") else [])):  # torch 2.11 has none
+                       (lambda: net.set_all_reduce_hook(print, stream=1), "stream"),
+                       (lambda: net.set_gradient_divide_factor(0), "above 0"),
+                       (lambda: copy.deepcopy(net), "before fully_shard"),
+                       (lambda: copy.deepcopy(net.layers), "before fully_shard"),
+                       *(newer if hasattr(FSDPModule, "set_separate_reduce_scatter_group") else [])):
         with pytest.raises(sherd.ConfigError, match=name):
             call()
     import pickle

@@ -7,8 +7,19 @@ import torch
 from torch import nn
 
 import fsdp_models
-from fsdp_models import (Block, Net, Pair, close, joined, shard_children, shard_layers, shard_root, token_loss,
-                         vector_loss, vectors)
+from fsdp_models import (
+    Block,
+    Net,
+    Pair,
+    close,
+    joined,
+    shard_children,
+    shard_layers,
+    shard_root,
+    token_loss,
+    vector_loss,
+    vectors,
+)
 from ranks import run
 
 

@@ -1,4 +1,5 @@
-"""Parameters of any type: frozen codes as bytes, fp64 and complex ones that train in themselves, and those without dimensions."""
+"""Parameters of any type: frozen codes as bytes, fp64 and complex ones that train in themselves,
+and those without dimensions."""
 import copy
 import functools
 
@@ -14,9 +15,10 @@ from ranks import run
 
 STRATEGIES = ("zero3", "zero2", "zero1", "ddp")
 CODES = [getattr(torch, name) for name in (
-    "uint8 int8 int16 int32 int64 uint16 uint32 uint64 bool float8_e4m3fn float8_e5m2 float8_e8m0fnu float16 bfloat16 float64 "
-    "complex64 complex128").split()]
-TWO_WORLDS = [(ranks, transport) for ranks in (1, 2, 3) for transport in ("host", "gloo") if (ranks, transport) != (1, "gloo")]
+    "uint8 int8 int16 int32 int64 uint16 uint32 uint64 bool float8_e4m3fn float8_e5m2 float8_e8m0fnu float16 bfloat16 "
+    "float64 complex64 complex128").split()]
+TWO_WORLDS = [(ranks, transport) for ranks in (1, 2, 3) for transport in ("host", "gloo")
+              if (ranks, transport) != (1, "gloo")]
 on = pytest.mark.parametrize("ranks,transport", TWO_WORLDS)
 
 
@@ -47,10 +49,12 @@ class Quantized(Block):
         generator = torch.Generator().manual_seed(3)
         for i, dtype in enumerate(CODES):
             shape = ((5, 3), (7,), (1, 1, 5))[i % 3]
-            values = torch.randint(0, 2, (*shape, dtype.itemsize), dtype=torch.uint8, generator=generator).view(dtype).squeeze(-1)
+            values = torch.randint(0, 2, (*shape, dtype.itemsize), dtype=torch.uint8,
+                                   generator=generator).view(dtype).squeeze(-1)
             self.register_parameter("of_" + str(dtype).split(".")[1], nn.Parameter(values, requires_grad=False))
         self.codes = Codes(torch.randint(0, 255, (WIDTH, WIDTH), dtype=torch.uint8, generator=generator), 2.0)
-        self.stored_as_fp32 = Codes(torch.randint(0, 255, (3, 12), dtype=torch.uint8, generator=generator).view(torch.float32), 2.0)
+        self.stored_as_fp32 = Codes(torch.randint(0, 255, (3, 12), dtype=torch.uint8,
+                                                  generator=generator).view(torch.float32), 2.0)
 
     def forward(self, x):
         assert type(self.codes) is Codes and self.stored_as_fp32.dtype == torch.float32
@@ -125,7 +129,8 @@ def in_double(strategy, **options):
     for step in range(3):
         for accumulated in (0, 1):
             x = vectors(step, pair.rank).double() / 3
-            (sum(pair.plain(vectors(step, r).double() / 3).square().mean() for r in range(pair.size)) / pair.size).backward()
+            (sum(pair.plain(vectors(step, r).double() / 3).square().mean() for r in range(pair.size))
+             / pair.size).backward()
             pair.ours(x).square().mean().backward()
             for (name, p), q in zip(pair.plain.named_parameters(), pair.ours.parameters(), strict=True):
                 assert q.grad.dtype == p.grad.dtype == p.dtype
@@ -191,7 +196,8 @@ def test_fp64_and_complex_parameters_train_in_themselves(ranks, transport):
     run(ranks, joined, transport, (trainable,))
 
 
-OPTIMIZERS = (functools.partial(torch.optim.Adam, lr=1e-2), functools.partial(torch.optim.AdamW, lr=1e-2, foreach=False),
+OPTIMIZERS = (functools.partial(torch.optim.Adam, lr=1e-2),
+              functools.partial(torch.optim.AdamW, lr=1e-2, foreach=False),
               functools.partial(torch.optim.SGD, lr=1e-1, momentum=0.9))
 
 
@@ -256,8 +262,9 @@ def differing_before():
     with torch.no_grad():
         model.layers[0].temperature.add_(1.0)
     x = vectors(0, 0)
-    close(model(x), (torch.nn.functional.linear(x, *map(whole, (model.layers[0].linear.weight, model.layers[0].linear.bias)))
-                     * 4.0 / 3 + 0.25))
+    close(model(x),
+          (torch.nn.functional.linear(x, *map(whole, (model.layers[0].linear.weight, model.layers[0].linear.bias)))
+           * 4.0 / 3 + 0.25))
 
 
 def of_complex128(module):
@@ -266,8 +273,9 @@ def of_complex128(module):
 
 def kept_and_loaded(folder):
     """Whole state, distributed checkpoints, and files, of all these types."""
-    import sherd
     from safetensors.torch import save_file
+
+    import sherd
 
     def make(seed):
         torch.manual_seed(seed)
@@ -298,7 +306,8 @@ def kept_and_loaded(folder):
     other.load_state_dict(loaded["model"])
     same(other)
     if sherd.world().rank == 0:
-        save_file({name: value for name, value in plain.state_dict().items() if value.dtype != torch.complex128}, f"{folder}/model.safetensors")
+        save_file({name: value for name, value in plain.state_dict().items() if value.dtype != torch.complex128},
+                  f"{folder}/model.safetensors")
     sherd.world().transport.barrier()
     with torch.device("meta"):
         empty = make(0)
@@ -312,11 +321,13 @@ def kept_and_loaded(folder):
     same(built)
     built(vectors(0, 0)).sum().backward()
     same(built)
-    with sherd.zero.GatheredParameters([p for p in built.parameters() if p.dtype in (torch.uint16, torch.float8_e4m3fn)], 0):
+    with sherd.zero.GatheredParameters([p for p in built.parameters()
+                                        if p.dtype in (torch.uint16, torch.float8_e4m3fn)], 0):
         for p in built.parameters():
             if p.dtype in (torch.uint16, torch.float8_e4m3fn):
                 bits(p).fill_(1 + sherd.world().rank)
-    assert all(bits(p.full_tensor()).eq(1).all() for p in built.parameters() if p.dtype in (torch.uint16, torch.float8_e4m3fn))
+    assert all(bits(p.full_tensor()).eq(1).all() for p in built.parameters()
+               if p.dtype in (torch.uint16, torch.float8_e4m3fn))
 
 
 @pytest.mark.parametrize("transport", ("host", "gloo"))

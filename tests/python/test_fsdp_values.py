@@ -1,4 +1,5 @@
-"""Whatever changes a sharded parameter's values, or its gradient's, counts or is refused by name; other weights are computed with."""
+"""Whatever changes a sharded parameter's values, or its gradient's, counts or is refused by name;
+other weights are computed with."""
 import copy
 import functools
 
@@ -72,8 +73,8 @@ def detached(p):
     p.detach().mul_(HALF)
 
 
-WRITES = (of_rows, of_a_dtensor, of_a_new_parameter, local_replaced, local_written, in_place_operator, item, item_of_data,
-          in_inference_mode, past_torch_functions, out, foreach, copied, detached)
+WRITES = (of_rows, of_a_dtensor, of_a_new_parameter, local_replaced, local_written, in_place_operator, item,
+          item_of_data, in_inference_mode, past_torch_functions, out, foreach, copied, detached)
 
 
 def sharded_copy(plain, strategy):
@@ -129,7 +130,8 @@ def refused(strategy):
 
     attempt(lambda: setattr(p, "data", torch.zeros(3, 7)), "'head.weight'")
     attempt(lambda: setattr(p, "data", p.data.double()), "float64.*'head.weight'")
-    attempt(lambda: setattr(p, "data", p.data.redistribute(placements=[torch.distributed.tensor.Replicate()])), "'head.weight'")
+    attempt(lambda: setattr(p, "data", p.data.redistribute(placements=[torch.distributed.tensor.Replicate()])),
+            "'head.weight'")
     attempt(lambda: p.set_(torch.zeros(13, 7)), r"set_\(\).*'head.weight'")
     attempt(lambda: torch.utils.swap_tensors(p, nn.Parameter(p.detach() * 2)), "swap|use_count|weakref", RuntimeError)
     attempt(lambda: p.grad_fn or ours.norm.weight.set_(torch.zeros(7)), "'norm.weight'")
@@ -170,11 +172,13 @@ def gradients(strategy):
 @pytest.mark.parametrize("transport", ("host", "gloo"))
 def test_whatever_changes_values_counts_or_is_refused(transport):
     run(2, joined, transport, *((case, strategy, *more) for strategy in STRATEGIES
-                                for case, *more in ((writes, True), (writes, False), (refused,), (gradients,))), timeout=180)
+                                for case, *more in ((writes, True), (writes, False), (refused,), (gradients,))),
+        timeout=180)
 
 
 def other_weights(strategy, has_run):
-    """functional_call with plain tensors, with what is computed from the shards, and with another sharded model's parameters."""
+    """functional_call with plain tensors, with what is computed from the shards,
+    and with another sharded model's parameters."""
     pair = Pair(Net, functools.partial(shard_layers, strategy=strategy))
     if has_run:
         pair.step(token_loss)

@@ -46,7 +46,8 @@ def apart(transport, what):
             loss = token_loss(model, 1, rank)
             sherd.full_state_dict(model) if rank == 0 else loss.backward()
         elif what == "save":
-            engine = sherd.Engine(model, torch.optim.SGD(model.parameters(), lr=0.1), None, {"batch": {"accumulate": 1}})
+            engine = sherd.Engine(model, torch.optim.SGD(model.parameters(), lr=0.1), None,
+                                  {"batch": {"accumulate": 1}})
             sherd.clip_grad_norm_(model, 1.0) if rank == 1 else engine.save_checkpoint("/nowhere")
         elif what == "killed":
             if rank == 1:
@@ -60,7 +61,8 @@ def apart(transport, what):
 @pytest.mark.parametrize("transport", ("host", "gloo"))
 def test_ranks_in_different_calls_are_named(transport):
     gone = apart_on(transport, "gone")
-    assert "rank 1 has finished" in gone[0][0] and "rank 0 is in full_state_dict" in gone[0][0] and "died" not in gone[0][0]
+    assert "rank 1 has finished" in gone[0][0] and "rank 0 is in full_state_dict" in gone[0][0]
+    assert "died" not in gone[0][0]
     evaluation = apart_on(transport, "evaluation")
     assert "rank 1 has finished" in evaluation[0][0] and "rank 0 is in the forward of the root" in evaluation[0][0]
     both = [apart_on(transport, "forward"), apart_on(transport, "backward"), apart_on(transport, "save")]
@@ -142,7 +144,8 @@ def waits_a_little():
 
 def test_who_waits_for_a_call_of_all_ranks_says_so_after_a_second():
     (count, said), _ = run(2, waits_a_little)
-    assert count > 0 and "rank 0 is in full_state_dict, rank 1 is in none of sherd's calls; all ranks are to make this call" in said
+    assert count > 0
+    assert "rank 0 is in full_state_dict, rank 1 is in none of sherd's calls; all ranks are to make this call" in said
 
 
 PROGRAM = """
@@ -167,13 +170,15 @@ except sherd.FaultError as error:
 def test_programs_that_end_tell_how(transport, tmp_path):
     import subprocess
     import sys
+
     from ranks import free_port
     (tmp_path / "program.py").write_text(PROGRAM)
     for how, expected in (("raise", "rank 1 gave up: ValueError: bad data (in "), ("exit", "rank 1 has finished")):
         port = free_port()
-        processes = [subprocess.Popen([sys.executable, str(tmp_path / "program.py"), transport, how], stdout=subprocess.PIPE, text=True,
+        processes = [subprocess.Popen([sys.executable, str(tmp_path / "program.py"), transport, how],
+                                      stdout=subprocess.PIPE, text=True,
                                       env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank),
-                                           "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
                                       stderr=subprocess.DEVNULL) for rank in range(2)]
         said = [process.communicate(timeout=60)[0] for process in processes]
         assert "HEARD" in said[0] and expected in said[0], said

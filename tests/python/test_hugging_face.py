@@ -124,18 +124,20 @@ def test_training_goes_on_from_a_folder(tmp_path, sherd, name, tied):
     model = random_model(tmp_path / "start", name, tied)
     tokens = torch.randint(model.config.vocab_size, (4000,), generator=torch.Generator().manual_seed(2))
     tokens.numpy().astype("<u2").tofile(tmp_path / "tokens.bin")
-    config = {"model": {"path": str(tmp_path / "start")}, "data": {"tokens": str(tmp_path / "tokens.bin"), "context": 24,
-                                                                  "order": "sequential"},
-              "batch": {"rows": 4}, "optimizer": {"lr": 1e-3, "eps": 1e-5, "weight_decay": 0.1}, "schedule": {"type": "constant"},
-              "clip": 1.0, "strategy": "zero3", "steps": 3, "output": str(tmp_path / "run")}
+    config = {"model": {"path": str(tmp_path / "start")},
+              "data": {"tokens": str(tmp_path / "tokens.bin"), "context": 24,
+                      "order": "sequential"},
+              "batch": {"rows": 4}, "optimizer": {"lr": 1e-3, "eps": 1e-5, "weight_decay": 0.1},
+              "schedule": {"type": "constant"}, "clip": 1.0, "strategy": "zero3", "steps": 3,
+              "output": str(tmp_path / "run")}
     (tmp_path / "config.json").write_text(json.dumps(config))
     done = subprocess.run([sherd, "train", tmp_path / "config.json", "--ranks", "2"], capture_output=True, text=True,
                           timeout=120)
     assert done.returncode == 0, done.stderr
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
 
-    # The same with transformers: no decay of norms and biases, which is the default. A large eps, since with a small one
-    # the sign of a gradient near zero, which is rounding, moves a weight as far as any other.
+    # The same with transformers: no decay of norms and biases, which is the default. A large eps, since with a small
+    # one the sign of a gradient near zero, which is rounding, moves a weight as far as any other.
     plain = [p for n, p in model.named_parameters() if "norm" in n or n.endswith("bias")]
     decayed = [p for n, p in model.named_parameters() if not ("norm" in n or n.endswith("bias"))]
     optimizer = torch.optim.AdamW([{"params": plain, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.1}],
@@ -160,15 +162,16 @@ def test_training_goes_on_from_a_folder(tmp_path, sherd, name, tied):
 
 
 @pytest.mark.parametrize("name, key, value", [
-    ("llama_grouped", "rope_scaling", {"rope_type": "linear", "factor": 2.0}), ("llama_grouped", "attention_bias", True),
-    ("mistral_window", "sliding_window", 0), ("mistral_window", "hidden_act", "gelu"),
-    ("qwen2_grouped", "layer_types", ["sliding_attention"] * 3), ("qwen2_grouped", "model_type", "qwen3")])
+    ("llama_grouped", "rope_scaling", {"rope_type": "linear", "factor": 2.0}),
+    ("llama_grouped", "attention_bias", True), ("mistral_window", "sliding_window", 0),
+    ("mistral_window", "hidden_act", "gelu"), ("qwen2_grouped", "layer_types", ["sliding_attention"] * 3),
+    ("qwen2_grouped", "model_type", "qwen3")])
 def test_unsupported_config_is_refused(tmp_path, name, key, value):
     random_model(tmp_path, name, False)
     config = json.loads((tmp_path / "config.json").read_text())
     config[key] = value
     (tmp_path / "config.json").write_text(json.dumps(config))
     np.array([1, 1, 0]).astype("<i8").tofile(tmp_path / "tokens.bin")
-    run = subprocess.run([BUILD / "hf_logits", tmp_path, tmp_path / "tokens.bin", tmp_path / "out"], capture_output=True,
-                         text=True, timeout=120)
+    run = subprocess.run([BUILD / "hf_logits", tmp_path, tmp_path / "tokens.bin", tmp_path / "out"],
+                         capture_output=True, text=True, timeout=120)
     assert run.returncode == 2 and key in run.stderr

@@ -82,9 +82,11 @@ def test_srun(train, expected):
 
 @pytest.mark.parametrize("alone", [True, False], ids=["one process", "a rank of one"])
 def test_steps_take_no_fresh_pages(sherd, write_config, tmp_path, alone):
-    """What a step frees, the next one uses again; what the user has set for malloc is left alone. The blocks of this model
-    are of 36 MiB: malloc by itself maps anew what is above 32 MiB, and keeps of smaller ones what it has learnt to."""
-    config = write_config({"model": {"preset": "tiny", "dim": 32, "heads": 1, "kv_heads": 1, "ffn": 9216}, "batch.rows": 16})
+    """What a step frees, the next one uses again; what the user has set for malloc is left alone. The blocks of this
+    model are of 36 MiB: malloc by itself maps anew what is above 32 MiB, and keeps of smaller ones what it has learnt
+    to."""
+    config = write_config({"model": {"preset": "tiny", "dim": 32, "heads": 1, "kv_heads": 1, "ffn": 9216},
+                           "batch.rows": 16})
     place = {} if alone else {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1",
                               "MASTER_PORT": "29419"}
 

@@ -19,7 +19,7 @@ def trains_alike(model, plain):
     """The same weights, and the same after a step."""
     import sherd
     world = sherd.world()
-    for step in range(2):
+    for _ in range(2):
         state = sherd.full_state_dict(model, all_ranks=True)
         for name, value in plain.state_dict().items():
             torch.testing.assert_close(state[name], value, rtol=1e-5, atol=1e-6)
@@ -68,7 +68,8 @@ def mistakes(path):
     import sherd
     state = {k: v for k, v in make_model().state_dict().items() if k != "head.weight"}
     save_file({**state, "embed.weight": torch.zeros(3, 3)}, path / "wrong.safetensors")
-    for source, message in ((path / "wrong.safetensors", "embed.weight.*shape"), (path / "none.safetensors", "cannot be read")):
+    for source, message in ((path / "wrong.safetensors", "embed.weight.*shape"),
+                            (path / "none.safetensors", "cannot be read")):
         with pytest.raises(sherd.ConfigError, match=message):
             sherd.materialize(sherd.shard(on_meta(), ["Block"]), safetensors=source)
 
@@ -90,8 +91,9 @@ def test_what_has_no_value_is_named(tmp_path):
 
 
 def whole_outside():
-    import sherd
     from torch.distributed.tensor import DTensor
+
+    import sherd
     plain = make_model()
     model = sherd.shard(make_model(), ["Block"])
     rank = sherd.world().rank

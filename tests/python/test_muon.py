@@ -27,14 +27,16 @@ def torchs_in_fp32(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.float().clone())
 
 
-@pytest.mark.parametrize("options", ({}, {"adjust_lr_fn": "match_rms_adamw", "nesterov": False}, {"momentum": 0.5, "weight_decay": 0.0},
-                                     {"ns_steps": 3, "adjust_lr_fn": "original"}), ids=str)
+@pytest.mark.parametrize("options",
+                         ({}, {"adjust_lr_fn": "match_rms_adamw", "nesterov": False},
+                          {"momentum": 0.5, "weight_decay": 0.0}, {"ns_steps": 3, "adjust_lr_fn": "original"}), ids=str)
 def test_is_torchs(torchs_in_fp32, options):
     from sherd import optim
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     theirs = [nn.Parameter(p.detach().clone()) for p in ours]
-    pairs = [(optim.Muon(ours, lr=0.05, products="fp32", **options), ours), (torch.optim.Muon(theirs, lr=0.05, **options), theirs)]
+    pairs = [(optim.Muon(ours, lr=0.05, products="fp32", **options), ours),
+             (torch.optim.Muon(theirs, lr=0.05, **options), theirs)]
     for _ in range(4):
         gradients = [torch.randn(shape) for shape in SHAPES]
         for optimizer, parameters in pairs:
@@ -109,7 +111,8 @@ def test_trains_by_the_configuration():
 
 
 def test_types_of_products_train_alike():
-    fp32, bf16 = (run(2, functools.partial(trained, products=products), "zero3", 12)[0][0] for products in ("fp32", "bf16"))
+    fp32, bf16 = (run(2, functools.partial(trained, products=products), "zero3", 12)[0][0]
+                  for products in ("fp32", "bf16"))
     assert fp32 != bf16
     np.testing.assert_allclose(fp32, bf16, rtol=0.02)
 
@@ -153,8 +156,10 @@ def mistakes():
     import sherd
     from sherd import optim
     messages = []
-    for make in (lambda: optim.Muon([("bias", nn.Parameter(torch.ones(3)))]), lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], adjust_lr_fn="x"),
-                 lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], momentum=1.5), lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], ns_steps=0),
+    for make in (lambda: optim.Muon([("bias", nn.Parameter(torch.ones(3)))]),
+                 lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], adjust_lr_fn="x"),
+                 lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], momentum=1.5),
+                 lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], ns_steps=0),
                  lambda: optim.Muon([nn.Parameter(torch.ones(3, 3))], products="fp8"),
                  lambda: optim.SGD([nn.Parameter(torch.ones(3, 3))], nesterov=True),
                  lambda: sherd.initialize(model=seeded(), config={"optimizer": {"type": "muon", "exclude": ["a"]}})):
@@ -169,7 +174,8 @@ def test_mistakes_are_named():
     messages = run(1, mistakes)[0]
     assert len(messages) == 7, messages
     assert "parameter 'bias' of sizes [3]" in messages[0] and "use_muon=False" in messages[0]
-    assert "adjust_lr_fn='x'" in messages[1] and "momentum" in messages[2] and "ns_steps=0" in messages[3] and "'fp8'" in messages[4]
+    assert "adjust_lr_fn='x'" in messages[1] and "momentum" in messages[2] and "ns_steps=0" in messages[3]
+    assert "'fp8'" in messages[4]
     assert "nesterov" in messages[5] and "exclude" in messages[6]
 
 
@@ -196,7 +202,8 @@ def test_sherd_train_is_torchs(torchs_in_fp32, sherd, write_config):
     losses, norms, weights = plain.train(Both, 6)
     file = write_config({"steps": 6, "optimizer": {"type": "muon", "lr": 2e-3, "no_decay": [], "products": "fp32"}})
     for ranks in (1, 2, 3):
-        done = subprocess.run([sherd, "train", file, "--ranks", str(ranks)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sherd, "train", file, "--ranks", str(ranks)], capture_output=True, text=True,
+                              timeout=120)
         assert done.returncode == 0, done.stderr
         metrics = [json.loads(line) for line in (file.parent / "run" / "metrics.jsonl").read_text().splitlines()]
         np.testing.assert_allclose([line["loss"] for line in metrics], losses, rtol=1e-5)

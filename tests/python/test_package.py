@@ -10,6 +10,7 @@ import pytest
 
 from conftest import BUILD, ROOT
 
+
 def run(program: pathlib.Path, ranks: int, port: int) -> list[float]:
     """The losses that a program prints, run as torchrun would: by environment."""
     processes = []
@@ -18,7 +19,8 @@ def run(program: pathlib.Path, ranks: int, port: int) -> list[float]:
         if ranks > 1:
             env |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank),
                     "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        processes.append(subprocess.Popen([program], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        processes.append(subprocess.Popen([program], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                          text=True))
     outputs = [process.communicate(timeout=120) for process in processes]
     assert all(process.returncode == 0 for process in processes), outputs
     assert all(out == "" for out, _ in outputs[1:]), "only rank 0 prints"
@@ -70,14 +72,15 @@ def test_a_package_whose_torch_is_gone_says_so(tmp_path):
 
 
 def test_a_build_without_gloo_and_cli11_says_what_it_lacks(tmp_path):
-    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DSHERD_TESTS=OFF", "-DSHERD_GLOO=OFF", "-DSHERD_CLI11=OFF"]
+    command = ["cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", "-DSHERD_TESTS=OFF", "-DSHERD_GLOO=OFF",
+               "-DSHERD_CLI11=OFF"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     said = " ".join(done.stderr.split())
     assert "built without the transport gloo" in said and "libgloo-dev" in said
     assert "built without the command sherd" in said and "libcli11-dev" in said
-    targets = subprocess.run(["ninja", "-C", str(tmp_path), "-t", "commands", "sherd_cli", "sherd_python"], capture_output=True, text=True,
-                             check=True).stdout
+    targets = subprocess.run(["ninja", "-C", str(tmp_path), "-t", "commands", "sherd_cli", "sherd_python"],
+                             capture_output=True, text=True, check=True).stdout
     assert "cli/" not in targets and "gloo_backend.cpp" not in targets
     united = "".join(file.read_text() for file in tmp_path.rglob("unity_*.cxx"))
     assert "gloo_backend_missing.cpp" in united + targets
@@ -91,14 +94,17 @@ def test_a_build_without_highway_is_refused(tmp_path):
 
 def test_what_goes_into_a_wheel_runs_beside_torch(tmp_path):
     """What pip would install: the extension and the program find the torch that lies beside them."""
-    subprocess.run(["cmake", "--install", str(BUILD), "--component", "python", "--prefix", str(tmp_path)], check=True, capture_output=True)
+    subprocess.run(["cmake", "--install", str(BUILD), "--component", "python", "--prefix", str(tmp_path)], check=True,
+                   capture_output=True)
     for package in ("sherd", "sherd_command"):
         shutil.copytree(ROOT / "python" / package, tmp_path / package, dirs_exist_ok=True)
     (tmp_path / "torch").symlink_to(pathlib.Path(importlib.util.find_spec("torch").origin).parent)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "LD_LIBRARY_PATH": ""}
-    program = "import sherd, sys; print(sherd.__file__); print(sherd.shard(__import__('torch').nn.Linear(2, 2)).weight.shape)"
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    program = "import sherd, torch; print(sherd.__file__); print(sherd.shard(torch.nn.Linear(2, 2)).weight.shape)"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60,
+                          cwd=tmp_path)
     assert done.stdout.splitlines() == [str(tmp_path / "sherd" / "__init__.py"), "torch.Size([2, 2])"], done.stderr
     command = "import sys; from sherd_command import main; sys.argv = ['sherd', '--help']; main()"
-    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    done = subprocess.run([sys.executable, "-c", command], env=environment, capture_output=True, text=True, timeout=60,
+                          cwd=tmp_path)
     assert done.returncode == 0 and "train" in done.stdout, done.stderr

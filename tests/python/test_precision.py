@@ -40,8 +40,9 @@ def types_under(policy):
 
 @pytest.mark.parametrize("whose", ("sherd", "torch"))
 def test_types_are_those_of_fsdp2(whose):
-    import sherd
     import torch.distributed.fsdp
+
+    import sherd
     make = (sherd if whose == "sherd" else torch.distributed.fsdp).MixedPrecisionPolicy
     for policy, seen, out in [(make(param_dtype=BF16), (BF16, BF16, BF16), BF16),
                               (make(param_dtype=BF16, output_dtype=FP32), (BF16, BF16, BF16), FP32),
@@ -89,9 +90,10 @@ def updated_by_given_gradients(make, dtype):
     for step in range(3):
         for parameter in model.parameters():
             whole = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(step)).to(dtype)
-            parameter.grad = sherd.parameters.over_rows(sherd.parameters.rows_like(whole, parameter).contiguous(), parameter)
+            parameter.grad = sherd.rows.over_rows(sherd.rows.rows_like(whole, parameter).contiguous(), parameter)
         optimizer.step()
-    states = [{name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in optimizer.state[p].items()}
+    states = [{name: value.full_tensor() if hasattr(value, "full_tensor") else value
+               for name, value in optimizer.state[p].items()}
               for p in model.parameters()]
     return [p.detach().full_tensor() for p in model.parameters()], states
 
@@ -109,7 +111,8 @@ def makes():
         "muon none": (lambda p: muon(p, master="none", nesterov=False), BF16), "muon fp16": (muon, FP16),
         "adamw": (optim.AdamW, FP32), "adamw8bit": (optim.AdamW8bit, FP32), "adam8bit": (optim.Adam8bit, FP32),
         "bf16 nearest": (optim.AdamW, BF16), "bf16 fp32 master": (lambda p: optim.AdamW(p, master="fp32"), BF16),
-        "bf16 split": (lambda p: optim.AdamW8bit(p, master="split"), BF16), "bf16 none": (lambda p: optim.AdamW8bit(p, master="none"), BF16),
+        "bf16 split": (lambda p: optim.AdamW8bit(p, master="split"), BF16),
+        "bf16 none": (lambda p: optim.AdamW8bit(p, master="none"), BF16),
         "fp16 fp32 master": (lambda p: optim.AdamW8bit(p, master="fp32"), FP16),
         "sgd split": (lambda p: optim.SGD(p, momentum=0.9, master="split"), BF16),
         "sgd none": (lambda p: optim.SGD(p, momentum=0.9, master="none"), BF16),
@@ -136,7 +139,8 @@ def test_optimizers_give_the_same_bits_for_any_number_of_ranks():
 def casts_of_the_configuration():
     import sherd
     seen = {}
-    for name, more in {"none": {}, "output": {"output": "fp32"}, "inputs": {"output": "bf16", "cast_inputs": False}}.items():
+    for name, more in {"none": {}, "output": {"output": "fp32"},
+                       "inputs": {"output": "bf16", "cast_inputs": False}}.items():
         engine, *_ = sherd.initialize(model=Seeing(), config={"precision": {"compute": "fp16", **more}})
         try:
             result = str(engine(torch.ones(2, 8)).dtype)
@@ -155,7 +159,8 @@ def casts_of_the_configuration():
 def test_outputs_and_inputs_are_cast_as_the_configuration_says():
     seen, messages = run(1, casts_of_the_configuration)[0]
     assert seen["none"] == ("torch.float16", "torch.float16") and seen["output"] == ("torch.float32", "torch.float16")
-    assert seen["inputs"][1] == "torch.float32" and "same dtype" in seen["inputs"][0]  # the linear gets what the user gave
+    # The linear gets what the user gave.
+    assert seen["inputs"][1] == "torch.float32" and "same dtype" in seen["inputs"][0]
     assert "precision.output 'half'" in messages[0] and "precision.cast_inputs 1" in messages[1]
 
 
@@ -192,11 +197,14 @@ def trained(config, steps=6, poison=None, linear_scale=1.0):
         losses.append(loss.item())
         norms.append(engine.get_global_grad_norm())
     weights = {name: p.detach().full_tensor().float() for name, p in engine.module.named_parameters()}
-    return losses, scales, norms, engine.skipped_steps, weights, {n: p.dtype for n, p in engine.module.named_parameters()}
+    types = {name: p.dtype for name, p in engine.module.named_parameters()}
+    return losses, scales, norms, engine.skipped_steps, weights, types
 
 
-@pytest.mark.parametrize("precision", ({"storage": "bf16"}, {"compute": "bf16"}, {"compute": "fp16"}, {"compute": "auto"},
-                                       {"storage": "bf16", "reduce": "bf16", "master": "none"}, {"compute": "bf16", "norms": "compute"}))
+@pytest.mark.parametrize("precision",
+                         ({"storage": "bf16"}, {"compute": "bf16"}, {"compute": "fp16"}, {"compute": "auto"},
+                          {"storage": "bf16", "reduce": "bf16", "master": "none"},
+                          {"compute": "bf16", "norms": "compute"}))
 def test_precision_of_the_configuration_trains(precision):
     exact = run(2, trained, {})[0]
     losses, scales, _, skipped, weights, types = run(2, trained, {"precision": precision})[0]
@@ -230,7 +238,8 @@ def test_gradients_that_are_not_finite_name_where_they_came_from():
     with pytest.raises(RanksFailed) as failed:
         run(2, trained, {}, 3, (1, 1))
     for failure in failed.value.failures.values():
-        assert failure.kind == "FaultError" and "the gradient of 'layers.1.down.bias' in unit 'layers.1' (rank 0)" in failure.message
+        assert failure.kind == "FaultError"
+        assert "the gradient of 'layers.1.down.bias' in unit 'layers.1' (rank 0)" in failure.message
     with pytest.raises(RanksFailed) as failed:
         run(2, trained, {"loss_scale": {"initial": 2, "hysteresis": 1}}, 4, None, math.inf)
     for failure in failed.value.failures.values():
@@ -241,7 +250,8 @@ def wrong_policies():
     import sherd
     messages = []
     for call in (lambda: sherd.fully_shard(nn.Linear(2, 2), mp_policy=BF16),
-                 lambda: sherd.fully_shard(nn.Linear(2, 2), mp_policy=sherd.MixedPrecisionPolicy(param_dtype=torch.int8)),
+                 lambda: sherd.fully_shard(nn.Linear(2, 2),
+                                           mp_policy=sherd.MixedPrecisionPolicy(param_dtype=torch.int8)),
                  lambda: sherd.optim.AdamW(nn.Linear(2, 2).parameters(), master="half"),
                  lambda: sherd.initialize(model=Net(), config={"precision": {"storage": "fp16", "master": "split"}}),
                  lambda: sherd.initialize(model=Net(), config={"precision": {"storage": "bf16", "master": "split"}},
@@ -262,7 +272,8 @@ def test_mistakes_are_named():
 
 def scaled(folder, load):
     import sherd
-    config = {"units": ["Block"], "precision": {"compute": "fp16"}, "loss_scale": {"initial": 4096, "window": 3, "hysteresis": 1}}
+    config = {"units": ["Block"], "precision": {"compute": "fp16"},
+              "loss_scale": {"initial": 4096, "window": 3, "hysteresis": 1}}
     engine, *_ = sherd.initialize(model=seeded(), config=config)
     if load:
         engine.load_checkpoint(folder)
@@ -293,7 +304,8 @@ def saved(config, folder, load):
         engine.load_checkpoint(folder)
     losses = []
     for step in range(3, 6) if load else range(6):
-        loss = nn.functional.cross_entropy(engine(tokens(step, 0)[:, :-1]).flatten(0, 1), tokens(step, 0)[:, 1:].flatten())
+        loss = nn.functional.cross_entropy(engine(tokens(step, 0)[:, :-1]).flatten(0, 1),
+                                           tokens(step, 0)[:, 1:].flatten())
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())

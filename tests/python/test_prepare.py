@@ -4,13 +4,28 @@ import subprocess
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from preparing import (CHAT, CHATML, MARKED, SENTENCES, SEPARATOR, byte_level, expected_stream, folder, main, metaspace,
-                       prepare, prepared, tokenizers, words, write_lines)
 from tokenizers import processors
 
+from conftest import GOLDEN
+from preparing import (
+    CHAT,
+    CHATML,
+    MARKED,
+    SENTENCES,
+    SEPARATOR,
+    byte_level,
+    expected_stream,
+    folder,
+    main,
+    metaspace,
+    prepare,
+    prepared,
+    tokenizers,
+    words,
+    write_lines,
+)
 from sherd_command import inputs
 from sherd_command.encoding import ModelFolder, encode_long
 
@@ -290,7 +305,10 @@ def test_where_the_separator_comes_from(folder, prepared, tmp_path, eos, files, 
 def test_sherd_trains_on_prepared_files(sherd, write_config, folder, prepared, tmp_path):
     """The golden model has 256 tokens; the loss of the first step is that of the targets in PREFIX.json."""
     random = np.random.default_rng(0)
-    say = lambda: " ".join(f"w{i}" for i in random.integers(1, 250, 20))
+
+    def say():
+        return " ".join(f"w{i}" for i in random.integers(1, 250, 20))
+
     file = write_lines(tmp_path / "a.jsonl", *({"prompt": say(), "completion": " " + say()} for _ in range(15)))
     model = folder(words(256), eos="</s>", template=None, config=json.loads((GOLDEN / "config.json").read_text()))
     tokens, mask, facts = prepared(file, "--model", model)

@@ -8,9 +8,9 @@ import threading
 import time
 
 import pytest
+
 from conftest import ROOT
 from preparing import CHAT, SENTENCES, folder, main, prepare, prepared, words, write_lines
-
 from sherd_command import inputs
 
 
@@ -100,7 +100,10 @@ def test_broken_files_and_folders_are_named(folder, prepare, tmp_path, monkeypat
 def test_broken_model_folders_are_named(folder, prepare, tmp_path):
     (tmp_path / "a.txt").write_text("Hello")
     model = folder(eos=None)
-    run = lambda *options: prepare(tmp_path / "a.txt", "--model", model, *options)
+
+    def run(*options):
+        return prepare(tmp_path / "a.txt", "--model", model, *options)
+
     expect_mistake(run(), "tokenizer_config.json", "generation_config.json", "config.json", "--separator")
     expect_mistake(run("--separator", "<none>"), "<none>")
     expect_mistake(run("--separator", "300"), "300")

@@ -55,6 +55,7 @@ def freed_memory_is_kept(malloc):
     """Page faults of a block of 64 MiB that is allocated again: the least of five times, as a small block that another
     thread was given out of the freed one sends the next block elsewhere, once."""
     import resource
+
     import sherd
     sherd.init(malloc=malloc)
     faults = []

@@ -70,7 +70,8 @@ def from_cpp(ranks, folder):
     results = []
     for rank in range(ranks):
         raw = out.with_suffix(f".{rank}").read_bytes()
-        results.append((numpy.frombuffer(raw[:16 * STEPS], numpy.float64), numpy.frombuffer(raw[16 * STEPS:], numpy.float32)))
+        results.append((numpy.frombuffer(raw[:16 * STEPS], numpy.float64),
+                        numpy.frombuffer(raw[16 * STEPS:], numpy.float32)))
     return results
 
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+
 from conftest import ROOT
 
 CMAKE = """
@@ -38,7 +39,8 @@ def test_layers_in_order_pass(tree):
 
 @pytest.mark.parametrize("file, text, message", [
     ("sherd/base/a.h", '#pragma once\n#include "sherd/comm/c.h"\n', "sherd/base/a.h:2: base/ may include nothing"),
-    ("sherd/kernels/k.h", "\n\n#  include <c10/util/Half.h>\n", "sherd/kernels/k.h:3: kernels/ is a layer without torch"),
+    ("sherd/kernels/k.h", "\n\n#  include <c10/util/Half.h>\n",
+     "sherd/kernels/k.h:3: kernels/ is a layer without torch"),
     ("sherd/base/b.cpp", "#include <torch/nn/module.h>\n", "sherd/base/b.cpp:1: base/ is a layer without torch"),
     ("sherd/comm/c.cpp", '#include "sherd/base/gone.h"\n', "sherd/comm/c.cpp:1: there is no sherd/base/gone.h"),
     ("sherd/kernels/k.cpp", '#include "k.h"\n', 'sherd/kernels/k.cpp:1: include it as "sherd/kernels/k.h"'),

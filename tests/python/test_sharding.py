@@ -1,6 +1,6 @@
 """fully_shard against the same model unsharded, on the same data."""
-import torch
 import pytest
+import torch
 from torch import nn
 
 from fsdp_models import Net, tokens

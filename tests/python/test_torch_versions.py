@@ -34,7 +34,8 @@ def test_beside_another_torch_the_import_names_both(tmp_path, version):
 
 
 def test_the_command_says_the_same(tmp_path):
-    done = beside("2.9.1", tmp_path, "import sys; from sherd_command import main; sys.argv = ['sherd', '--help']; sys.exit(main())")
+    done = beside("2.9.1", tmp_path,
+                  "import sys; from sherd_command import main; sys.argv = ['sherd', '--help']; sys.exit(main())")
     if "got no" in done.stderr:  # in a build folder the program lies elsewhere; in a wheel it is there
         pytest.skip("the program is not in the package")
     assert done.returncode == 2 and "got torch 2.9.1, expected " + HERE in done.stderr, done.stderr
@@ -64,7 +65,8 @@ def test_a_wheel_needs_the_torch_that_it_is_built_with(of_wheels):
 
 
 def test_the_torch_of_this_interpreter_is_found_without_importing_it(of_wheels):
-    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / "scripts" / "wheel_torch.py"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-X", "importtime", ROOT / "scripts" / "wheel_torch.py"],
+                          capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[1] == torch.__version__ and "numpy" not in done.stderr
     assert of_wheels.of_wheel("2.15.0+cu132") == "torch==2.15.*"
 

@@ -42,8 +42,10 @@ def same_values_and_training():
         rows = -(-parameter.shape[0] // world.size)
         assert parameter._local_tensor.shape[0] <= rows
     assert not isinstance(model.scale, sherd.ShardedParameter)  # of the outermost module: sharded by initialize
-    engine, *_ = sherd.initialize(model=model, config={"units": ["Block"], "optimizer": {"type": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
-                                                       "schedule": {"type": "constant"}, "clip": None})
+    engine, *_ = sherd.initialize(model=model,
+                                  config={"units": ["Block"],
+                                          "optimizer": {"type": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0},
+                                          "schedule": {"type": "constant"}, "clip": None})
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     for step in range(3):
         state = sherd.full_state_dict(model, all_ranks=True)
@@ -188,7 +190,8 @@ def transformers_own_initialization():
 
     import sherd
     from sherd import deepspeed_parameters
-    config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=17, n_positions=16, bos_token_id=0, eos_token_id=0)
+    config = transformers.GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=17, n_positions=16, bos_token_id=0,
+                                     eos_token_id=0)
     padded = transformers.LlamaConfig(vocab_size=17, hidden_size=8, intermediate_size=12, num_hidden_layers=2,
                                       num_attention_heads=2, pad_token_id=3)
     for settings in (config, padded):

@@ -82,7 +82,8 @@ TEST(NodeRanges, WhatIsHookedAlreadyIsNotHookedAgain) {
   const at::Tensor x = trained();
   const NodeMark first = next_node();
   const at::Tensor y = (x * 2).exp();
-  ranges.add(first, [&] { calls.push_back("range"); }, output_nodes({y}));
+  ranges.add(
+      first, [&] { calls.push_back("range"); }, output_nodes({y}));
   run(ranges, y * 2);
   EXPECT_TRUE(calls.empty());
 }

@@ -3,150 +3,36 @@
 
 #include <random>
 
-#include "tests/shard/toy_groups.h"
+#include "tests/shard/toy_reducer.h"
 
 namespace sherd::testing {
 namespace {
 
-using Order = std::vector<size_t>;
-
-/// A store that writes down in which order groups are contributed.
-class Recorder : public Store {
- public:
-  explicit Recorder(std::unique_ptr<Store> inner) : inner_(std::move(inner)) {}
-  void begin_unshard(size_t g) override { inner_->begin_unshard(g); }
-  at::Tensor unshard(size_t g) override { return inner_->unshard(g); }
-  void reshard(size_t g) override { inner_->reshard(g); }
-  const std::vector<int>& owned() const override { return inner_->owned(); }
-  at::Tensor rows(size_t g, size_t p, int owner) override { return inner_->rows(g, p, owner); }
-  void publish(size_t g) override { inner_->publish(g); }
-  int64_t slot_blocked_by(size_t g) const override { return inner_->slot_blocked_by(g); }
-  at::Tensor open_slot(size_t g) override { return inner_->open_slot(g); }
-  void contribute(size_t g) override {
-    contributed.push_back(g);
-    inner_->contribute(g);
-  }
-  bool reduce(size_t g, Round round, Patience patience) override {
-    const bool done = inner_->reduce(g, round, patience);
-    if (done) reduced.push_back(g);
-    return done;
-  }
-  void finish_round() override { inner_->finish_round(); }
-  at::Tensor gradient(size_t g) override { return inner_->gradient(g); }
-  void set_roles(const std::vector<Roles>& roles) override { inner_->set_roles(roles); }
-  void renew_gradient(size_t g) override { inner_->renew_gradient(g); }
-  void set_divisor(size_t g, double divisor) override { inner_->set_divisor(g, divisor); }
-  int index() const override { return inner_->index(); }
-  void drop() noexcept override { inner_->drop(); }
-  void restart() override { inner_->restart(); }
-
-  Order contributed, reduced;
-
- private:
-  std::unique_ptr<Store> inner_;
-};
-
-/// Four groups and the reducer of one rank.
-class Rank {
- public:
-  Rank(Transport& transport, const Strategy& strategy, SlotKind slot)
-      : transport_(transport),
-        plan(toy_plan(strategy, transport.size(), slot)),
-        store(make_store(transport, ledger_, plan)) {
-    std::vector<ParamGroup*> pointers;
-    for (size_t g = 0; g < 4; ++g) {
-      std::vector<at::Tensor> tensors;
-      for (const auto& p : plan.groups[g].layout.parameters) tensors.push_back(at::zeros(p.sizes).requires_grad_());
-      groups_.push_back(std::make_unique<ParamGroup>(store, pool_, g, plan.groups[g], tensors));
-      pointers.push_back(groups_.back().get());
-    }
-    reducer.emplace(store, pointers, Order{3, 2, 1, 0}, strategy.gradients);
-  }
-
-  /// What a model does after a fault.
-  void abandon() {
-    reducer->abandon();
-    store.drop();
-    transport_.recover();
-    store.restart();
-  }
-
-  void set_roles(const std::vector<Roles>& roles) {
-    store.set_roles(roles);
-    for (size_t g = 0; g < 4; ++g) {
-      plan.groups[g].set_roles(roles[g]);
-      groups_[g]->set_roles(roles[g]);
-    }
-    reducer->follow_roles();
-  }
-
-  /// What autograd does: adds a gradient of `round` to .grad, then tells.
-  bool give(size_t g, size_t p, int round) {
-    const GroupLayout& layout = plan.groups[g].layout;
-    const auto& sizes = layout.parameters[p].sizes;
-    at::Tensor gradient = toy_gradient(layout, p, transport_.rank(), round).view(sizes);
-    if (sizes.size() == 2) gradient = gradient.t().contiguous().t();  // autograd's gradients need not be contiguous
-    at::Tensor& held = grad(g, p);
-    held = held.defined() ? held + gradient : gradient;
-    return reducer->accumulated(g, p);
-  }
-  void give_all(size_t g, int round) {
-    for (size_t p = plan.groups[g].layout.parameters.size(); p-- > 0;) give(g, p, round);
-  }
-  void whole_round(int round) {
-    reducer->begin(Gradients::reduce);
-    for (const size_t g : {3u, 2u, 1u, 0u}) give_all(g, round);
-    reducer->finish();
-  }
-
-  at::Tensor& grad(size_t g, size_t p) { return groups_[g]->parameters()[p].mutable_grad(); }
-  bool no_grads() {
-    for (size_t g = 0; g < 4; ++g)
-      for (size_t p = 0; p < groups_[g]->parameters().size(); ++p)
-        if (grad(g, p).defined()) return false;
-    return true;
-  }
-  /// The reduced gradients are the sums of rounds [first, last).
-  void expect_sums(int first, int last) {
-    for (size_t g = 0; g < 4; ++g) expect_toy_sum(store, plan.groups[g].layout, g, first, last);
-  }
-  bool late() const { return transport_.size() > 1 && transport_.rank() == transport_.size() - 1; }
-
- private:
-  Transport& transport_;
-  Ledger ledger_;
-  BufferPool pool_{ledger_, MemoryKind::unsharded, at::kCPU};
-
- public:
-  StorePlan plan;
-  Recorder store;
-  std::optional<Reducer> reducer;
-
- private:
-  std::vector<std::unique_ptr<ParamGroup>> groups_;
-};
-
 class Reducers : public ::testing::TestWithParam<RankCase> {
  protected:
-  void for_each(const std::vector<std::string>& strategies, const std::function<void(Rank&, int)>& body) {
+  void for_each(const std::vector<std::string>& strategies, const std::function<void(ReducerRank&, int)>& body) {
     run_ranks(GetParam().ranks, GetParam().kind, [&](Transport& transport) {
       for (const auto& strategy : strategies) {
         for (const SlotKind slot : {SlotKind::ring, SlotKind::dedicated}) {
           SCOPED_TRACE(fmt::format("{} rank {}", strategy, transport.rank()));
-          Rank rank(transport, find_strategy(strategy), slot);
+          ReducerRank rank(transport, find_strategy(strategy), slot);
           body(rank, transport.rank());
           barrier(transport);
         }
       }
     });
   }
-  void with_sharded_gradients(const std::function<void(Rank&, int)>& body) { for_each({"zero2", "zero3"}, body); }
-  void with_all(const std::function<void(Rank&, int)>& body) { for_each({"ddp", "zero1", "zero2", "zero3"}, body); }
+  void with_sharded_gradients(const std::function<void(ReducerRank&, int)>& body) {
+    for_each({"zero2", "zero3"}, body);
+  }
+  void with_all(const std::function<void(ReducerRank&, int)>& body) {
+    for_each({"ddp", "zero1", "zero2", "zero3"}, body);
+  }
 };
 INSTANTIATE_TEST_SUITE_P(All, Reducers, ::testing::ValuesIn(rank_cases()), rank_case_name);
 
 TEST_P(Reducers, ContributeInOneOrderHoweverGradientsCome) {
-  with_all([](Rank& rank, int index) {
+  with_all([](ReducerRank& rank, int index) {
     std::mt19937 random(static_cast<uint32_t>(index));
     for (int round = 0; round < 6; ++round) {
       std::vector<std::pair<size_t, size_t>> parameters;
@@ -169,7 +55,7 @@ TEST_P(Reducers, ContributeInOneOrderHoweverGradientsCome) {
 }
 
 TEST_P(Reducers, ALaterGroupWaitsInGradForItsTurn) {
-  with_sharded_gradients([](Rank& rank, int) {
+  with_sharded_gradients([](ReducerRank& rank, int) {
     rank.reducer->begin(Gradients::reduce);
     rank.give_all(2, 0);
     rank.give_all(0, 0);
@@ -190,7 +76,7 @@ TEST_P(Reducers, ALaterGroupWaitsInGradForItsTurn) {
 }
 
 TEST_P(Reducers, WholeGradientsHaveASlotEach) {
-  for_each({"ddp", "zero1"}, [](Rank& rank, int) {
+  for_each({"ddp", "zero1"}, [](ReducerRank& rank, int) {
     rank.reducer->begin(Gradients::reduce);
     for (const size_t g : {0u, 2u, 1u}) rank.give_all(g, 0);
     EXPECT_TRUE(rank.no_grads()) << "copied as they come, not only in their turn";
@@ -204,7 +90,7 @@ TEST_P(Reducers, WholeGradientsHaveASlotEach) {
 }
 
 TEST_P(Reducers, TellWhichGradientWasTheLastOfItsGroup) {
-  with_all([](Rank& rank, int) {
+  with_all([](ReducerRank& rank, int) {
     for (int round = 0; round < 2; ++round) {
       rank.reducer->begin(round == 0 ? Gradients::hold : Gradients::reduce);
       EXPECT_FALSE(rank.reducer->complete(1));
@@ -223,7 +109,7 @@ TEST_P(Reducers, TellWhichGradientWasTheLastOfItsGroup) {
 }
 
 TEST_P(Reducers, MissingGradientsAreZero) {
-  with_all([](Rank& rank, int index) {
+  with_all([](ReducerRank& rank, int index) {
     rank.whole_round(0);  // leaves gradients in the slots
     rank.whole_round(1);
     rank.reducer->start_window();
@@ -255,7 +141,7 @@ TEST_P(Reducers, MissingGradientsAreZero) {
 
 // Each rank adds up its own before the ranks are summed.
 TEST_P(Reducers, TwoGradientsBeforeTheContributionAreOneRound) {
-  with_all([](Rank& rank, int) {
+  with_all([](ReducerRank& rank, int) {
     rank.reducer->begin(Gradients::reduce);
     rank.give(0, 0, 0);  // waits in .grad, or is in the slot
     rank.give(0, 0, 1);
@@ -278,7 +164,7 @@ TEST_P(Reducers, TwoGradientsBeforeTheContributionAreOneRound) {
 }
 
 TEST_P(Reducers, ALateGradientMakesOneMoreRound) {
-  with_sharded_gradients([](Rank& rank, int) {
+  with_sharded_gradients([](ReducerRank& rank, int) {
     for (const size_t late : {3u, 1u, 0u}) {
       rank.store.contributed.clear();
       rank.reducer->begin(Gradients::reduce);
@@ -297,7 +183,7 @@ TEST_P(Reducers, ALateGradientMakesOneMoreRound) {
 }
 
 TEST_P(Reducers, HeldGradientsGoWithTheNextRound) {
-  with_all([](Rank& rank, int) {
+  with_all([](ReducerRank& rank, int) {
     rank.reducer->begin(Gradients::hold);
     for (size_t g = 0; g < 4; ++g) rank.give_all(g, 0);
     rank.reducer->finish();
@@ -325,7 +211,7 @@ TEST_P(Reducers, HeldGradientsGoWithTheNextRound) {
 }
 
 TEST_P(Reducers, AbandonDropsTheRoundAndTheWindow) {
-  with_all([](Rank& rank, int) {
+  with_all([](ReducerRank& rank, int) {
     rank.whole_round(0);
     // In the middle of a backward: group 3 contributed (where gradients are spread), half of 2 in its slot, 0 waiting.
     for (int times = 0; times < 3; ++times) {
@@ -347,7 +233,7 @@ TEST_P(Reducers, AbandonDropsTheRoundAndTheWindow) {
 }
 
 TEST_P(Reducers, FollowWhatIsFrozenAndUnfrozen) {
-  with_all([](Rank& rank, int) {
+  with_all([](ReducerRank& rank, int) {
     rank.whole_round(0);
     rank.reducer->start_window();
     // Of group 0 one is frozen and still has what was held; 1 waits for two of three; 2 is idle, 3 has no place at all.
@@ -384,7 +270,7 @@ TEST_P(Reducers, FollowWhatIsFrozenAndUnfrozen) {
 
 TEST(Reducer, ReducesWhatIsThereWhileBackwardGoesOn) {
   run_ranks(3, Kind::host, [](Transport& transport) {
-    Rank rank(transport, find_strategy("zero2"), SlotKind::dedicated);
+    ReducerRank rank(transport, find_strategy("zero2"), SlotKind::dedicated);
     rank.reducer->begin(Gradients::reduce);
     rank.give_all(3, 0);
     barrier(transport);
@@ -399,7 +285,7 @@ TEST(Reducer, ReducesWhatIsThereWhileBackwardGoesOn) {
 
 TEST(Reducer, RefusesAGradientOfAnotherType) {
   run_ranks(1, Kind::threads, [](Transport& transport) {
-    Rank rank(transport, find_strategy("zero2"), SlotKind::ring);
+    ReducerRank rank(transport, find_strategy("zero2"), SlotKind::ring);
     rank.reducer->begin(Gradients::reduce);
     rank.grad(3, 1) = at::zeros({5}, at::kDouble);
     try {

@@ -1,5 +1,6 @@
-"""Unmodified programs of TRL, transformers and PEFT under sherd, against the same programs without it, for more than one version:
-what `make soak` runs. SOAK_VENVS names folders with virtual environments; tests/soak/setup.sh makes them."""
+"""Unmodified programs of TRL, transformers and PEFT under sherd, against the same programs without it, for more than
+one version: what `make soak` runs. SOAK_VENVS names folders with virtual environments; tests/soak/setup.sh makes
+them."""
 import os
 import pathlib
 import re
@@ -12,11 +13,13 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = ROOT / os.environ.get("SHERD_BUILD", "build")
 VENVS = [pathlib.Path(path) for path in os.environ["SOAK_VENVS"].split(":")]
 PROGRAMS = ROOT / "tests" / "python" / "programs"
-LORA = ["--use_peft", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0", "--lora_target_modules", "q_proj", "v_proj"]
+LORA = ["--use_peft", "--lora_r", "4", "--lora_alpha", "8", "--lora_dropout", "0", "--lora_target_modules", "q_proj",
+        "v_proj"]
 GRPO = ["--reward_funcs", "rewards.letters", "--num_generations", "4", "--max_completion_length", "12", "--beta", "0.1"]
 # TRL's script, the model and the data set, and what else it is told.
 TRL = {
-    "sft": ("sft", "llama", "text", []), "sft_lora": ("sft", "llama", "text", LORA), "sft_tied": ("sft", "tied", "text", []),
+    "sft": ("sft", "llama", "text", []), "sft_lora": ("sft", "llama", "text", LORA),
+    "sft_tied": ("sft", "tied", "text", []),
     "sft_recomputed": ("sft", "llama", "text", ["--gradient_checkpointing", "true"]),
     "dpo": ("dpo", "llama", "preference", []), "dpo_lora": ("dpo", "llama", "preference", LORA),
     "grpo": ("grpo", "llama", "prompts", GRPO), "grpo_lora": ("grpo", "llama", "prompts", GRPO + LORA),
@@ -39,7 +42,8 @@ def venv(request):
 @pytest.fixture(scope="session")
 def inputs(venv, tmp_path_factory):
     folder = tmp_path_factory.mktemp(venv.name)
-    subprocess.run([venv / "bin" / "python", ROOT / "tests" / "soak" / "make_inputs.py", folder], check=True, timeout=300)
+    subprocess.run([venv / "bin" / "python", ROOT / "tests" / "soak" / "make_inputs.py", folder], check=True,
+                   timeout=300)
     return folder
 
 
@@ -55,8 +59,8 @@ def run(venv, folder, *arguments, stage=None, ranks=1, timeout=600):
                    "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage or "0"}
     if stage is None:
         environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run([*command, *map(str, arguments)], env=environment, cwd=ROOT / "tests" / "soak", capture_output=True, text=True,
-                          timeout=timeout)
+    done = subprocess.run([*command, *map(str, arguments)], env=environment, cwd=ROOT / "tests" / "soak",
+                          capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-20000:]
     return done.stdout
 
@@ -68,10 +72,10 @@ def numbers(text, key):
 def trl(venv, inputs, name, folder, rows, **options):
     script, model, data, more = TRL[name]
     package = next(venv.glob("lib/python*/site-packages/trl"))
-    return run(venv, inputs, package / "scripts" / f"{script}.py", "--model_name_or_path", inputs / model, "--dataset_name", inputs / data,
-               "--output_dir", folder, "--max_steps", 4, "--logging_steps", 1, "--per_device_train_batch_size", rows,
-               "--learning_rate", 1e-2, "--report_to", "none", "--use_cpu", "--bf16", "false", "--gradient_checkpointing", "false",
-               "--save_strategy", "no", *more, **options)
+    return run(venv, inputs, package / "scripts" / f"{script}.py", "--model_name_or_path", inputs / model,
+               "--dataset_name", inputs / data, "--output_dir", folder, "--max_steps", 4, "--logging_steps", 1,
+               "--per_device_train_batch_size", rows, "--learning_rate", 1e-2, "--report_to", "none", "--use_cpu",
+               "--bf16", "false", "--gradient_checkpointing", "false", "--save_strategy", "no", *more, **options)
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +86,8 @@ def plain(venv, inputs, tmp_path_factory):
     def of(name):
         if name not in made:
             sampled = name.startswith("grpo")
-            made[name] = trl(venv, inputs, name, tmp_path_factory.mktemp("plain"), 4 if sampled else 8, ranks=2 if sampled else 1)
+            made[name] = trl(venv, inputs, name, tmp_path_factory.mktemp("plain"), 4 if sampled else 8,
+                             ranks=2 if sampled else 1)
         return made[name]
 
     return of
@@ -118,7 +123,8 @@ def test_programs_of_ours(venv, inputs, tmp_path, program, arguments, stage):
         assert ours["evaluated"] == pytest.approx(plain["evaluated"], rel=1e-3)
     elif program == "encoder_decoder.py":
         for name, expected in plain.items():
-            assert ours[name]["losses"] == pytest.approx(expected["losses"], rel=1e-4) and ours[name]["tokens"] == expected["tokens"]
+            assert ours[name]["losses"] == pytest.approx(expected["losses"], rel=1e-4)
+            assert ours[name]["tokens"] == expected["tokens"]
             assert ours[name]["read"].keys() == expected["read"].keys()
     elif program == "parameters_read.py":
         assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-4)

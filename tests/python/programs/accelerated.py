@@ -16,7 +16,7 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
 schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, 10)
 model, optimizer, data, schedule = accelerator.prepare(model, optimizer, data, schedule)
 losses = []
-for epoch in range(2):
+for _ in range(2):
     for inputs, targets in data:
         with accelerator.accumulate(model):
             loss = nn.functional.mse_loss(model(inputs), targets)

@@ -1,4 +1,5 @@
-"""A program that trains LoRA adapters of a model that is read from a folder: adapters.py FOLDER ROWS. Prints losses and sizes."""
+"""A program that trains LoRA adapters of a model that is read from a folder: adapters.py FOLDER ROWS.
+Prints losses and sizes."""
 import json
 import sys
 
@@ -9,7 +10,8 @@ from transformers import AutoModelForCausalLM
 
 accelerator = Accelerator()
 torch.manual_seed(0)
-model = get_peft_model(AutoModelForCausalLM.from_pretrained(sys.argv[1]), LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
+model = get_peft_model(AutoModelForCausalLM.from_pretrained(sys.argv[1]),
+                       LoraConfig(r=3, target_modules=["q_proj", "v_proj"]))
 sizes = {name: list(p.shape) for name, p in model.named_parameters() if p.requires_grad}
 optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-1)
 ids = torch.randint(0, 61, (32, 16), generator=torch.Generator().manual_seed(1))
@@ -29,6 +31,7 @@ accelerator.unwrap_model(model).save_pretrained(sys.argv[3])
 accelerator.wait_for_everyone()
 if accelerator.is_main_process:
     from safetensors.torch import load_file
-    saved = {name: value.double().abs().sum().item() for name, value in load_file(f"{sys.argv[3]}/adapter_model.safetensors").items()}
+    saved = {name: value.double().abs().sum().item()
+             for name, value in load_file(f"{sys.argv[3]}/adapter_model.safetensors").items()}
     print("RESULT", json.dumps({"losses": losses, "sizes": sizes, "saved": saved}))
 accelerator.end_training()

@@ -1,4 +1,5 @@
-"""An Accelerate program whose optimizer and schedule are its DeepSpeed configuration's. Prints its losses and rates, and the weights' sums.
+"""An Accelerate program whose optimizer and schedule are its DeepSpeed configuration's. Prints its losses and rates,
+and the weights' sums.
 
 Under DeepSpeed 0.19.8 with accelerate 1.15 it recorded tests/python/data/deepspeed_accelerate.json.
 """
@@ -38,12 +39,13 @@ document = {
         "warmup_min_lr", "warmup_max_lr", "warmup_num_steps", "total_num_steps")}}}
 accelerator = Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=document))
 trained = {"everything": model.parameters(), "part": model[2].parameters(), "groups": [
-    {"params": [model[0].weight, model[2].weight], "weight_decay": 0.3}, {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0}]}
+    {"params": [model[0].weight, model[2].weight], "weight_decay": 0.3},
+    {"params": [model[0].bias, model[2].bias], "weight_decay": 0.0}]}
 optimizer = DummyOptim(trained[what], lr=1e-2, weight_decay=0.1)
 schedule = DummyScheduler(optimizer, total_num_steps=16, warmup_num_steps=2)
 model, optimizer, data, schedule = accelerator.prepare(model, optimizer, data, schedule)
 losses, rates = [], []
-for epoch in range(2):
+for _ in range(2):
     for inputs, targets in data:
         with accelerator.accumulate(model):
             loss = nn.functional.mse_loss(model(inputs), targets)

@@ -1,5 +1,5 @@
-"""A program that trains small encoder-decoders, generates with them, calls their encoders directly, and saves them as they are:
-encoder_decoder.py FOLDER ROWS. Nothing in it knows of sherd. Prints losses, tokens and sums of weights."""
+"""A program that trains small encoder-decoders, generates with them, calls their encoders directly, and saves them as
+they are: encoder_decoder.py FOLDER ROWS. Nothing in it knows of sherd. Prints losses, tokens and sums of weights."""
 import json
 import pathlib
 import sys
@@ -7,18 +7,26 @@ import sys
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from transformers import (BartConfig, BartForConditionalGeneration, GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration,
-                          WhisperConfig, WhisperForConditionalGeneration)
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    WhisperConfig,
+    WhisperForConditionalGeneration,
+)
 
 folder, rows = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 SIZES = dict(vocab_size=53, pad_token_id=0, eos_token_id=1, bos_token_id=1)
-LAYERS = dict(d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32,
-              decoder_ffn_dim=32, decoder_start_token_id=1, forced_eos_token_id=None, dropout=0.0)
+LAYERS = dict(d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2, decoder_attention_heads=2,
+              encoder_ffn_dim=32, decoder_ffn_dim=32, decoder_start_token_id=1, forced_eos_token_id=None, dropout=0.0)
 
 
 def t5():
-    return T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0,
-                                               dropout_rate=0.0, **SIZES))
+    return T5ForConditionalGeneration(T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2,
+                                               decoder_start_token_id=0, dropout_rate=0.0, **SIZES))
 
 
 def bart():
@@ -26,12 +34,14 @@ def bart():
 
 
 def whisper():
-    return WhisperForConditionalGeneration(WhisperConfig(num_mel_bins=5, max_source_positions=8, max_target_positions=32, suppress_tokens=[],
+    return WhisperForConditionalGeneration(WhisperConfig(num_mel_bins=5, max_source_positions=8,
+                                                         max_target_positions=32, suppress_tokens=[],
                                                          begin_suppress_tokens=[], **LAYERS, **SIZES))
 
 
 def gpt2():
-    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, attn_pdrop=0, embd_pdrop=0, resid_pdrop=0, **SIZES))
+    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, n_positions=32, attn_pdrop=0, embd_pdrop=0,
+                                      resid_pdrop=0, **SIZES))
 
 
 accelerator = Accelerator()
@@ -46,7 +56,8 @@ for make in (t5, bart, whisper, gpt2):
     model, optimizer, data = accelerator.prepare(model, optimizer, data)
     losses = []
     for inputs, sound in data:
-        loss = model(input_features=sound, labels=inputs).loss if make is whisper else model(input_ids=inputs, labels=inputs).loss
+        loss = model(input_features=sound,
+                     labels=inputs).loss if make is whisper else model(input_ids=inputs, labels=inputs).loss
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -59,7 +70,8 @@ for make in (t5, bart, whisper, gpt2):
     if make is not gpt2:
         with torch.no_grad():
             encoded = inner.get_encoder()(first)[0].abs().sum().item()
-    inner.save_pretrained(folder / make.__name__, is_main_process=accelerator.is_main_process, save_function=accelerator.save)
+    inner.save_pretrained(folder / make.__name__, is_main_process=accelerator.is_main_process,
+                          save_function=accelerator.save)
     accelerator.wait_for_everyone()
     read = load_file(folder / make.__name__ / "model.safetensors")
     results[make.__name__] = {"losses": losses, "tokens": tokens, "encoded": encoded,

@@ -12,7 +12,8 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 assert importlib.util.find_spec("deepspeed") and not hasattr(deepspeed, "no_such_name") and ZeroParamStatus.AVAILABLE
 assert get_accelerator().current_device_name() == "cpu" and issubclass(DeepSpeedCPUAdam, FusedAdam)
-assert deepspeed.DeepSpeedEngine is DeepSpeedEngine and deepspeed.utils.logging.logger is deepspeed.utils.logger and safe_get_full_fp32_param
+assert deepspeed.DeepSpeedEngine is DeepSpeedEngine and deepspeed.utils.logging.logger is deepspeed.utils.logger
+assert safe_get_full_fp32_param
 
 
 def message(code):

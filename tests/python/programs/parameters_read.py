@@ -1,4 +1,5 @@
-"""A program that reads and writes parameters between steps, as under DDP or DeepSpeed: averages, saving by rank 0, clamping, freezing.
+"""A program that reads and writes parameters between steps, as under DDP or DeepSpeed: averages, saving by rank 0,
+clamping, freezing.
 
 Nothing in it knows of sherd: parameters_read.py OUTPUT ROWS [bf16]. Prints losses and sums."""
 import copy
@@ -57,5 +58,7 @@ checks.append(float(inner[0].weight.detach().numpy().sum()) if type(inner[0].wei
 if accelerator.is_main_process:
     torch.save(inner.state_dict(), output)  # by one rank alone
     saved = torch.load(output)
-    print("RESULT", json.dumps({"losses": losses, "checks": checks, "saved": {name: value.double().sum().item() for name, value in saved.items()}}))
+    print("RESULT",
+          json.dumps({"losses": losses, "checks": checks,
+                      "saved": {name: value.double().sum().item() for name, value in saved.items()}}))
 accelerator.end_training()

@@ -1,4 +1,5 @@
-"""An Accelerate program that fine-tunes a folder's model. Prints its losses and whether the model was whole at first."""
+"""An Accelerate program that fine-tunes a folder's model.
+Prints its losses and whether the model was whole at first."""
 import json
 import sys
 
@@ -14,7 +15,7 @@ ids = torch.randint(0, 61, (8, 16), generator=torch.Generator().manual_seed(1))
 data = torch.utils.data.DataLoader(ids, batch_size=8 // accelerator.num_processes)
 model, optimizer, data = accelerator.prepare(model, optimizer, data)
 losses = []
-for epoch in range(4):
+for _ in range(4):
     for rows in data:
         loss = model(input_ids=rows, labels=rows).loss
         accelerator.backward(loss)

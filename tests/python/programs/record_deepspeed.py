@@ -1,6 +1,7 @@
 """A small training by many DeepSpeed configurations: what it computes, as JSON.
 
-Under DeepSpeed 0.19.8 (in an environment of its own: benchmarks/peers/setup.sh) this records tests/python/data/deepspeed.json:
+Under DeepSpeed 0.19.8 (in an environment of its own: benchmarks/peers/setup.sh) this records
+tests/python/data/deepspeed.json:
 
     DS_ACCELERATOR=cpu OMP_NUM_THREADS=1 python -m torch.distributed.run --nproc-per-node 2 \\
         tests/python/programs/record_deepspeed.py tests/python/data/deepspeed.json
@@ -63,31 +64,43 @@ CONFIGURATIONS = {
     "torch_adam": (MICRO | OFF | stage(2) | torchs(), everything),
     "torch_adam, stage 0": (MICRO | OFF | stage(0) | torchs(), everything),
     "torch_adam, stage 1, groups": (MICRO | OFF | stage(1) | torchs(), by_decay),
-    "torch_adam, stage 3, accumulation": (MICRO | OFF | stage(3) | torchs() | {"gradient_accumulation_steps": 3}, everything),
-    "torch_adam, stage 1, accumulation": (MICRO | OFF | stage(1) | torchs() | {"gradient_accumulation_steps": 3}, everything),
-    "torch_adam, L2": (MICRO | OFF | stage(2) | torchs(adam_w_mode=False, weight_decay=0.1, betas=[0.8, 0.9]), everything),
-    "SGD, train_batch_size": ({"train_batch_size": 8 * ROWS, **MICRO, **OFF, **stage(2), "zero_allow_untested_optimizer": True,
+    "torch_adam, stage 3, accumulation": (MICRO | OFF | stage(3) | torchs() | {"gradient_accumulation_steps": 3},
+                                          everything),
+    "torch_adam, stage 1, accumulation": (MICRO | OFF | stage(1) | torchs() | {"gradient_accumulation_steps": 3},
+                                          everything),
+    "torch_adam, L2": (MICRO | OFF | stage(2) | torchs(adam_w_mode=False, weight_decay=0.1, betas=[0.8, 0.9]),
+                       everything),
+    "SGD, train_batch_size": ({"train_batch_size": 8 * ROWS, **MICRO, **OFF, **stage(2),
+                               "zero_allow_untested_optimizer": True,
                                "optimizer": {"type": "SGD", "params": {"lr": 1e-3, "momentum": 0.9}}}, everything),
     "train_batch_size alone": ({"train_batch_size": 2 * ROWS} | OFF | stage(3) | torchs(), everything),
     "Adam": (MICRO | stage(2) | adam(), everything),
     "Adam, no clipping": (MICRO | OFF | stage(3) | adam(), everything),
     "Adam, L2": (MICRO | stage(3) | adam(adam_w_mode=False, weight_decay=0.1), everything),
-    "AdamW, groups": (MICRO | stage(3) | {"optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "eps": 1e-6}}}, by_decay),
+    "AdamW, groups": (MICRO | stage(3) | {"optimizer": {"type": "AdamW", "params": {"lr": 1e-2, "eps": 1e-6}}},
+                      by_decay),
     "clipping of stage 0": (MICRO | stage(0) | torchs() | {"gradient_clipping": 0.5}, everything),
     "a part, stage 0": (MICRO | stage(0) | torchs(), head),
     "a part, stage 2": (MICRO | stage(2) | torchs(), head),
     "a part, stage 3": (MICRO | stage(3) | torchs(), head),
-    "WarmupLR": (MICRO | OFF | stage(2) | torchs() | schedule("WarmupLR", warmup_min_lr=1e-4, warmup_num_steps=4), by_decay),
-    "WarmupDecayLR": (MICRO | OFF | stage(3) | torchs() | schedule("WarmupDecayLR", total_num_steps=8, warmup_num_steps=3,
-                                                                   warmup_max_lr=2e-2, warmup_type="linear"), everything),
-    "WarmupCosineLR": (MICRO | OFF | stage(1) | torchs() | schedule("WarmupCosineLR", total_num_steps=7, warmup_num_steps=2), by_decay),
-    "OneCycle": (MICRO | OFF | stage(0) | torchs() | schedule("OneCycle", cycle_min_lr=1e-3, cycle_max_lr=1e-2, cycle_first_step_size=2,
-                                                              decay_step_size=1, decay_lr_rate=0.5), everything),
-    "fp16, loss scale": (MICRO | stage(2) | adam() | {"fp16": {"enabled": True, "loss_scale": 128, "auto_cast": True}}, everything),
-    "fp16, overflow": (MICRO | stage(3) | adam() | {"fp16": {"enabled": True, "initial_scale_power": 16, "hysteresis": 2, "auto_cast": True}},
+    "WarmupLR": (MICRO | OFF | stage(2) | torchs() | schedule("WarmupLR", warmup_min_lr=1e-4, warmup_num_steps=4),
+                 by_decay),
+    "WarmupDecayLR": (MICRO | OFF | stage(3) | torchs()
+                      | schedule("WarmupDecayLR", total_num_steps=8, warmup_num_steps=3,
+                                 warmup_max_lr=2e-2, warmup_type="linear"), everything),
+    "WarmupCosineLR": (MICRO | OFF | stage(1) | torchs()
+                       | schedule("WarmupCosineLR", total_num_steps=7, warmup_num_steps=2), by_decay),
+    "OneCycle": (MICRO | OFF | stage(0) | torchs()
+                 | schedule("OneCycle", cycle_min_lr=1e-3, cycle_max_lr=1e-2, cycle_first_step_size=2,
+                            decay_step_size=1, decay_lr_rate=0.5), everything),
+    "fp16, loss scale": (MICRO | stage(2) | adam() | {"fp16": {"enabled": True, "loss_scale": 128, "auto_cast": True}},
+                         everything),
+    "fp16, overflow": (MICRO | stage(3) | adam()
+                       | {"fp16": {"enabled": True, "initial_scale_power": 16, "hysteresis": 2, "auto_cast": True}},
                        everything),
     "bf16": (MICRO | stage(3) | adam() | {"bf16": {"enabled": True}}, everything),
-    "bf16, stage 1, fp32 sums": (MICRO | stage(1) | adam() | {"bf16": {"enabled": True}, "communication_data_type": "fp32"}, everything),
+    "bf16, stage 1, fp32 sums": (MICRO | stage(1) | adam()
+                                 | {"bf16": {"enabled": True}, "communication_data_type": "fp32"}, everything),
 }
 
 
@@ -95,11 +108,13 @@ def sums(engine):
     """Of each parameter, in float64: so many that no change is lost."""
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         values = [parameter.detach().double().flatten() for parameter in engine.module.parameters()]
-        return [[v.sum().item(), (v * torch.arange(1, v.numel() + 1)).sum().item(), v.square().sum().item()] for v in values]
+        return [[v.sum().item(), (v * torch.arange(1, v.numel() + 1)).sum().item(), v.square().sum().item()]
+                for v in values]
 
 
 def trained(document, choose):
-    kind = next((kind for kind, section in ((torch.float16, "fp16"), (torch.bfloat16, "bf16")) if section in document), torch.float32)
+    kind = next((kind for kind, section in ((torch.float16, "fp16"), (torch.bfloat16, "bf16")) if section in document),
+                torch.float32)
     model = net().to(kind).float()  # DeepSpeed's masters start as the rounded weights, sherd's as the given ones
     document = json.loads(json.dumps(document))
     engine, optimizer, _, scheduler = deepspeed.initialize(model=model, model_parameters=choose(model), config=document)
@@ -121,7 +136,8 @@ def trained(document, choose):
         facts["samples"].append([engine.global_samples, engine.global_steps, engine.skipped_steps, engine.micro_steps])
     facts["sums"] = sums(engine)
     facts["schedule"] = None if scheduler is None else scheduler.state_dict()
-    facts["batch"] = [engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(), engine.gradient_accumulation_steps()]
+    facts["batch"] = [engine.train_batch_size(), engine.train_micro_batch_size_per_gpu(),
+                      engine.gradient_accumulation_steps()]
     return facts
 
 
@@ -154,7 +170,8 @@ def main():
     if dist.get_rank() == 0:
         lines = [f" {json.dumps(name)}: {json.dumps(facts)}" for name, facts in results.items()]
         with open(sys.argv[1], "w") as out:
-            out.write(f'{{"version": "{deepspeed.__version__}",\n"fingerprint": {fingerprint()},\n"results": {{\n' + ",\n".join(lines) + "}}\n")
+            out.write(f'{{"version": "{deepspeed.__version__}",\n"fingerprint": {fingerprint()},\n"results": {{\n'
+                      + ",\n".join(lines) + "}}\n")
     dist.barrier()
 
 

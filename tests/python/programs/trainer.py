@@ -20,9 +20,10 @@ torch.manual_seed(0)
 model = LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                                      num_attention_heads=4, num_key_value_heads=2))
 arguments = TrainingArguments(folder, max_steps=6, per_device_train_batch_size=rows, gradient_accumulation_steps=2,
-                              learning_rate=1e-2, logging_steps=1, save_steps=3, max_grad_norm=0.5, lr_scheduler_type="cosine",
-                              seed=1, report_to=[], disable_tqdm=True)
-trainer = Trainer(model=model, args=arguments, train_dataset=Rows(), eval_dataset=torch.utils.data.Subset(Rows(), range(8)))
+                              learning_rate=1e-2, logging_steps=1, save_steps=3, max_grad_norm=0.5,
+                              lr_scheduler_type="cosine", seed=1, report_to=[], disable_tqdm=True)
+trainer = Trainer(model=model, args=arguments, train_dataset=Rows(),
+                  eval_dataset=torch.utils.data.Subset(Rows(), range(8)))
 trainer.train(resume_from_checkpoint=f"{folder}/checkpoint-3" if resume else None)
 evaluated = trainer.evaluate()["eval_loss"]
 trainer.save_model(f"{folder}/final")
