@@ -162,7 +162,7 @@ def refused():
         sherd.fully_shard([layer, layer.up], shard_placement_fn=lambda p: Shard(0), offload_policy=policy)
         assert not isinstance(layer.up, FSDPModule)
     sherd.fully_shard(net, offload_policy=OffloadPolicy())
-    # torch 2.11 has none of these.
+    # torch 2.11 has no such method.
     newer = [(lambda: net.set_separate_reduce_scatter_group(), "separate_reduce_scatter")]
     for call, name in ((lambda: net.set_custom_all_gather(None), "set_custom_all_gather"),
                        (lambda: net.set_post_optim_event(None), "post_optim"),

@@ -125,8 +125,7 @@ def test_training_goes_on_from_a_folder(tmp_path, sherd, name, tied):
     tokens = torch.randint(model.config.vocab_size, (4000,), generator=torch.Generator().manual_seed(2))
     tokens.numpy().astype("<u2").tofile(tmp_path / "tokens.bin")
     config = {"model": {"path": str(tmp_path / "start")},
-              "data": {"tokens": str(tmp_path / "tokens.bin"), "context": 24,
-                      "order": "sequential"},
+              "data": {"tokens": str(tmp_path / "tokens.bin"), "context": 24, "order": "sequential"},
               "batch": {"rows": 4}, "optimizer": {"lr": 1e-3, "eps": 1e-5, "weight_decay": 0.1},
               "schedule": {"type": "constant"}, "clip": 1.0, "strategy": "zero3", "steps": 3,
               "output": str(tmp_path / "run")}
