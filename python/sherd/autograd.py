@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.utils.hooks import RemovableHandle
 
 from . import _C
 from ._C import ConfigError
+from .parameters import ShardedParameter
 from .values import root_handle_of
 
 Gradients = list[torch.Tensor | None]
@@ -125,14 +127,51 @@ def differentiably_reduced(shards: Sequence[DTensor], gradients: Gradients) -> l
     return list(Reduce.apply(shards, *gradients))
 
 
+class Handles:
+    """Of one hook on many tensors."""
+
+    def __init__(self, handles: list[RemovableHandle]):
+        self.handles = handles
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+
+def hook_on_all(tensors: Sequence[torch.Tensor], call: Callable[[list[torch.Tensor | None]], None]) -> Handles:
+    """Calls ``call`` at the end of each backward that has given any of these a gradient, with the gradients of all, None for
+    those that have got none. Costs copies of them: sharded ones are added to what was there before that end."""
+    found: dict[int, list[torch.Tensor | None]] = {}  # by backward
+
+    def hook_of(place: int) -> Callable[[torch.Tensor], None]:
+        def hook(gradient: torch.Tensor) -> None:
+            backward = torch._C._current_graph_task_id()
+            if backward not in found:
+                found[backward] = [None] * len(tensors)
+                torch.autograd.Variable._execution_engine.queue_callback(lambda: call(found.pop(backward)))
+            found[backward][place] = gradient.clone()
+
+        return hook
+
+    return Handles([tensor.register_hook(hook_of(i)) for i, tensor in enumerate(tensors)])
+
+
 def install() -> None:
-    plain = torch.autograd._engine_run_backward
+    plain, plain_hook = torch.autograd._engine_run_backward, torch.autograd.graph.register_multi_grad_hook
+
+    @functools.wraps(plain_hook)
+    def register_multi_grad_hook(tensors: Sequence[torch.Tensor], fn: Callable, *, mode: str = "all") -> Any:
+        tensors = tuple(tensors)
+        if mode != "all" or not any(isinstance(t, ShardedParameter) for t in tensors):
+            return plain_hook(tensors, fn, mode=mode)
+        return hook_on_all(tensors, fn)
 
     @functools.wraps(plain)
     def run(*args: Any, **kwargs: Any) -> Any:
         return run_engine(plain, *args, **kwargs) if MODELS else plain(*args, **kwargs)
 
     torch.autograd._engine_run_backward = run
+    torch.autograd.graph.register_multi_grad_hook = register_multi_grad_hook
 
 
 install()

@@ -67,5 +67,18 @@ def filled(tensor: DTensor, fill: float) -> DTensor:
     local = tensor._local_tensor
     if local.shape[:1] != (0,) or tensor._spec.shape[0] == 0 or not local.is_floating_point():
         return tensor
-    row = torch.full((1, *local.shape[1:]), fill, dtype=local.dtype, device=local.device)
-    return DTensor(row, tensor._spec, requires_grad=False)
+    return ARow.apply(tensor, fill)
+
+
+class ARow(torch.autograd.Function):
+    """In the place of none. It stays in the graph: what other ranks do there in backward may need this one."""
+
+    @staticmethod
+    def forward(ctx, tensor: DTensor, fill: float) -> DTensor:
+        local = tensor._local_tensor
+        row = torch.full((1, *local.shape[1:]), fill, dtype=local.dtype, device=local.device)
+        return DTensor(row, tensor._spec, requires_grad=False)
+
+    @staticmethod
+    def backward(ctx, gradient: DTensor) -> tuple[DTensor, None]:
+        return DTensor(gradient._local_tensor[:0], gradient._spec, requires_grad=False), None

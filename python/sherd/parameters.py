@@ -24,6 +24,8 @@ class ShardedValue(DTensor):
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if meets_a_loss(getattr(function, "__name__", ""), (args, kwargs)):
+            return of_wholes(function, args, kwargs or {})
         return derived(function, args, kwargs or {})
 
     def full_tensor(self, *, grad_placements=None) -> torch.Tensor:
@@ -58,10 +60,14 @@ def derived(function, args: tuple, kwargs: dict):
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **kwargs)
     except (RuntimeError, AssertionError) as error:  # the latter where a plain tensor is written to
+        names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
+        if "Sharding propagation failed" in str(error):
+            raise FaultError(f"[shard] got parameter {names} in {getattr(function, '__name__', function)}, outside the "
+                             "forward of its unit, where each rank has some of its rows, which do not do for it; try "
+                             "full_tensor() of it, or full_parameters() around it") from error
         mixed = isinstance(error, AssertionError) and has_plain((args, kwargs))
         if "mixed torch.Tensor and DTensor" not in str(error) and not mixed:
             raise
-        names = ", ".join(f"'{name}'" for name in names_in((args, kwargs)))
         if getattr(function, "__name__", "") == "copy_":
             raise FaultError(f"[shard] got a plain tensor to copy into the sharded parameter {names}, expected a "
                              "DTensor like it; try load_full_state_dict() for a whole state, or GatheredParameters() "
@@ -84,6 +90,18 @@ ALIASES = {"detach", "__get__", "alias"}  # of all of it: state dicts and .data
 
 def has_plain(values) -> bool:
     return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() > 0 for t in tree_iter(values))
+
+
+NOT_COMPUTED = {"__get__", "__set__", "backward", "grad"}  # functions that make nothing of their arguments
+
+
+def meets_a_loss(name: str, values) -> bool:
+    """Whether a function of this name computes with a number that needs a gradient, such as a loss: it is each rank's own,
+    and DTensor would take it for the same on all."""
+    if name in NOT_COMPUTED or not torch.is_grad_enabled():
+        return False
+    return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() == 0 and t.requires_grad
+               for t in tree_iter(values))
 
 
 def gathers_uses(values) -> bool:
@@ -141,6 +159,8 @@ class ShardedParameter(DTensor):
         elif writes(name, kwargs):
             tell((*args, (kwargs or {}).get("out")), "before_write", "note_update")
         # The first looks at one parameter, the second at all.
+        if meets_a_loss(name, (args, kwargs)):
+            return of_wholes(function, args, kwargs or {})
         if gathers_uses((args, kwargs)) and has_plain((args, kwargs)):
             return of_wholes(function, args, kwargs or {})
         return derived(function, args, kwargs or {})

@@ -281,8 +281,30 @@ def hooks_on_parameters(shard):
     pair.compare_weights()
 
 
+def hook_on_many(shard):
+    """torch's register_multi_grad_hook: once a reduced backward, with the gradients of all, None where there is none."""
+    pair = Pair(Net, shard)
+    calls = {False: [], True: []}
+    names = ("embed.weight", "layers.1.up.bias", "head.weight")
+    handles = []
+    for model in (pair.plain, pair.ours):
+        parameters = dict(model.named_parameters())
+        handles.append(torch.autograd.graph.register_multi_grad_hook(
+            [parameters[name] for name in names],
+            lambda gradients, m=model is pair.ours: calls[m].append([g.detach().clone() for g in gradients])))
+    for step in range(2):
+        pair.backward(token_loss, step)
+        assert len(calls[True]) == step + 1
+        for seen, expected in zip(calls[True][-1], calls[False][-1]):
+            close(seen.to_local(), rows_of(expected, pair.rank, pair.size))
+    for handle in handles:
+        handle.remove()
+    pair.backward(token_loss, 2)
+    assert len(calls[True]) == 2
+
+
 def test_hooks_on_sharded_parameters():
-    on_both_transports(hooks_on_parameters)
+    on_both_transports(hooks_on_parameters, hook_on_many)
 
 
 def parameters_in_the_loss(shard):
@@ -307,7 +329,13 @@ def parameters_in_the_loss(shard):
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return vector_loss(model, step, rank) + 0.1 * (rank + 1) * norm
 
-    for loss in (times_input, alone, of_a_view, decay):
+    def norms(model, step, rank):
+        return vector_loss(model, step, rank) * (rank + 1) + 0.1 * sum(p.norm() for p in model.parameters())
+
+    def weighed(model, step, rank):
+        return (1 + model.out.weight.square().sum()) * vector_loss(model, step, rank)
+
+    for loss in (times_input, alone, of_a_view, decay, norms, weighed):
         pair = Pair(Smooth, shard)
         for step in range(3):  # the second adds to what is there
             pair.backward(loss, step)
