@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from . import _C
 from ._C import ConfigError
+from .causes import cause_of
 from .parameters import ShardedParameter
 from .values import root_handle_of
 
@@ -24,12 +25,38 @@ Gradients = list[torch.Tensor | None]
 MODELS: weakref.WeakSet[_C.Model] = weakref.WeakSet()  # that have run
 
 
-def run_engine(plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: bool, create_graph: bool,
-               inputs: Sequence = (), *args: Any, **kwargs: Any) -> Any:
-    """torch's own, on graphs that may have sharded models in them."""
-    models = list(MODELS)
+def run_engine(plain, outputs: Sequence, *args: Any, **kwargs: Any) -> Any:
+    """torch's own, on graphs that may have sharded models in them. Other ranks hear of an exception that ends it."""
+    models, roots = list(MODELS), [t for t in outputs if isinstance(t, torch.Tensor)]
     for model in models:
-        model.expect_backward([t for t in outputs if isinstance(t, torch.Tensor)])
+        model.expect_backward(roots)
+    try:
+        return run_expected(models, plain, outputs, *args, **kwargs)
+    except BaseException as error:
+        for model in models:
+            model.failed_in_backward(cause_of(error), functools.partial(leads_to, model, roots))
+        raise
+    finally:
+        for model in models:
+            model.end_expected()
+
+
+def leads_to(model: _C.Model, roots: Sequence[torch.Tensor]) -> bool:
+    """Whether parameters of the model are in this graph."""
+    seen, left = set(), [root.grad_fn for root in roots if root.grad_fn is not None]
+    while left:
+        node = left.pop()
+        shard = getattr(getattr(node, "variable", None), "_sherd_sharded", None)
+        if shard is not None and model_of(shard) is model:
+            return True
+        new = [following for following, _ in node.next_functions if following is not None and following not in seen]
+        seen.update(new)
+        left.extend(new)
+    return False
+
+
+def run_expected(models: Sequence[_C.Model], plain, outputs: Sequence, grad_outputs: Sequence, keep_graph: bool,
+                 create_graph: bool, inputs: Sequence = (), *args: Any, **kwargs: Any) -> Any:
     accumulates = kwargs.get("accumulate_grad", False)
     if not any(is_sharded(t) for t in inputs):
         with contextlib.nullcontext() if accumulates and not inputs else held(models):
@@ -139,8 +166,8 @@ class Handles:
 
 
 def hook_on_all(tensors: Sequence[torch.Tensor], call: Callable[[list[torch.Tensor | None]], None]) -> Handles:
-    """Calls ``call`` at the end of each backward that has given any of these a gradient, with the gradients of all, None for
-    those that have got none. Costs copies of them: sharded ones are added to what was there before that end."""
+    """Calls ``call`` at the end of each backward that has given any of these a gradient, with the gradients of all,
+    None for those that have got none. Costs copies: sharded ones are added to what was there before that end."""
     found: dict[int, list[torch.Tensor | None]] = {}  # by backward
 
     def hook_of(place: int) -> Callable[[torch.Tensor], None]:

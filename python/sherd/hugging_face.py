@@ -1,6 +1,7 @@
 """What Accelerate and transformers do differently for sharded models, under sherd.as_deepspeed."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
@@ -8,15 +9,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from . import checkpoint, distributed, gather
 from ._C import ConfigError
+from .parameters import ShardedParameter
 
 
 def initialize_gathered() -> None:
-    """transformers' own initialization of a module looks at whole parameters, as far as they are sharded already."""
+    """transformers' own initialization of a module looks at whole parameters, as far as they are sharded already. Of
+    what is whole for a time it is no collective: transformers 5's from_config gathers, and initializes on rank 0."""
     try:
         from transformers import PreTrainedModel
     except ImportError:
@@ -26,10 +30,23 @@ def initialize_gathered() -> None:
         return
 
     def _initialize_weights(self: nn.Module, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        with gather.GatheredParameters(module.parameters(recurse=False), modifier_rank=0):
+        own = [parameter for parameter in module.parameters(recurse=False) if type(parameter) is ShardedParameter]
+        with contextlib.ExitStack() as stack:
+            if own:
+                stack.enter_context(gather.GatheredParameters(own, modifier_rank=0))
+            stack.enter_context(without_draws(module))
             plain(self, module, *args, **kwargs)
 
     PreTrainedModel._initialize_weights = _initialize_weights
+
+
+def without_draws(module: nn.Module) -> contextlib.AbstractContextManager:
+    """Leaves the generators as they are where a checkpoint is to fill all of a module. transformers 4 initializes such
+    a module again if it has buffers outside of the state (GPT-2's attention): on the meta device in a plain model."""
+    parameters = list(module.parameters())
+    if not parameters or not all(getattr(parameter, "_is_hf_initialized", False) for parameter in parameters):
+        return contextlib.nullcontext()
+    return torch.random.fork_rng({parameter.device for parameter in parameters if parameter.is_cuda})
 
 
 def save_whole() -> None:

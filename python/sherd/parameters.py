@@ -96,8 +96,8 @@ NOT_COMPUTED = {"__get__", "__set__", "backward", "grad"}  # functions that make
 
 
 def meets_a_loss(name: str, values) -> bool:
-    """Whether a function of this name computes with a number that needs a gradient, such as a loss: it is each rank's own,
-    and DTensor would take it for the same on all."""
+    """Whether a function of this name computes with a number that needs a gradient, such as a loss: it is each rank's
+    own, and DTensor would take it for the same on all."""
     if name in NOT_COMPUTED or not torch.is_grad_enabled():
         return False
     return any(isinstance(t, torch.Tensor) and not isinstance(t, DTensor) and t.dim() == 0 and t.requires_grad

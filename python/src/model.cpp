@@ -94,7 +94,7 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
   model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
-                          [this] { core_->model->interrupt("an exception ended its backward"); }, with_python_types});
+                          [this] { broke_backward(); }, with_python_types});
 }
 
 Model::~Model() {
@@ -199,6 +199,24 @@ void Model::recover() {
 void Model::failed_in_forward(const std::string& unit, const std::string& cause) {
   if (failure_.empty()) failure_ = fmt::format("{} (in the forward of {} of {})", cause, title_of_unit(unit), name_);
   if (open_ == 0) core_->model->interrupt(std::exchange(failure_, {}));
+}
+
+void Model::expect_backward(const std::vector<at::Tensor>& roots) {
+  core_->model->expect_backward(roots);
+  ++expected_;
+}
+
+// Python knows why, where it has begun the backward.
+void Model::broke_backward() {
+  broken_ = expected_ > 0;
+  if (!broken_) core_->model->interrupt("an exception ended its backward");
+}
+
+void Model::failed_in_backward(const std::string& cause, const py::function& has_parameters) {
+  const bool was_in_it = std::exchange(broken_, false);
+  if (core_->model->interrupted() || !(was_in_it || has_parameters().cast<bool>())) return;
+  const py::gil_scoped_release no_gil;
+  core_->model->interrupt(fmt::format("{} (in backward of {})", cause, name_));
 }
 
 void Model::before_write() {

@@ -72,8 +72,12 @@ class Model {
   Transport& shard_transport() { return core_->model->shard_transport(); }
   Ledger& ledger() { return core_->ledger; }
 
-  /// Before a backward from these tensors.
-  void expect_backward(const std::vector<at::Tensor>& roots) { core_->model->expect_backward(roots); }
+  /// Before a backward from these tensors, until end_expected(): exceptions that end it come to failed_in_backward().
+  void expect_backward(const std::vector<at::Tensor>& roots);
+  void end_expected() { --expected_; }
+  /// An exception has ended a backward: all ranks drop the step, if the model was in it. `has_parameters`: it was to
+  /// come to the model's parameters, if it had not begun with them yet.
+  void failed_in_backward(const std::string& cause, const py::function& has_parameters);
   /// The reduced gradients of these of its parameters, for whom this rank has whole ones (or None): DTensors that no
   /// later backward touches, None for what no rank has. What .grad holds stays as it is. Collective.
   std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
@@ -134,6 +138,7 @@ class Model {
   // windows.cpp
   void make_gradients(size_t g);
   void begin_backward();
+  void broke_backward();
   void end_backward();
   bool held_elsewhere(size_t g) const;
   void renew(size_t g);
@@ -150,6 +155,8 @@ class Model {
   int replicate_;
   std::string name_;
   int open_ = 0;             // forwards under way
+  int expected_ = 0;         // backwards that Python has begun
+  bool broken_ = false;      // an exception ended such a one
   std::string failure_;      // where the exception began that is on its way out of them
   bool sees_whole_ = false;  // parameters are seen whole outside
   bool updated_ = false, aliased_ = false;

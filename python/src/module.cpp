@@ -143,6 +143,8 @@ void add_model(py::module& module) {
       .def("note_update", &Model::note_update)
       .def("settle", &Model::settle, py::call_guard<py::gil_scoped_release>())
       .def("expect_backward", &Model::expect_backward, py::arg("roots"), py::call_guard<py::gil_scoped_release>())
+      .def("end_expected", &Model::end_expected)
+      .def("failed_in_backward", &Model::failed_in_backward, py::arg("cause"), py::arg("has_parameters"))
       .def("reduce", &Model::reduce, py::arg("shards"), py::arg("gradients"))
       .def_property_readonly("gradients", &Model::gradients)
       .def("set_gradients", py::overload_cast<Gradients>(&Model::set_gradients), py::arg("gradients"),

@@ -70,13 +70,20 @@ def test_an_accelerate_program():
 
 
 def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
-    from transformers import LlamaConfig, LlamaForCausalLM
-    LlamaForCausalLM(LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                 num_attention_heads=4, num_key_value_heads=2)).save_pretrained(tmp_path)
-    plain = run_program("pretrained.py", tmp_path)
-    ours = run_program("pretrained.py", tmp_path, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
-    assert plain["plain"] and not ours["plain"]
-    assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+    llama = LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                        num_attention_heads=4, num_key_value_heads=2)
+    # transformers 4 initializes some of its modules again before it reads them.
+    gpt2 = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=16, attn_pdrop=0, embd_pdrop=0,
+                      resid_pdrop=0)
+    for config in (llama, gpt2):
+        folder = tmp_path / config.model_type
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        plain = run_program("pretrained.py", folder)
+        ours = run_program("pretrained.py", folder, ranks=2, environment={"ACCELERATE_DEEPSPEED_ZERO3_INIT": "true"})
+        assert plain["plain"] and not ours["plain"]
+        assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+        assert ours["drawn"] == plain["drawn"]
 
 
 def in_16_bits(document, model_type=None):

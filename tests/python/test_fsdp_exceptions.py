@@ -1,4 +1,5 @@
 """Exceptions in forward and backward: all ranks hear of them, and go on."""
+import contextlib
 import re
 
 import pytest
@@ -177,11 +178,42 @@ def fault_type():
     pair = Pair(trapped_net)
     pair.ours.layers[1].dropout.where = "backward" if pair.rank == 1 else None
     expected = ((ValueError, "trap in backward") if pair.rank == 1
-                else (sherd.FaultError, "rank 1 gave up: .* its backward"))
+                else (sherd.FaultError, r"rank 1 gave up: ValueError: trap in backward \(in .*line \d+: .*backward of"))
     with pytest.raises(expected[0], match=expected[1]):
         token_loss(pair.ours, 0, pair.rank).backward()
         pair.optimizers[1].step()
 
 
+def before_the_model():
+    """An exception that ends a backward before it comes to the model is the others' too; training goes on."""
+    import sherd
+    pair = Pair(Net)
+    pair.train(token_loss, 1)
+
+    def trap(_):
+        raise KeyError("in the loss")
+
+    loss = token_loss(pair.ours, 1, pair.rank)
+    if pair.rank == 1:
+        loss.register_hook(trap)
+    with pytest.raises(KeyError if pair.rank == 1 else sherd.FaultError, match="in the loss"):
+        loss.backward()
+        pair.optimizers[1].step()
+    pair.ours.zero_grad()
+    pair.train(token_loss, 2)
+    # One of a graph in which the model has no part is nobody else's.
+    other = torch.ones(3, requires_grad=True).sum()
+    if pair.rank == 0:
+        other.register_hook(trap)
+    loss = token_loss(pair.ours, 3, pair.rank)
+    with contextlib.nullcontext() if pair.rank else pytest.raises(KeyError):
+        other.backward()
+    loss.backward()
+
+
 def test_a_fault_in_backward_is_a_fault_error_with_its_cause():
-    run(2, joined, "auto", (fault_type,))
+    run(2, joined, "auto", (fault_type,), (before_the_model,))
+
+
+def test_an_exception_before_a_backward_comes_to_the_model_by_gloo():
+    run(2, joined, "gloo", (before_the_model,))

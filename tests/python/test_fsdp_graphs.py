@@ -282,7 +282,7 @@ def hooks_on_parameters(shard):
 
 
 def hook_on_many(shard):
-    """torch's register_multi_grad_hook: once a reduced backward, with the gradients of all, None where there is none."""
+    """torch's register_multi_grad_hook: once a reduced backward, with the gradients of all."""
     pair = Pair(Net, shard)
     calls = {False: [], True: []}
     names = ("embed.weight", "layers.1.up.bias", "head.weight")

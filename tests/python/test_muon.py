@@ -25,6 +25,9 @@ SHAPES = [(1, 8), (8, 1), (16, 16), (33, 70), (70, 33)]
 def torchs_in_fp32(monkeypatch):
     """torch.optim.Muon iterates in bf16; its arithmetic is to be compared, not bf16's."""
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.float().clone())
+    plain, of_2_15 = torch.Tensor.to, {"dtype": torch.bfloat16, "copy": True}
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *args, **kwargs: tensor.float().clone()
+                        if kwargs == of_2_15 else plain(tensor, *args, **kwargs))
 
 
 @pytest.mark.parametrize("options",

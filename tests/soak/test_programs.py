@@ -47,20 +47,22 @@ def inputs(venv, tmp_path_factory):
     return folder
 
 
-def run(venv, folder, *arguments, stage=None, ranks=1, timeout=600):
-    """What a program printed: by itself, under torchrun alone (stage None, two ranks) or under sherd."""
+def run(venv, folder, *arguments, stage=None, ranks=1, timeout=600, path=(), cwd=ROOT / "tests" / "soak"):
+    """What a program printed: by itself, under torchrun alone (stage None, two ranks) or under sherd. It may import
+    from the folders `path`."""
     command = [str(venv / "bin" / "python")]
     if ranks > 1:
         command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", free_port()]
     if stage is not None:
         command += ["-m", "sherd.as_deepspeed"]
-    environment = {**os.environ, "PYTHONPATH": str(BUILD / "python"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                   "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_CACHE": str(folder / "cache"),
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [BUILD / "python", *path])),
+                   "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+                   "HF_DATASETS_CACHE": str(folder / "cache"), "HF_MODULES_CACHE": str(folder / "modules"),
                    "ACCELERATE_DEEPSPEED_ZERO_STAGE": stage or "0"}
     if stage is None:
         environment["ACCELERATE_USE_CPU"] = "true"
-    done = subprocess.run([*command, *map(str, arguments)], env=environment, cwd=ROOT / "tests" / "soak",
-                          capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run([*command, *map(str, arguments)], env=environment, cwd=cwd, capture_output=True,
+                          text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-20000:]
     return done.stdout
 
