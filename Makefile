@@ -41,6 +41,7 @@ test: setup build/build.ninja
 	@cmake --build build
 	@scripts/check_layers.py
 	@scripts/check_size.py
+	@scripts/check_architecture.py
 	@$(PYTHON) -m pytest tests/python
 
 # The kernels beside torch's, reduce-scatter against its bound, a step against compute alone, growth, and sherd beside its

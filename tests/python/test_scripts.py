@@ -74,7 +74,52 @@ def test_sizes(tmp_path, file, lines, code, said):
     assert said in result.stderr if said else not result.stderr
 
 
-@pytest.mark.parametrize("script", ["check_layers.py", "check_size.py"])
+ARCHITECTURE = """
+## The files
+
+| folder | file | what |
+|---|---|---|
+| base | error, log | errors |
+| | set: one | x |
+| cli | main | y |
+
+## Python
+
+| file | what |
+|---|---|
+| units, optim | z |
+| src/module, unit | bindings |
+
+## Faults
+"""
+
+
+@pytest.mark.parametrize("more, changed, said", [
+    ([], {}, ""),
+    (["sherd/base/new.cpp"], {}, "says nothing of sherd/base/new;"),
+    (["python/sherd/new.py"], {}, "says nothing of python/sherd/new;"),
+    (["python/src/new.cpp"], {}, "says nothing of python/src/new;"),
+    ([], {"main": "main, gone"}, "names cli/gone, which is not there"),
+    ([], {"set: one": "set"}, "says nothing of sherd/base/one;"),
+])
+def test_the_tables_of_the_architecture(tmp_path, more, changed, said):
+    for file in ("sherd/base/error.h", "sherd/base/error.cpp", "sherd/base/log.h", "sherd/base/set.h",
+                 "sherd/base/one.h", "cli/main.cpp", "python/sherd/__init__.py", "python/sherd/units.py",
+                 "python/sherd/optim.py", "python/src/module.cpp", "python/src/unit.h", *more):
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    text = ARCHITECTURE
+    for old, new in changed.items():
+        text = text.replace(old, new)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "architecture.md").write_text(text)
+    result = check("check_architecture.py", tmp_path)
+    assert result.returncode == bool(said)
+    assert said in result.stderr if said else not result.stderr
+
+
+@pytest.mark.parametrize("script", ["check_layers.py", "check_size.py", "check_architecture.py"])
 def test_the_repository_passes(script):
     result = check(script, ROOT)
     assert result.returncode == 0, result.stderr
