@@ -23,8 +23,10 @@ add_library(sherd_libtorch INTERFACE)
 target_include_directories(sherd_libtorch SYSTEM INTERFACE
   ${SHERD_TORCH}/include ${SHERD_TORCH}/include/torch/csrc/api/include)
 target_link_directories(sherd_libtorch INTERFACE ${SHERD_TORCH}/lib)
+# The standard library first: torch's libraries export parts of one of their own (std::filesystem), and a program takes
+# the first that it finds; that of torch 2.11 crashes.
 target_link_libraries(sherd_libtorch INTERFACE
-  -Wl,--no-as-needed torch torch_cpu c10 -Wl,--as-needed)
+  -Wl,--no-as-needed stdc++ torch torch_cpu c10 -Wl,--as-needed)
 target_link_options(sherd_libtorch INTERFACE -Wl,-rpath,${SHERD_TORCH}/lib)
 
 # fmt, header-only, at the version that torch ships: one version in the whole program.

@@ -71,6 +71,7 @@ class Root:
                 owner._parameters[name] = seen(shard)
 
 
+@torch.inference_mode(False)
 def build(root: nn.Module) -> Root:
     """Makes the sharded model of a root and all units in it. Collective."""
     uses = Uses(root)

@@ -1,5 +1,6 @@
 #include "sherd/memory/buffer.h"
 
+#include <c10/core/InferenceMode.h>
 #include <sys/mman.h>
 
 #include "sherd/base/bytes.h"
@@ -29,7 +30,9 @@ at::Tensor map_cpu(int64_t elements, at::ScalarType type) {
 
 }  // namespace
 
+// What is taken in the first forward is written to later, whatever mode that one was in.
 at::Tensor allocate(int64_t elements, at::Device device, at::ScalarType type) {
+  const c10::InferenceMode normal(false);
   if (device.is_cpu()) return map_cpu(elements, type);
   return at::zeros({elements}, at::TensorOptions().dtype(type).device(device));
 }
@@ -55,6 +58,7 @@ void BufferPool::Loan::give_back() {
 }
 
 BufferPool::Loan BufferPool::lend(int64_t elements, at::ScalarType type) {
+  const c10::InferenceMode normal(false);
   const int64_t asked = elements;
   elements = ceil_div(bytes_of(asked, type), static_cast<int64_t>(sizeof(float)));  // kept buffers are fp32
   Loan loan;

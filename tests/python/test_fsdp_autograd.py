@@ -171,6 +171,31 @@ def test_evaluation_between_steps_and_between_forward_and_backward():
     run(2, joined, "auto", (evaluated,))
 
 
+def first_evaluated(strategy, **options):
+    """What a model takes in its first forward is written to by later ones, whatever mode that one was in."""
+    pair = Pair(Net, lambda model: shard_layers(model, strategy=strategy, **options))
+    with torch.inference_mode():
+        close(pair.ours(tokens(0, 0)), pair.plain(tokens(0, 0)))
+    pair.train(token_loss)
+
+
+@pytest.mark.parametrize("transport", ("auto", "gloo"))
+def test_training_after_an_evaluation_in_inference_mode(transport):
+    from sherd import MixedPrecisionPolicy
+    bf16 = MixedPrecisionPolicy(param_dtype=torch.bfloat16)
+    run(2, joined, transport, *((first_evaluated, strategy) for strategy in ("zero3", "zero2", "zero1", "ddp")),
+        (first_evaluated_in_bf16, bf16))
+
+
+def first_evaluated_in_bf16(policy):
+    model = shard_layers(Net(), mp_policy=policy)
+    with torch.inference_mode():
+        model(tokens(0, 0))
+    for step in range(2):
+        token_loss(model, step, 0).backward()
+        assert all(p.grad is not None for p in model.parameters())
+
+
 class Checkpointed(nn.Module):
     """Every block in a checkpoint, which is inside the unit (of the block) or around it."""
 

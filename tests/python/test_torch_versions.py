@@ -49,6 +49,15 @@ def test_another_patch_of_the_same_version_will_do():
         check(f"{HERE}9.0")
 
 
+def test_the_standard_library_is_found_before_torchs_own():
+    """libtorch exports a std::filesystem; that of 2.11 crashes."""
+    extension = next((BUILD / "python" / "sherd").glob("_C.*.so"))
+    for file in (BUILD / "sherd", extension):
+        said = subprocess.run(["readelf", "--dynamic", file], capture_output=True, text=True, check=True).stdout
+        needed = [line.partition("[")[2].rstrip("]") for line in said.splitlines() if "(NEEDED)" in line]
+        assert needed.index("libstdc++.so.6") < needed.index("libtorch.so"), (file, needed)
+
+
 @pytest.fixture
 def of_wheels(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
