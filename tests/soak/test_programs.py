@@ -118,7 +118,9 @@ def test_programs_of_ours(venv, inputs, tmp_path, program, arguments, stage):
         text = run(venv, inputs, PROGRAMS / program, *folder, rows, *arguments, **options)
         return json.loads(text.split("RESULT")[1])
 
-    plain, ours = result(8), result(4, stage=stage, ranks=2)
+    # Accelerate's schedule takes a step a rank: beside torch's DDP.
+    plain = result(4, ranks=2) if program == "accelerated.py" else result(8)
+    ours = result(4, stage=stage, ranks=2)
     if program == "trainer.py":
         for a, b in zip(ours["history"], plain["history"]):
             assert a == pytest.approx(b, rel=1e-3)
@@ -128,7 +130,5 @@ def test_programs_of_ours(venv, inputs, tmp_path, program, arguments, stage):
             assert ours[name]["losses"] == pytest.approx(expected["losses"], rel=1e-4)
             assert ours[name]["tokens"] == expected["tokens"]
             assert ours[name]["read"].keys() == expected["read"].keys()
-    elif program == "parameters_read.py":
+    else:
         assert ours["losses"] == pytest.approx(plain["losses"], rel=1e-4)
-    else:  # accumulates over other micro-batches
-        assert len(ours["losses"]) == len(plain["losses"]) // 2
