@@ -73,15 +73,34 @@ std::vector<int64_t> first_tokens(const SampleOptions& options, int64_t vocab) {
   return tokens;
 }
 
-/// Logits of the token that comes next.
-std::vector<float> next_logits(LlamaImpl& model, std::span<const int64_t> tokens) {
-  const auto seen = tokens.last(std::min<size_t>(tokens.size(), model.config().context));
-  const at::Tensor row = at::empty({1, static_cast<int64_t>(seen.size())}, at::kLong);
-  std::copy(seen.begin(), seen.end(), row.mutable_data_ptr<int64_t>());
-  const at::Tensor logits = model.logits(row).select(1, static_cast<int64_t>(seen.size()) - 1).contiguous();
-  const float* const values = logits.const_data_ptr<float>();
-  return {values, values + logits.numel()};
-}
+/// A model that reads a growing text once. Where it is longer than the context, the model starts again from the later half
+/// of what it has seen.
+class Reader {
+ public:
+  explicit Reader(LlamaImpl& model) : model_(model), cache_(model.config()) {}
+
+  /// Logits of what comes after these tokens, which begin with those of the last call.
+  std::vector<float> next_logits(std::span<const int64_t> tokens) {
+    size_t fresh = tokens.size() - known_;
+    if (fresh > static_cast<size_t>(cache_.room())) {
+      const int64_t context = model_.config().context;
+      const int64_t kept = known_ == 0 ? context : std::max<int64_t>(1, context / 2);
+      fresh = std::min(tokens.size(), static_cast<size_t>(kept));
+      cache_.clear();
+    }
+    known_ = tokens.size();
+    const at::Tensor row = at::empty({1, static_cast<int64_t>(fresh)}, at::kLong);
+    std::ranges::copy(tokens.last(fresh), row.mutable_data_ptr<int64_t>());
+    const at::Tensor logits = model_.next_logits(row, cache_).to(at::kFloat).contiguous();
+    const float* const values = logits.const_data_ptr<float>();
+    return {values, values + logits.numel()};
+  }
+
+ private:
+  LlamaImpl& model_;
+  KeyValueCache cache_;
+  size_t known_ = 0;  // tokens, of the last call
+};
 
 /// Draws from the `top_k` likeliest tokens; the same for the same seed on every machine.
 int64_t choose(const std::vector<float>& logits, const SampleOptions& options, std::mt19937_64& random) {
@@ -126,6 +145,7 @@ int run_sample_command(const SampleOptions& options) {
   const c10::InferenceMode no_gradients;
   Llama model = load_model(options.run);
   std::vector<int64_t> tokens = first_tokens(options, model->config().vocab);
+  Reader reader(*model);
   std::mt19937_64 random(options.seed);
   VisibleText text;
   std::string separator;
@@ -140,7 +160,7 @@ int run_sample_command(const SampleOptions& options) {
   };
   for (const int64_t token : tokens) show(token);
   for (int64_t written = 0; written < options.max_tokens; ++written) {
-    tokens.push_back(choose(next_logits(*model, tokens), options, random));
+    tokens.push_back(choose(reader.next_logits(tokens), options, random));
     show(tokens.back());
   }
   fmt::print("{}\n", text.finish());

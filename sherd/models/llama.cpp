@@ -30,11 +30,12 @@ at::Tensor rotary_table(const LlamaConfig& config) {
   return at::stack({angle.cos(), angle.sin()});
 }
 
-// What is added to the scores of queries (rows) and keys: -inf for keys that come later, or `window` or more before.
-at::Tensor window_mask(int64_t time, int64_t window, const at::TensorOptions& options) {
-  const auto seen = at::ones({time, time}, options.dtype(at::kBool));
-  const auto hidden = seen.tril().triu_(1 - window).logical_not_();
-  return at::zeros({time, time}, options).masked_fill_(hidden, -HUGE_VAL);
+// What is added to the scores of queries (rows), the last of `all` tokens, and keys: -inf for keys that come later, or
+// `window` or more before.
+at::Tensor window_mask(int64_t time, int64_t all, int64_t window, const at::TensorOptions& options) {
+  const auto seen = at::ones({time, all}, options.dtype(at::kBool));
+  const auto hidden = seen.tril(all - time).triu_(all - time + 1 - window).logical_not_();
+  return at::zeros({time, all}, options).masked_fill_(hidden, -HUGE_VAL);
 }
 
 }  // namespace
@@ -57,15 +58,33 @@ LlamaAttentionImpl::LlamaAttentionImpl(const LlamaConfig& config)
   o_proj_ = projection("o_proj", config.dim, heads_ * head_dim_, Bias::no);
 }
 
+LlamaAttentionImpl::Heads LlamaAttentionImpl::project(const at::Tensor& x, const at::Tensor& rope) const {
+  const auto made = linears(x, {q_proj_->linear(), k_proj_->linear(), v_proj_->linear()});
+  // As attention wants them: views, and so is what comes back.
+  const auto heads = [&](const at::Tensor& y) { return y.unflatten(-1, {-1, head_dim_}).transpose(1, 2); };
+  return {heads(rotate_halves(made[0], rope)), heads(rotate_halves(made[1], rope)), heads(made[2])};
+}
+
+// Without a mask, as many queries as keys see what came before them; a single one sees all.
+at::Tensor LlamaAttentionImpl::attend(const Heads& made, const std::optional<at::Tensor>& mask) const {
+  const bool causal = !mask && made.queries.size(2) == made.keys.size(2);
+  const auto y = at::scaled_dot_product_attention(made.queries, made.keys, made.values, mask, 0.0, causal, {},
+                                                  /*enable_gqa=*/heads_ != kv_heads_);
+  return linear(y.transpose(1, 2).flatten(-2), o_proj_->linear());
+}
+
 at::Tensor LlamaAttentionImpl::forward(const at::Tensor& x, const at::Tensor& rope,
                                        const std::optional<at::Tensor>& mask) {
-  const auto made = linears(x, {q_proj_->linear(), k_proj_->linear(), v_proj_->linear()});
-  // [batch, heads, time, head_dim], as attention wants them: views, and so is what comes back.
-  const auto heads = [&](const at::Tensor& y) { return y.unflatten(-1, {-1, head_dim_}).transpose(1, 2); };
-  const auto y = at::scaled_dot_product_attention(heads(rotate_halves(made[0], rope)),
-                                                  heads(rotate_halves(made[1], rope)), heads(made[2]), mask, 0.0,
-                                                  /*is_causal=*/!mask, {}, /*enable_gqa=*/heads_ != kv_heads_);
-  return linear(y.transpose(1, 2).flatten(-2), o_proj_->linear());
+  return attend(project(x, rope), mask);
+}
+
+at::Tensor LlamaAttentionImpl::extend(const at::Tensor& x, const at::Tensor& rope,
+                                      const std::optional<at::Tensor>& mask, int64_t seen, BlockCache& cache) {
+  Heads made = project(x, rope);
+  cache.add(made.keys, made.values);
+  made.keys = cache.last_keys(seen);
+  made.values = cache.last_values(seen);
+  return attend(made, mask);
 }
 
 LlamaMlpImpl::LlamaMlpImpl(const LlamaConfig& config)
@@ -90,9 +109,19 @@ LlamaBlockImpl::LlamaBlockImpl(const LlamaConfig& config)
       self_attn_(register_module("self_attn", std::make_shared<LlamaAttentionImpl>(config))),
       mlp_(register_module("mlp", std::make_shared<LlamaMlpImpl>(config))) {}
 
-at::Tensor LlamaBlockImpl::forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask) {
-  const auto attended = x + self_attn_->forward(rms_norm(x, input_layernorm_->weight, norm_eps_), rope, mask);
+template <typename Attention>
+at::Tensor LlamaBlockImpl::run(const at::Tensor& x, const Attention& attention) {
+  const auto attended = x + attention(rms_norm(x, input_layernorm_->weight, norm_eps_));
   return attended + mlp_->forward(rms_norm(attended, post_attention_layernorm_->weight, norm_eps_));
+}
+
+at::Tensor LlamaBlockImpl::forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask) {
+  return run(x, [&](const at::Tensor& normed) { return self_attn_->forward(normed, rope, mask); });
+}
+
+at::Tensor LlamaBlockImpl::extend(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask,
+                                  int64_t seen, BlockCache& cache) {
+  return run(x, [&](const at::Tensor& normed) { return self_attn_->extend(normed, rope, mask, seen, cache); });
 }
 
 std::shared_ptr<LlamaBlockImpl> plain_llama_block(const LlamaConfig& config) {
@@ -127,7 +156,7 @@ at::Tensor LlamaImpl::hidden(const at::Tensor& tokens) {
   auto x = at::embedding(embed_tokens_->weight, tokens);
   std::optional<at::Tensor> mask;
   if (config_.window > 0 && tokens.size(1) > config_.window)
-    mask = window_mask(tokens.size(1), config_.window, x.options());
+    mask = window_mask(tokens.size(1), tokens.size(1), config_.window, x.options());
   for (size_t i = 0; i < blocks_.size(); ++i) {
     const bool windowed = config_.window_of(static_cast<int64_t>(i)) > 0;
     x = blocks_[i]->forward(x, rope, windowed ? mask : std::nullopt);
@@ -136,6 +165,26 @@ at::Tensor LlamaImpl::hidden(const at::Tensor& tokens) {
 }
 
 at::Tensor LlamaImpl::logits(const at::Tensor& tokens) { return at::linear(hidden(tokens), head_weight()); }
+
+at::Tensor LlamaImpl::next_logits(const at::Tensor& tokens, KeyValueCache& cache) {
+  const int64_t time = tokens.size(1), before = cache.length(), all = before + time;
+  if (tokens.dim() != 2 || time == 0 || time > cache.room())
+    config_error("model", "got tokens of shape [{}], expected [batch, time] with time from 1 to {}, what is left of the "
+                 "model's context", fmt::join(tokens.sizes(), ", "), cache.room());
+  const auto rope = rope_.narrow(1, before, time);
+  auto x = at::embedding(embed_tokens_->weight, tokens);
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    const int64_t window = config_.window_of(static_cast<int64_t>(i));
+    // One token sees the last ones, all of them; several need a mask, but for the first, which are as in forward.
+    const int64_t seen = window > 0 ? std::min(all, time - 1 + window) : all;
+    std::optional<at::Tensor> mask;
+    if (time > 1 && (before > 0 || (window > 0 && all > window)))
+      mask = window_mask(time, seen, window > 0 ? window : all, x.options());
+    x = blocks_[i]->extend(x, rope, mask, seen, cache.block(i));
+  }
+  const auto last = rms_norm(x.select(1, time - 1).contiguous(), norm_->weight, config_.norm_eps);
+  return at::linear(last, head_weight());
+}
 
 at::Tensor LlamaImpl::loss(const at::Tensor& tokens, const at::Tensor& targets, double scale) {
   return linear_cross_entropy(hidden(tokens).flatten(0, 1), head_weight(), targets.flatten(), scale);

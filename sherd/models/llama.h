@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "sherd/models/key_value_cache.h"
 #include "sherd/models/linear.h"
 #include "sherd/models/llama_config.h"
 
@@ -32,8 +33,18 @@ class LlamaAttentionImpl : public torch::nn::Module {
  public:
   explicit LlamaAttentionImpl(const LlamaConfig& config);
   at::Tensor forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask);
+  /// The same of tokens that follow those in the cache, to which their keys and values are added. They see the last
+  /// `seen` tokens, themselves included; `mask` [time, seen] may hide some of them from some.
+  at::Tensor extend(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask, int64_t seen,
+                    BlockCache& cache);
 
  private:
+  struct Heads {
+    at::Tensor queries, keys, values;  // [batch, heads, time, head_dim]
+  };
+  Heads project(const at::Tensor& x, const at::Tensor& rope) const;
+  at::Tensor attend(const Heads& made, const std::optional<at::Tensor>& mask) const;
+
   int64_t heads_, kv_heads_, head_dim_;
   std::shared_ptr<WeightModule> q_proj_, k_proj_, v_proj_, o_proj_;
 };
@@ -53,8 +64,13 @@ class LlamaBlockImpl : public torch::nn::Module {
  public:
   explicit LlamaBlockImpl(const LlamaConfig& config);
   virtual at::Tensor forward(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask);
+  /// Of tokens that follow those in the cache: as for attention.
+  at::Tensor extend(const at::Tensor& x, const at::Tensor& rope, const std::optional<at::Tensor>& mask, int64_t seen,
+                    BlockCache& cache);
 
  private:
+  template <typename Attention>
+  at::Tensor run(const at::Tensor& x, const Attention& attention);
   double norm_eps_;
   std::shared_ptr<WeightModule> input_layernorm_, post_attention_layernorm_;
   std::shared_ptr<LlamaAttentionImpl> self_attn_;
@@ -79,6 +95,10 @@ class LlamaImpl : public torch::nn::Module {
 
   /// [batch, time, vocab], whole.
   at::Tensor logits(const at::Tensor& tokens);
+
+  /// [batch, vocab]: of what follows the last of these tokens, which follow those in the cache and are added to it; a
+  /// plain model's, not a sharded one's. Throws ConfigError where the cache has no room for them.
+  at::Tensor next_logits(const at::Tensor& tokens, KeyValueCache& cache);
 
   /// scale * sum over targets of the cross entropy, 0-d; targets of -100 are ignored. Never makes whole logits.
   at::Tensor loss(const at::Tensor& tokens, const at::Tensor& targets, double scale);

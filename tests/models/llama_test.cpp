@@ -222,6 +222,34 @@ TEST(Llama, WindowsLimitWhatATokenSees) {
   EXPECT_EQ(names.count("aten::_scaled_dot_product_flash_attention_for_cpu_backward"), 1U);
 }
 
+// Written token by token, or in pieces, a text has the logits that it has at once.
+TEST(Llama, ACacheChangesNoLogits) {
+  auto config = odd_config(OutputHead::untied);
+  const at::NoGradGuard no_grad;
+  const auto tokens = some_tokens(2, config.context, config.vocab);
+  for (const int64_t window : {0, 4}) {
+    config.window = window;
+    if (window > 0) config.architecture = Architecture::qwen2;
+    if (window > 0) config.windowed_layers = {true, false, true};
+    Llama model(config);
+    materialize(*model, seeded_normal(1, 0.2));
+    const auto expected = model->logits(tokens);
+    for (const std::vector<int64_t>& pieces : {std::vector<int64_t>{1}, {config.context}, {3, 7, 2}, {11, 1, 1}}) {
+      KeyValueCache cache(config);
+      for (size_t i = 0; cache.room() > 0; ++i) {
+        const int64_t first = cache.length(), count = std::min(pieces[i % pieces.size()], cache.room());
+        const auto logits = model->next_logits(tokens.narrow(1, first, count), cache);
+        const auto off = (logits - expected.select(1, first + count - 1)).abs().max().item<float>();
+        EXPECT_LT(off, 3e-5F) << "window " << window << ", " << count << " tokens after " << first;
+      }
+      EXPECT_THROW(model->next_logits(tokens.narrow(1, 0, 1), cache), ConfigError);
+      cache.clear();
+      const auto again = model->next_logits(tokens.narrow(1, 0, 5), cache);
+      EXPECT_LT((again - expected.select(1, 4)).abs().max().item<float>(), 1e-5F);
+    }
+  }
+}
+
 TEST(Llama, AQwen2HasBiasesThatStartAtZeroAndLearn) {
   auto config = odd_config(OutputHead::tied);
   config.architecture = Architecture::qwen2;
