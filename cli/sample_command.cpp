@@ -73,8 +73,8 @@ std::vector<int64_t> first_tokens(const SampleOptions& options, int64_t vocab) {
   return tokens;
 }
 
-/// A model that reads a growing text once. Where it is longer than the context, the model starts again from the later half
-/// of what it has seen.
+/// A model that reads a growing text once; where it is longer than the context, its last tokens anew for each more, for
+/// what they were made of is no longer seen.
 class Reader {
  public:
   explicit Reader(LlamaImpl& model) : model_(model), cache_(model.config()) {}
@@ -83,10 +83,8 @@ class Reader {
   std::vector<float> next_logits(std::span<const int64_t> tokens) {
     size_t fresh = tokens.size() - known_;
     if (fresh > static_cast<size_t>(cache_.room())) {
-      const int64_t context = model_.config().context;
-      const int64_t kept = known_ == 0 ? context : std::max<int64_t>(1, context / 2);
-      fresh = std::min(tokens.size(), static_cast<size_t>(kept));
       cache_.clear();
+      fresh = std::min(tokens.size(), static_cast<size_t>(cache_.room()));
     }
     known_ = tokens.size();
     const at::Tensor row = at::empty({1, static_cast<int64_t>(fresh)}, at::kLong);
