@@ -81,12 +81,11 @@ class Reader {
 
   /// Logits of what comes after these tokens, which begin with those of the last call.
   std::vector<float> next_logits(std::span<const int64_t> tokens) {
-    size_t fresh = tokens.size() - known_;
+    size_t fresh = tokens.size() - static_cast<size_t>(cache_.length());
     if (fresh > static_cast<size_t>(cache_.room())) {
       cache_.clear();
       fresh = std::min(tokens.size(), static_cast<size_t>(cache_.room()));
     }
-    known_ = tokens.size();
     const at::Tensor row = at::empty({1, static_cast<int64_t>(fresh)}, at::kLong);
     std::ranges::copy(tokens.last(fresh), row.mutable_data_ptr<int64_t>());
     const at::Tensor logits = model_.next_logits(row, cache_).to(at::kFloat).contiguous();
@@ -96,8 +95,7 @@ class Reader {
 
  private:
   LlamaImpl& model_;
-  KeyValueCache cache_;
-  size_t known_ = 0;  // tokens, of the last call
+  KeyValueCache cache_;  // of all tokens of the last call, or full
 };
 
 /// Draws from the `top_k` likeliest tokens; the same for the same seed on every machine.

@@ -33,8 +33,9 @@ def run_engine(plain, outputs: Sequence, *args: Any, **kwargs: Any) -> Any:
     try:
         return run_expected(models, plain, outputs, *args, **kwargs)
     except BaseException as error:
+        cause = cause_of(error)
         for model in models:
-            model.failed_in_backward(cause_of(error), functools.partial(leads_to, model, roots))
+            model.failed_in_backward(cause, functools.partial(leads_to, model, roots))
         raise
     finally:
         for model in models:

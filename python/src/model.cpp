@@ -93,8 +93,8 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
   model.publish();
   for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
-  model.observe_backward({[this] { begin_backward(); }, [this] { end_backward(); },
-                          [this] { broke_backward(); }, with_python_types});
+  model.observe_backward(
+      {[this] { begin_backward(); }, [this] { end_backward(); }, [this] { broke_backward(); }, with_python_types});
 }
 
 Model::~Model() {

@@ -7,9 +7,7 @@ namespace sherd {
 void BlockCache::add(const at::Tensor& keys, const at::Tensor& values) {
   const int64_t time = keys.size(2);
   if (!keys_.defined()) {
-    const auto make = [&] {
-      return at::empty({keys.size(0), keys.size(1), context_, keys.size(3)}, keys.options());
-    };
+    const auto make = [&] { return at::empty({keys.size(0), keys.size(1), context_, keys.size(3)}, keys.options()); };
     keys_ = make();
     values_ = make();
   }

@@ -167,10 +167,12 @@ at::Tensor LlamaImpl::hidden(const at::Tensor& tokens) {
 at::Tensor LlamaImpl::logits(const at::Tensor& tokens) { return at::linear(hidden(tokens), head_weight()); }
 
 at::Tensor LlamaImpl::next_logits(const at::Tensor& tokens, KeyValueCache& cache) {
+  if (tokens.dim() != 2 || tokens.size(1) == 0 || tokens.size(1) > cache.room())
+    config_error("model",
+                 "got tokens of shape [{}], expected [batch, time] with time from 1 to {}, what is left of the "
+                 "model's context",
+                 fmt::join(tokens.sizes(), ", "), cache.room());
   const int64_t time = tokens.size(1), before = cache.length(), all = before + time;
-  if (tokens.dim() != 2 || time == 0 || time > cache.room())
-    config_error("model", "got tokens of shape [{}], expected [batch, time] with time from 1 to {}, what is left of the "
-                 "model's context", fmt::join(tokens.sizes(), ", "), cache.room());
   const auto rope = rope_.narrow(1, before, time);
   auto x = at::embedding(embed_tokens_->weight, tokens);
   for (size_t i = 0; i < blocks_.size(); ++i) {
