@@ -116,7 +116,7 @@ class Precision:
         self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce,
                                            cast_forward_inputs=cast_inputs) if self.mixed else None
         self.master = master if self.mixed else "nearest"
-        self.scaler = scaler_of(loss_scale, torch.float16 in (compute, reduce))
+        self.loss_scale = scale_options(loss_scale, torch.float16 in (compute, reduce))
 
     def prepare(self, model: nn.Module) -> dict[str, Any]:
         """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""
@@ -132,12 +132,12 @@ class Precision:
         return {"mp_policy": self.policy, "uncast_params": uncast}
 
 
-def scaler_of(settings: Any, fp16: bool) -> _C.LossScaler | None:
+def scale_options(settings: Any, fp16: bool) -> dict | None:
     """Of "auto", null, a number or a section."""
     if settings is None or (settings == "auto" and not fp16):
         return None
     if settings == "auto":
-        return _C.LossScaler()
+        return {}
     if isinstance(settings, dict):
-        return _C.LossScaler(**settings)
-    return _C.LossScaler(dynamic=False, initial=float(settings), minimum=min(1.0, float(settings)))
+        return settings
+    return {"dynamic": False, "initial": float(settings), "minimum": min(1.0, float(settings))}

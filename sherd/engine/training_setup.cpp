@@ -9,6 +9,7 @@
 #include "sherd/data/step_plan.h"
 #include "sherd/data/target_rules.h"
 #include "sherd/models/initializer.h"
+#include "sherd/optim/rule_table.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/unit.h"
 
@@ -66,7 +67,7 @@ std::shared_ptr<const TokenSource> open_source(const TrainConfig& config, int64_
 
 UpdateRuleOptions update_options(const OptimizerConfig& config) {
   const auto kind = update_kind(config.rule());
-  if (kind != UpdateRuleOptions::Kind::sgd) return {.kind = kind};
+  if (!rule_entry(kind).takes("momentum")) return {.kind = kind};
   return {kind, config.momentum, config.nesterov ? Nesterov::yes : Nesterov::no};
 }
 
@@ -222,8 +223,8 @@ TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan s
                              SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});
   if (setup.validation && config.eval_every > 0 && count_targets(*setup.data.validation, *setup.validation, 0) == 0)
     setup.warnings.push_back("warning: the validation rows have no targets: their loss is 0");
-  setup.schedule = schedule_options(config);
   setup.engine = engine_options(config);
+  setup.engine.schedule = schedule_options(config);
   setup.engine.device = device;
   const PrecisionPolicy policy = precision_policy(config.precision);
   setup.engine.precision = resolve(policy, device);
