@@ -21,8 +21,10 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from . import _C
-from ._C import ConfigError
-from ._C import clip_scale  # noqa: F401 names of this module too
+from ._C import (
+    ConfigError,
+    clip_scale,  # noqa: F401 names of this module too
+)
 from .clipping import clip_grad_norm_, gradient_norm  # noqa: F401
 from .rows import is_whole, local, over_rows, own_rows
 from .units import HELD

@@ -83,7 +83,7 @@ OptimGroup optim_group(const GroupConfig& config, const Hyperparameters& default
 
 PrecisionPolicy precision_policy(const PrecisionConfig& config) {
   PrecisionPolicy policy{config.compute, config.storage, config.reduce, config.master};
-  if (config.norms == "compute") policy.fp32_names.clear();
+  if (config.norms == "compute") policy.norms = Norms::compute;
   return policy;
 }
 
