@@ -133,8 +133,7 @@ void add_table(py::module& module) {
       .def_property_readonly("meaning", [](const RuleEntry& entry) { return std::string(entry.meaning); })
       .def_readonly("options", &RuleEntry::options)
       .def_property_readonly(
-          "eight_bits",
-          [](const RuleEntry& entry) { return entry.moments == RuleEntry::Moments::fp32_or_eight_bits; })
+          "eight_bits", [](const RuleEntry& entry) { return entry.moments == RuleEntry::Moments::fp32_or_eight_bits; })
       .def_property_readonly("counts_steps",
                              [](const RuleEntry& entry) { return entry.steps == RuleEntry::Steps::counted; });
   module.def("update_rules", [] {
@@ -145,7 +144,8 @@ void add_table(py::module& module) {
 }
 
 void add_rule(py::module& module) {
-  py::class_<OwnedShard, std::shared_ptr<OwnedShard>>(module, "OwnedShard", "Rows of a parameter that this rank updates.")
+  py::class_<OwnedShard, std::shared_ptr<OwnedShard>>(module, "OwnedShard",
+                                                      "Rows of a parameter that this rank updates.")
       .def(py::init(&make_shard), py::arg("fqn"), py::arg("unit"), py::arg("sizes"), py::arg("first_row"),
            py::arg("ranks"), py::arg("local"))
       .def_readonly("fqn", &OwnedShard::fqn)
@@ -184,8 +184,8 @@ void add_rule(py::module& module) {
            py::arg("momentum"), py::arg("nesterov"), py::arg("match_adamw"), py::arg("iterations"), py::arg("products"))
       .def(
           "update_matrices",
-          [](const MuonRule& rule, Model* model, const std::vector<Piece>& pieces,
-             double lr, double weight_decay, int64_t step, double gradient_scale, const std::string& master) {
+          [](const MuonRule& rule, Model* model, const std::vector<Piece>& pieces, double lr, double weight_decay,
+             int64_t step, double gradient_scale, const std::string& master) {
             update_matrices(rule, model, pieces, {.lr = lr, .weight_decay = weight_decay}, {step, 1.0, gradient_scale},
                             master_named(master));
           },
@@ -198,7 +198,8 @@ void add_rule(py::module& module) {
   module.def("scale_all", &scale_all, "Multiplies tensors in place.", py::arg("tensors"), py::arg("scale"),
              py::call_guard<py::gil_scoped_release>());
   module.def("named_as_norm", &named_as_norm, py::arg("module"), py::arg("class_name"));
-  module.def("check_master", [](const std::string& name) { master_named(name); }, py::arg("name"));
+  module.def(
+      "check_master", [](const std::string& name) { master_named(name); }, py::arg("name"));
   module.def("clip_scale", &clip_scale, "What gradients of this norm are multiplied with.", py::arg("norm"),
              py::arg("largest"));
 }

@@ -27,9 +27,9 @@ enum class Norms { fp32, compute };
 /// What a user asks for; what is left open follows from the rest.
 struct PrecisionPolicy {
   std::string compute = "fp32";  // fp32, bf16, fp16, or auto: the storage type where this machine multiplies it
-  std::optional<std::string> storage = {};           // of compute; auto: bf16
-  std::optional<std::string> reduce = {};            // fp32
-  std::optional<std::string> master = {};            // fp32, split, none; bf16: split, fp16: fp32
+  std::optional<std::string> storage = {};  // of compute; auto: bf16
+  std::optional<std::string> reduce = {};   // fp32
+  std::optional<std::string> master = {};   // fp32, split, none; bf16: split, fp16: fp32
   Norms norms = Norms::fp32;
 };
 
