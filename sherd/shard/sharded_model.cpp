@@ -4,7 +4,7 @@
 
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
-#include "sherd/optim/optim_groups.h"
+#include "sherd/base/glob.h"
 #include "sherd/shard/discover.h"
 
 namespace sherd {
