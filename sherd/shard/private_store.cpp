@@ -11,9 +11,6 @@ namespace {
 
 constexpr size_t kRingSlots = 2;
 
-// Transports move fp32; a shard is a multiple of 16 elements.
-at::Tensor on_the_way(const at::Tensor& tensor) { return tensor.view(at::kFloat); }
-
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
   std::vector<int> all(static_cast<size_t>(transport.size()));
@@ -132,8 +129,7 @@ void PrivateStore::begin_unshard(size_t g) {
     group.loan = unsharded_.lend(where.whole_elements, type);
   }
   group.received = communication_.lend(where.shard_elements * transport_.size(), type);
-  group.gather =
-      transport_.all_gather(on_the_way(mine), on_the_way(group.received.tensor()), title_of_unit(where.unit));
+  group.gather = transport_.all_gather(mine, group.received.tensor(), title_of_unit(where.unit));
   group.whole = Whole::in_flight;
 }
 
@@ -204,8 +200,7 @@ void PrivateStore::contribute(size_t g) {
   const at::Tensor slot = slot_tensor(g);
   if (transport_.size() > 1) {
     group.exchanged = communication_.lend(slot.numel(), slot.scalar_type());
-    group.exchange =
-        transport_.all_to_all(on_the_way(slot), on_the_way(group.exchanged.tensor()), title_of_unit(layout(g).unit));
+    group.exchange = transport_.all_to_all(slot, group.exchanged.tensor(), title_of_unit(layout(g).unit));
   }
   group.outstanding = true;
   if (!group.dedicated.tensor.defined()) ring_.push_back(g);
@@ -230,8 +225,7 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   group.sent = communication_.lend(piece, mine.scalar_type());
   group.sent.tensor().copy_(mine);
   group.exchanged.give_back();
-  group.spread =
-      transport_.all_gather(on_the_way(group.sent.tensor()), on_the_way(group.gradient), title_of_unit(layout(g).unit));
+  group.spread = transport_.all_gather(group.sent.tensor(), group.gradient, title_of_unit(layout(g).unit));
   spreading_.push_back(g);
   if (spreading_.size() > kRingSlots) finish_oldest_spreading();
   return true;
@@ -266,8 +260,7 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sums = communication_.lend(piece * replicas, type);
-  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit))
-      .wait();
+  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round, groups_[g].divisor);

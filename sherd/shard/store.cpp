@@ -26,12 +26,12 @@ bool GroupPlan::set_roles(Roles wanted) {
 }
 
 std::unique_ptr<Store> make_store(StoreTransports transports, Ledger& ledger, StorePlan plan) {
-  if (HostSegment* host = transports.shard->host_segment()) {
-    SHERD_CHECK(transports.replicas == nullptr);  // On one host there is one copy, whatever the mesh.
+  if (transports.shard->topology().one_memory()) {
+    SHERD_CHECK(transports.replicas == nullptr);  // There is one copy, whatever the mesh.
     if (!plan.device.is_cpu())
       config_error("transport", "got 'host' with parameters on {}, expected cpu; try transport gloo",
                    plan.device.str());
-    return std::make_unique<SharedStore>(*host, ledger, std::move(plan));
+    return std::make_unique<SharedStore>(transports.shard->host_memory(), ledger, std::move(plan));
   }
   return std::make_unique<PrivateStore>(std::move(transports), ledger, std::move(plan));
 }

@@ -101,7 +101,7 @@ TEST(Connect, AutoAndHostTakeTheHostSegmentAndGlooTakesGloo) {
     run_worlds(3, plain, [&](const World& world) {
       const auto transport = connect(world, kind);
       EXPECT_EQ(transport->name(), name);
-      EXPECT_EQ(transport->host_segment() != nullptr, name == "host");
+      EXPECT_EQ(transport->topology().one_memory(), name == "host");
       EXPECT_EQ(transport->exchange(std::array{world.rank + 0.5}), (std::vector{0.5, 1.5, 2.5}));
     });
 }

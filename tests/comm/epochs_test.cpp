@@ -61,7 +61,7 @@ TEST(GroupEpochsTest, ASlotIsReusedOnlyAfterAllHaveReducedIt) {
   constexpr uint64_t kRounds = 1000;
   for (const int ranks : {2, 3, 4}) {
     run_ranks(ranks, Kind::host, [ranks](Transport& transport) {
-      HostSegment& host = *transport.host_segment();
+      HostSegment& host = transport.host_memory();
       const auto n = static_cast<size_t>(ranks);
       const SharedMemory lines_memory = host.share(ranks * static_cast<int64_t>(sizeof(GroupEpochs)), ranks - 1);
       const Mapping lines_mapping = lines_memory.map_writable(0, lines_memory.bytes());

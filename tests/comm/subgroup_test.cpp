@@ -64,7 +64,7 @@ TEST_P(SubgroupTest, EveryPartitionWorksAllItsGroupsAtOnce) {
       const auto members = part_of(n, me, part);
       const auto group = transport->subgroup(members);
       EXPECT_EQ(group->name(), members.size() == 1 ? "solo" : transport->name());
-      EXPECT_EQ(group->host_segment() != nullptr, group->name() == "host");
+      EXPECT_EQ(group->topology().one_memory(), group->name() == "host");
       for (int round = 0; round < 3; ++round) {
         expect_group(*group, members, me, ++salt);
         EXPECT_EQ(transport->exchange({}).size(), 0) << "and the whole between";

@@ -91,7 +91,7 @@ TEST_P(Stores, OwnersAreThisRankOrAll) {
   for_each_store([](Transport& transport, Store& store, const StorePlan& plan) {
     std::vector<int> all(static_cast<size_t>(transport.size()));
     std::iota(all.begin(), all.end(), 0);
-    const bool everything = plan.strategy.optimizer == Spread::whole && transport.host_segment() == nullptr;
+    const bool everything = plan.strategy.optimizer == Spread::whole && !transport.topology().one_memory();
     EXPECT_EQ(store.owned(), everything ? all : std::vector<int>{transport.rank()});
   });
 }
@@ -295,7 +295,7 @@ TEST_P(Stores, HoldWhatTheStrategySays) {
       const std::vector<double> all = transport.exchange(std::array{bytes});
       const double sum = std::accumulate(all.begin(), all.end(), 0.0);
       const bool spread = strategy.parameters == Spread::sharded && ranks > 1;
-      if (transport.host_segment() != nullptr) {
+      if (transport.topology().one_memory()) {
         EXPECT_EQ(sum, static_cast<double>(4 * elements)) << "one copy of everything";
       } else {
         EXPECT_EQ(sum, static_cast<double>(4 * ranks * (spread ? shard : whole)));
