@@ -25,12 +25,14 @@ void Control::resume() {
   if (standing_->interrupted) recover();
 }
 
-void Control::adopt(Control& member) const {
+void Control::adopt(Control& member) {
   member.standing_ = standing_;
   member.speaker_ = speaker_;
+  member.keeper_ = keeper();
 }
 
 void Control::take_over(Control& part) {
+  speaker_ = this;
   part.standing_ = standing_;
   part.speaker_ = this;
 }

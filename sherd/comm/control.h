@@ -53,9 +53,11 @@ class Control : public Messages {
   void heard_abort() { standing_->interrupted = true; }
 
   /// Makes `member` one of this one's family.
-  void adopt(Control& member) const;
-  /// The same for parts of this one: it aborts and recovers for the whole family, whichever member is asked to.
+  void adopt(Control& member);
+  /// The same for a part of this one, which from then on aborts and recovers for the family, whoever is asked to.
   void take_over(Control& part);
+  /// What lives as long as any member does; null where each lives by itself.
+  virtual std::shared_ptr<void> keeper() { return keeper_; }
   // Of a part, for that.
   static void tell_abort(Control& part, std::string_view cause) noexcept { part.tell_abort(cause); }
   static void run_recovery(Control& part) { part.run_recovery(); }
@@ -73,6 +75,7 @@ class Control : public Messages {
 
   std::shared_ptr<Standing> standing_ = std::make_shared<Standing>();
   Control* speaker_ = nullptr;  // who aborts and recovers for the family; null: each member can
+  std::shared_ptr<void> keeper_;
 };
 
 }  // namespace sherd

@@ -72,6 +72,10 @@ class Messages {
   virtual void run_exchange(const Part& mine, std::span<std::byte> all) = 0;
   /// What the exchange under way is for.
   std::string_view purpose() const { return purpose_; }
+  /// This one's exchange under way, by another's means.
+  void exchange_over(Messages& other, const Part& mine, std::span<std::byte> all) const {
+    other.exchange_part(mine, all, purpose_);
+  }
 
  private:
   void exchange_part(const Part& mine, std::span<std::byte> all, std::string_view purpose);

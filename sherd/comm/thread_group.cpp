@@ -101,8 +101,9 @@ struct ThreadGroup::Shared {
 class ThreadGroup::ThreadTransport : public Transport {
  public:
   using Shared = ThreadGroup::Shared;
-  ThreadTransport(std::shared_ptr<Shared> shared, std::shared_ptr<Shared::Circle> circle, int rank, int rank_of_all)
-      : Transport(rank, Topology::one_host(static_cast<int>(circle->offers.size()), Topology::Memory::separate)),
+  ThreadTransport(std::shared_ptr<Shared> shared, std::shared_ptr<Shared::Circle> circle, int rank, int rank_of_all,
+                  Topology topology)
+      : Transport(rank, std::move(topology)),
         shared_(std::move(shared)),
         circle_(std::move(circle)),
         rank_of_all_(rank_of_all) {}
@@ -149,7 +150,8 @@ class ThreadGroup::ThreadTransport : public Transport {
     // The first rank says how often these ranks have been asked for: the others ask as often.
     const std::string list = fmt::format("{}", fmt::join(ranks, ","));
     const std::string name = fmt::format("{} {} {}", static_cast<const void*>(circle_.get()), list, ++subgroups_[list]);
-    return std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_);
+    return std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_,
+                                             topology().among(ranks));
   }
 
   void tell_abort(std::string_view cause) noexcept override {
@@ -260,7 +262,8 @@ ThreadGroup::ThreadGroup(int size, std::chrono::milliseconds timeout)
 ThreadGroup::~ThreadGroup() = default;
 std::unique_ptr<Transport> ThreadGroup::transport(int rank) {
   auto circle = shared_->join("all", static_cast<size_t>(shared_->size));
-  return std::make_unique<ThreadTransport>(shared_, std::move(circle), rank, rank);
+  return std::make_unique<ThreadTransport>(shared_, std::move(circle), rank, rank,
+                                           Topology::one_host(shared_->size, Topology::Memory::separate));
 }
 
 }  // namespace sherd

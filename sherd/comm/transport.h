@@ -35,6 +35,8 @@ class Transport : public Control, public Collectives {
 
  protected:
   virtual HostSegment* shared() { return nullptr; }
+  /// For who knows better where the ranks of a part of it are.
+  static void place(Transport& part, Topology topology) { part.topology_ = std::move(topology); }
   /// Of at least two ranks, among which this one has `place`.
   virtual std::shared_ptr<Transport> make_subgroup(const std::vector<int>& ranks, int place) = 0;
 
