@@ -26,28 +26,28 @@ class StoreBackend::Gather : public c10d::Work {
   bool wait(std::chrono::milliseconds timeout) override {
     if (error_) std::rethrow_exception(error_);
     if (over_) return true;
-    const bool forever = timeout == kNoTimeout;
+    std::vector<std::string> keys;
+    for (int r = 0; r < world_.size; ++r) keys.push_back(key(number_, r));
+    if (*aborted_) end_with(std::make_exception_ptr(FaultError("[store] a gather was broken off")));
     try {
-      if (*aborted_) fault("store", "a gather was broken off");
-      std::vector<std::string> keys;
-      for (int r = 0; r < world_.size; ++r) keys.push_back(key(number_, r));
-      world_.store->wait(keys, forever ? world_.timeout : timeout);
+      world_.store->wait(keys, timeout == kNoTimeout ? world_.timeout : timeout);
+    } catch (const c10::DistNetworkError&) {
+      end_with(std::current_exception());  // the store is gone
+    }                                      // Any other error: not all have come in time.
+    try {
       take(keys);
-    } catch (const c10::DistStoreError&) {  // not all have come in time
-      if (forever) end_with(std::current_exception());
-      throw;
-    } catch (...) {  // broken off, or the store is gone
+    } catch (...) {
       end_with(std::current_exception());
-      throw;
     }
     over_ = true;
     return true;
   }
 
  private:
-  void end_with(std::exception_ptr error) {
+  [[noreturn]] void end_with(std::exception_ptr error) {
     error_ = std::move(error);
     over_ = true;
+    std::rethrow_exception(error_);
   }
 
   void take(const std::vector<std::string>& keys) {

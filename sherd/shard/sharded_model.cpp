@@ -88,7 +88,7 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
     : transport_(transport), casts_(ledger, MemoryKind::unsharded, options.device) {
   transport_.resume();
   recoveries_ = transport_.recoveries();
-  StorePlan plan{options.strategy, options.summing, options.device, {}};
+  StorePlan plan{options.strategy, options.summing, options.device, {}, options.codec};
   std::vector<std::vector<at::Tensor>> tensors;
   make_units(units, options, plan, tensors);
   const std::vector<size_t> order = reduction_order(plan);
