@@ -1,13 +1,6 @@
-// The transport of one host: memory that all ranks map, and epochs in it.
-//
-// [Note: Epochs] Per parameter group and rank there are three counters, each written by that rank alone:
-//   published    how often the rank has published its rows of the parameters
-//   contributed  for how many rounds its gradients lie ready in its slot
-//   reduced      for how many rounds it has summed its own rows of all ranks' gradients
-// A reader waits until a counter has reached what it needs (acquire); a writer advances its own (release) and wakes.
-// Parameters are overwritten only after an exchange() that follows every rank's backward; a slot only after all ranks
-// have reduced the round that it held. Waits spin a few microseconds, then sleep on a futex in slices of 100 ms,
-// between which they look for an abort, a dead peer and the time-out.
+// The transport of one host: memory that all ranks map, and waits for what peers do there. Waits spin a few
+// microseconds, then sleep on a futex in slices of 100 ms, between which they look for an abort, a dead peer and the
+// time-out.
 //
 // [Note: Recovery] The board of the first transport counts recoveries; subgroups have boards of their own for
 // exchanges, but abort and recover on that of the first. recover() goes in stages, each a counter per rank:
@@ -21,8 +14,6 @@
 // the ring will ever wake: they say so soon, and which calls they are in.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
@@ -35,12 +26,6 @@
 #include "sherd/comm/whereabouts.h"
 
 namespace sherd {
-
-/// One rank's counters of one parameter group. See [Note: Epochs].
-struct alignas(64) GroupEpochs {
-  std::atomic<uint64_t> published, contributed, reduced;
-  std::atomic<int64_t> slot_offset;  // in bytes: where in the rank's gradient segment the round's contribution lies
-};
 
 class HostSegment : public Transport, public std::enable_shared_from_this<HostSegment> {
  public:

@@ -3,6 +3,7 @@
 
 #include <random>
 
+#include "sherd/comm/group_epochs.h"
 #include "tests/support/ranks.h"
 
 namespace sherd {

@@ -3,12 +3,8 @@
 
 #include <ATen/ops/full.h>
 
-#include <barrier>
-#include <deque>
-
 #include "sherd/base/error.h"
-#include "sherd/shard/reduction.h"
-#include "tests/shard/toy_groups.h"
+#include "tests/shard/toy_rounds.h"
 
 namespace sherd::testing {
 namespace {
@@ -96,60 +92,6 @@ TEST_P(Stores, OwnersAreThisRankOrAll) {
     EXPECT_EQ(store.owned(), everything ? all : std::vector<int>{transport.rank()});
   });
 }
-
-/// Drives a store as the reducer does: what blocks a slot is reduced first, the rest as late as possible.
-class Rounds {
- public:
-  Rounds(Store& store, const StorePlan& plan, int rank) : store_(store), plan_(plan), rank_(rank), done_(4) {}
-
-  void contribute(size_t g, int round, milliseconds pause = {}) {
-    for (int64_t blocker = 0; (blocker = store_.slot_blocked_by(g)) >= 0;) {
-      ASSERT_EQ(static_cast<size_t>(blocker), pending_.front());
-      std::this_thread::sleep_for(pause);
-      reduce(Patience::wait);
-    }
-    const GroupLayout& layout = plan_.groups[g].layout;
-    const at::Tensor slot = store_.open_slot(g);
-    ASSERT_EQ(slot.numel(), layout.ranks * layout.shard_elements);
-    for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const at::Tensor gradient = toy_gradient(layout, p, rank_, round);
-      for (int r = 0; r < layout.ranks; ++r) {
-        const Rows part = elements_of(layout, p, r);
-        slot.narrow(0, r * layout.shard_elements + layout.parameters[p].shard_offset, part.count)
-            .copy_(gradient.narrow(0, part.first, part.count));
-      }
-    }
-    const at::Tensor padded = slot.clone();
-    zero_padding(layout, padded);
-    EXPECT_TRUE(at::equal(slot, padded)) << "the padding of " << layout.unit << " is not zero";
-    store_.contribute(g);
-    pending_.push_back(g);
-    if (rank_ % 2 == 1) reduce(Patience::now_or_not);
-  }
-
-  void finish() {
-    while (!pending_.empty()) reduce(Patience::wait);
-    store_.finish_round();
-  }
-  void start_window() { done_.assign(4, 0); }
-
- private:
-  void reduce(Patience patience) {
-    const size_t g = pending_.front();
-    if (!store_.reduce(g, done_[g] == 0 ? Round::first : Round::later, patience)) {
-      EXPECT_EQ(patience, Patience::now_or_not);
-      return;
-    }
-    ++done_[g];
-    pending_.pop_front();
-  }
-
-  Store& store_;
-  const StorePlan& plan_;
-  int rank_;
-  std::vector<int> done_;
-  std::deque<size_t> pending_;
-};
 
 TEST_P(Stores, ManyRoundsOfManyGroupsAreSummedInOneOrder) {
   for_each_store(
@@ -345,59 +287,6 @@ TEST(SharedStore, ReducesAtOnceOnlyWhatIsThere) {
     EXPECT_TRUE(store->reduce(0, Round::first, Patience::now_or_not));
     EXPECT_TRUE(at::equal(store->gradient(0), at::full_like(store->gradient(0), 3)));
     barrier(transport);
-  });
-}
-
-// Ranks of this machine that count as on two hosts: a store in the memory of each, made from the topology alone. An
-// abort of a rank elsewhere ends its waits, and it goes on after the recovery of all.
-TEST(SharedStore, IsMadeInsideEachHostAndHearsOfAbortsElsewhere) {
-  std::barrier all_have_checked(4);  // an abort may reach a rank that is about to leave a wait
-  run_ranks(4, Kind::hosts, [&](std::shared_ptr<Transport> all) {
-    const Topology& topology = all->topology();
-    const auto inside = all->subgroup(topology.ranks_of(topology.host_of(all->rank())));
-    ASSERT_EQ(inside->size(), 2);
-    ASSERT_TRUE(inside->topology().one_memory());
-    Ledger ledger;
-    const StorePlan plan = toy_plan(find_strategy("zero3"), 2, SlotKind::ring);
-    const auto store = make_store(*inside, ledger, plan);
-    int64_t elements = 0;
-    for (const auto& group : plan.groups)
-      for (const auto& p : group.layout.parameters) elements += p.elements();
-    double held = 0;
-    for (const double bytes : inside->exchange(std::array{1.0 * ledger.total(MemoryKind::parameters)})) held += bytes;
-    EXPECT_EQ(held, 4.0 * static_cast<double>(elements)) << "one copy a host";
-
-    Rounds rounds(*store, plan, inside->rank());
-    for (int round = 0; round < 3; ++round) {
-      for (size_t g = 0; g < 4; ++g) {
-        write_rows(*store, plan.groups[g], g, round);
-        store->publish(g);
-      }
-      for (size_t g = 0; g < 4; ++g) expect_whole(store->unshard(g), plan.groups[g].layout, round);
-      rounds.start_window();
-      for (const size_t g : {3u, 2u, 1u, 0u}) rounds.contribute(g, round);
-      rounds.finish();
-      for (size_t g = 0; g < 4; ++g) expect_toy_sum(*store, plan.groups[g].layout, g, round, round + 1);
-      all_have_checked.arrive_and_wait();
-
-      // The last rank gives up; on its host and on the other somebody waits in memory for what does not come.
-      std::string text = "rank 3 gave up: elsewhere";
-      if (all->rank() == 3) all->abort("elsewhere");
-      if (all->rank() == 0 || all->rank() == 2) {
-        try {
-          store->open_slot(0).zero_();
-          store->contribute(0);
-          store->reduce(0, Round::first, Patience::wait);
-        } catch (const FaultError& error) {
-          text = error.what();
-        }
-      }
-      EXPECT_NE(text.find("rank 3 gave up: elsewhere"), std::string::npos) << text;
-      store->drop();
-      (all->rank() % 2 == 0 ? *inside : *all).recover();
-      store->restart();
-      barrier(*all);
-    }
   });
 }
 
