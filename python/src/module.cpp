@@ -38,6 +38,7 @@ void add_transport(py::module& module) {
       .def_property_readonly("rank", &Transport::rank)
       .def_property_readonly("size", &Transport::size)
       .def_property_readonly("name", [](const Transport& t) { return std::string(t.name()); })
+      .def_property_readonly("shares_memory", [](const Transport& t) { return t.topology().one_memory(); })
       .def(
           "barrier",
           [](Transport& t, const std::string& purpose) {

@@ -7,8 +7,13 @@
 namespace sherd::python {
 namespace {
 
-constexpr double kAgreement = 0x5e4d;  // tells this exchange from any other
-constexpr int kSettled = 4;            // backwards
+constexpr int kSettled = 4;  // backwards
+
+/// What ranks tell each other at the beginning of a forward.
+struct Wish {
+  double hash = 0;       // of the parameters that are to get gradients
+  bool changed = false;  // rows, on this rank
+};
 
 /// As numbers that a double holds exactly.
 std::vector<double> packed(const std::vector<bool>& flags) {
@@ -60,13 +65,10 @@ std::vector<bool> Model::wanted_gradients() const {
 bool Model::agree_on_changes(bool mine) {
   const bool others_come = has_reduced_;
   const Parameter* other = first_with_other_requires_grad();
-  const std::vector<double> values{kAgreement, mine || (others_come && aliased_) ? 1.0 : 0.0,
-                                   other != nullptr ? hash_of(wanted_gradients()) : wanted_hash_};
-  std::vector<double> all, hashes;
+  const Wish wish{other != nullptr ? hash_of(wanted_gradients()) : wanted_hash_, mine || (others_come && aliased_)};
+  std::vector<Wish> all;
   try {
-    all = core_->transport->exchange_for("the beginning of a forward", values);
-    for (size_t at = 0; at < all.size(); at += values.size())
-      if (all[at] != kAgreement) fault("shard", "rank {} has not", at / values.size());
+    all = core_->transport->exchange(wish, "the beginning of a forward");
   } catch (const FaultError& error) {
     if (others_come) throw;
     fault("shard",
@@ -75,12 +77,13 @@ bool Model::agree_on_changes(bool mine) {
           other->fqn, core_->transport->rank(), error.what());
   }
   bool changed = false;
-  for (size_t at = 0; at < all.size(); at += values.size()) {
-    changed = changed || all[at + 1] != 0;
-    hashes.push_back(all[at + 2]);
+  std::vector<double> hashes;
+  for (const Wish& theirs : all) {
+    changed = changed || theirs.changed;
+    hashes.push_back(theirs.hash);
   }
   compare_wanted(hashes);
-  wanted_hash_ = values[2];
+  wanted_hash_ = wish.hash;
   return changed;
 }
 

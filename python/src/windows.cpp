@@ -6,7 +6,6 @@
 #include <unordered_map>
 
 #include "python/src/model.h"
-#include "sherd/step/records.h"
 #include "sherd/step/row_norm.h"
 
 namespace sherd::python {
@@ -98,24 +97,20 @@ at::Tensor Model::local_gradient(const Face& face) const {
 // A parameter that no rank has used keeps no gradient, as without sharding: optimizers then leave it alone.
 std::vector<bool> Model::seen_by_any_rank() {
   ShardedModel& model = *core_->model;
-  std::vector<double> mine{model.schedule_hash()};
+  std::vector<double> words;
   size_t count = 0;
   for (size_t g = 0; g < faces_.size(); ++g) {
     for (size_t p = 0; p < faces_[g].size(); ++p, ++count) {
-      if (count % kBits == 0) mine.push_back(0);
-      if (model.has_seen(g, p)) mine.back() += static_cast<double>(uint64_t{1} << (count % kBits));
+      if (count % kBits == 0) words.push_back(0);
+      if (model.has_seen(g, p)) words.back() += static_cast<double>(uint64_t{1} << (count % kBits));
     }
   }
-  const std::vector<double> all = core_->transport->exchange_for("the end of a backward", mine);
-  std::vector<double> hashes;
+  const auto all = core_->transport->exchange(model.schedule_hash(), words, "the end of a backward");
   std::vector<bool> seen(count, false);
-  for (size_t rank = 0; rank * mine.size() < all.size(); ++rank) {
-    const double* words = &all[rank * mine.size()];
-    hashes.push_back(words[0]);
+  for (size_t rank = 0; rank < all.records.size(); ++rank)
     for (size_t i = 0; i < count; ++i)
-      if ((static_cast<uint64_t>(words[1 + i / kBits]) >> (i % kBits) & 1) != 0) seen[i] = true;
-  }
-  model.compare_schedules(hashes);
+      if ((static_cast<uint64_t>(all.values_of(rank)[i / kBits]) >> (i % kBits) & 1) != 0) seen[i] = true;
+  model.compare_schedules(all.records);
   model.forget_schedule();
   return seen;
 }
@@ -247,7 +242,7 @@ double Model::gradient_norm(double order) {
   }
   const py::gil_scoped_release no_gil;
   const Said said(*core_->model, "a gradient norm");
-  const auto parts = exchange_records(*core_->transport, "a gradient norm", norm.part()).records;
+  const auto parts = core_->transport->exchange(norm.part(), "a gradient norm");
   // Over one replica: the others have the same.
   return norm.of(std::span(parts).first(parts.size() / static_cast<size_t>(replicate_)));
 }

@@ -9,7 +9,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/base/fnv.h"
-#include "sherd/comm/host_control.h"
+#include "sherd/comm/host_board.h"
 #include "sherd/comm/local_socket.h"
 
 namespace sherd {
@@ -41,9 +41,10 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
   } else {
     to_root = connect_abstract(text_of(store.get("name")));
   }
-  store.set(fmt::format("reached/{}", world.rank), world.rank == 0 || to_root ? "1" : "0");
-  for (int r = 0; r < world.size; ++r)
-    if (text_of(store.get(fmt::format("reached/{}", r))) != "1") return nullptr;
+  const bool reached = world.rank == 0 || to_root;
+  const std::vector<std::string> all_say = gather_texts(world, "reached", reached ? "on " + world.host : "no");
+  if (!reached || std::any_of(all_say.begin(), all_say.end(), [&](const auto& text) { return text != all_say[0]; }))
+    return nullptr;
 
   std::vector<UniqueFd> sockets(static_cast<size_t>(world.size));
   if (world.rank != 0) {
@@ -55,30 +56,27 @@ std::shared_ptr<HostSegment> HostSegment::connect(const World& all) {
     return std::shared_ptr<HostSegment>(
         new HostSegment(world, std::move(sockets), SharedMemory::adopt(std::move(fd), bytes)));
   }
-  SharedMemory control = SharedMemory::create(Control::bytes_for(world.size));
+  SharedMemory board = SharedMemory::create(Board::bytes_for(world.size));
   for (int connected = 1; connected < world.size; ++connected) {
     UniqueFd peer = accept_same_user(listener.get(), world.timeout);
     set_receive_timeout(peer.get(), world.timeout);
     const int64_t r = receive_number(peer.get(), "its greeting");
     if (r < 1 || r >= world.size) fault(kHostTransport, "a peer greets as rank {} of {}", r, world.size);
-    send_fd(peer.get(), control.fd(), control.bytes());
+    send_fd(peer.get(), board.fd(), board.bytes());
     sockets[static_cast<size_t>(r)] = std::move(peer);
   }
-  return std::shared_ptr<HostSegment>(new HostSegment(world, std::move(sockets), std::move(control)));
+  return std::shared_ptr<HostSegment>(new HostSegment(world, std::move(sockets), std::move(board)));
 }
 
-HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control)
-    : Transport(world.rank, world.size),
+HostSegment::HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory board)
+    : Transport(world.rank, Topology::one_host(world.size, Topology::Memory::shared)),
       world_(world),
       sockets_(std::move(sockets)),
-      control_memory_(std::move(control)),
-      control_mapping_(control_memory_.map_writable(0, control_memory_.bytes())),
-      control_(reinterpret_cast<Control*>(control_mapping_.data())) {
+      board_memory_(std::move(board)),
+      board_mapping_(board_memory_.map_writable(0, board_memory_.bytes())),
+      board_(reinterpret_cast<Board*>(board_mapping_.data())) {
   // A fresh segment is zero: every counter starts at 0. Peers learn each other's process numbers in the first exchange.
-  const double pid = getpid();
-  std::vector<pid_t> pids;
-  for (const double value : exchange({&pid, 1})) pids.push_back(static_cast<pid_t>(value));
-  watch_ = PeerWatch(pids);
+  watch_ = PeerWatch(exchange(getpid()));
 }
 
 HostSegment::~HostSegment() {
@@ -88,7 +86,7 @@ HostSegment::~HostSegment() {
 
 void HostSegment::finish() noexcept {
   if (first_) return;
-  control_->ranks[rank()].where.end = Whereabouts::End::finished;
+  board_->ranks[rank()].where.end = Whereabouts::End::finished;
   notify();
 }
 
@@ -97,49 +95,45 @@ void HostSegment::drop_staging() {
   staging_memory_ = SharedMemory();
 }
 
-std::shared_ptr<Transport> HostSegment::subgroup(const std::vector<int>& ranks) {
+std::shared_ptr<Transport> HostSegment::make_subgroup(const std::vector<int>& ranks, int place) {
   World world = world_;
-  world.rank = place_among(ranks);
+  world.rank = place;
   world.size = static_cast<int>(ranks.size());
-  if (world.size == 1) return solo_transport();
   world = with_fresh_store(world, fmt::format("group/{}", fmt::join(ranks, ",")));
   auto group = connect(world);
   if (!group) fault(kHostTransport, "ranks {} of one host cannot reach each other any more", fmt::join(ranks, ","));
   group->first_ = first().shared_from_this();
-  adopt(*group);
+  for (const int rank : ranks) group->members_.push_back(in_first(rank));
   group->watch_ = PeerWatch();  // the first's watches them all
   first().subgroups_.push_back(group.get());
   return group;
 }
 
-std::vector<double> HostSegment::exchange_chunk(std::span<const double> values) {
+void HostSegment::exchange_chunk(std::span<const std::byte> mine, std::span<std::byte> all, size_t stride) {
   forget_interrupted();
   check_peers(std::nullopt, "an exchange", Heed::aborts);
   // Two mailboxes suffice: a rank writes exchange k+2 only after all have published k+1, and so have read k.
   const uint64_t turn = ++exchanges_;
-  std::copy(values.begin(), values.end(), control_->mailbox[rank()][turn % 2]);
+  copy_bytes(board_->mailbox[rank()][turn % 2], mine.data(), static_cast<int64_t>(mine.size()));
   Fnv meeting;
   meeting.add(purpose());
-  meeting.add(values.size());
-  control_->ranks[rank()].where.meeting[turn % 2].store(meeting.value(), std::memory_order_relaxed);
-  control_->ranks[rank()].exchanged.store(turn, std::memory_order_release);
+  meeting.add(mine.size());
+  board_->ranks[rank()].where.meeting[turn % 2].store(meeting.value(), std::memory_order_relaxed);
+  board_->ranks[rank()].exchanged.store(turn, std::memory_order_release);
   notify();
-  std::vector<double> result;
-  result.reserve(values.size() * static_cast<size_t>(size()));
   for (int r = 0; r < size(); ++r) {
-    const auto& line = control_->ranks[r];
+    const auto& line = board_->ranks[r];
     wait_for(
         r, [&] { return line.exchanged.load(std::memory_order_acquire) >= turn; }, "an exchange");
-    const double* box = control_->mailbox[r][turn % 2];
-    result.insert(result.end(), box, box + values.size());
+    copy_bytes(all.data() + static_cast<size_t>(r) * stride, board_->mailbox[r][turn % 2],
+               static_cast<int64_t>(mine.size()));
   }
   compare_purposes(turn);
-  return result;
 }
 
 // All ranks compare, and all find somebody who differs.
 void HostSegment::compare_purposes(uint64_t turn) {
-  const auto meeting = [&](int r) { return control_->ranks[r].where.meeting[turn % 2].load(); };
+  const auto meeting = [&](int r) { return board_->ranks[r].where.meeting[turn % 2].load(); };
   for (int r = 0; r < size(); ++r) {
     if (meeting(r) == meeting(rank())) continue;
     check_peers(std::nullopt, "an exchange", Heed::aborts);  // the first who has noticed still saw the others there
@@ -147,21 +141,18 @@ void HostSegment::compare_purposes(uint64_t turn) {
     give_up(
         fmt::format("rank {} meets rank {} in an exchange that is not for the same{}{}; {}try the same calls in the "
                     "same order on all ranks",
-                    rank(), r, purpose().empty() ? "" : " as here: ", purpose(), places));
+                    number_of(rank()), number_of(r), purpose().empty() ? "" : " as here: ", purpose(), places));
   }
 }
 
-std::vector<double> HostSegment::exchange(std::span<const double> values) {
-  if (values.size() <= static_cast<size_t>(kMailbox)) return exchange_chunk(values);
-  std::vector<double> result(values.size() * static_cast<size_t>(size()));
-  for (size_t first = 0; first < values.size(); first += kMailbox) {
-    const size_t count = std::min<size_t>(kMailbox, values.size() - first);
-    const auto part = exchange_chunk(values.subspan(first, count));
-    for (size_t r = 0; r < static_cast<size_t>(size()); ++r)
-      std::copy_n(part.begin() + static_cast<int64_t>(r * count), count,
-                  result.begin() + static_cast<int64_t>(r * values.size() + first));
-  }
-  return result;
+void HostSegment::run_exchange(const Part& mine, std::span<std::byte> all) {
+  const auto bytes = mine.bytes();
+  size_t first = 0;
+  do {
+    const size_t count = std::min(kMailbox, bytes.size() - first);
+    exchange_chunk(bytes.subspan(first, count), all.subspan(std::min(first, all.size())), bytes.size());
+    first += count;
+  } while (first < bytes.size());
 }
 
 SharedMemory HostSegment::receive_segment(int peer) {

@@ -1,16 +1,9 @@
-// The transport of one host: memory that all ranks map, and epochs in it.
+// The transport of one host: memory that all ranks map, and waits for what peers do there. Waits spin a few
+// microseconds, then sleep on a futex in slices of 100 ms, between which they look for an abort, a dead peer and the
+// time-out.
 //
-// [Note: Epochs] Per parameter group and rank there are three counters, each written by that rank alone:
-//   published    how often the rank has published its rows of the parameters
-//   contributed  for how many rounds its gradients lie ready in its slot
-//   reduced      for how many rounds it has summed its own rows of all ranks' gradients
-// A reader waits until a counter has reached what it needs (acquire); a writer advances its own (release) and wakes.
-// Parameters are overwritten only after an exchange() that follows every rank's backward; a slot only after all ranks
-// have reduced the round that it held. Waits spin a few microseconds, then sleep on a futex in slices of 100 ms,
-// between which they look for an abort, a dead peer and the time-out.
-//
-// [Note: Recovery] The control block of the first transport counts recoveries; subgroups have blocks of their own for
-// exchanges, but abort and recover in that of the first. recover() goes in stages, each a counter per rank:
+// [Note: Recovery] The board of the first transport counts recoveries; subgroups have boards of their own for
+// exchanges, but abort and recover on that of the first. recover() goes in stages, each a counter per rank:
 //   1  all ranks have left their waits; now each drops the descriptors that it has not received
 //   2  all have done so; rank 0 settles the recovery by one compare-and-swap, and forgets the abort
 //   3  rank 0 has: all go on. Exchanges are counted from recoveries << 32, so none is taken for an interrupted one.
@@ -21,8 +14,6 @@
 // the ring will ever wake: they say so soon, and which calls they are in.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <functional>
 #include <optional>
 #include <string>
@@ -32,14 +23,9 @@
 #include "sherd/comm/rendezvous.h"
 #include "sherd/comm/shared_memory.h"
 #include "sherd/comm/transport.h"
+#include "sherd/comm/whereabouts.h"
 
 namespace sherd {
-
-/// One rank's counters of one parameter group. See [Note: Epochs].
-struct alignas(64) GroupEpochs {
-  std::atomic<uint64_t> published, contributed, reduced;
-  std::atomic<int64_t> slot_offset;  // in bytes: where in the rank's gradient segment the round's contribution lies
-};
 
 class HostSegment : public Transport, public std::enable_shared_from_this<HostSegment> {
  public:
@@ -48,13 +34,11 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   ~HostSegment() override;
 
   std::string_view name() const override { return "host"; }
-  std::vector<double> exchange(std::span<const double> values) override;
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override;
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override;
   void drop_staging() override;
-  HostSegment* host_segment() override { return this; }
-  std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override;
   void finish() noexcept override;
+  std::optional<std::string> heard() override;
 
   /// A segment that `creator` makes and all ranks hold. Collective: same order and size everywhere.
   SharedMemory share(int64_t bytes, int creator);
@@ -64,17 +48,31 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   /// Wakes the peers that wait for this rank: call after advancing a counter.
   void notify();
 
+  /// For the memory of one host among several: waits hear of aborts in `whole` too, which outlives this, and errors
+  /// name rank r as numbers[r]. Before anything else is done with it.
+  void listen_to(Control& whole, std::vector<int> numbers);
+  /// A peer elsewhere has given up: waits here throw `text`, if no abort has come before.
+  void pass_on(std::string_view text) noexcept;
+
  private:
-  struct Control;
+  struct Board;
+  void run_exchange(const Part& mine, std::span<std::byte> all) override;
+  HostSegment* shared() override { return this; }
+  std::shared_ptr<Transport> make_subgroup(const std::vector<int>& ranks, int place) override;
   void tell_abort(std::string_view cause) noexcept override;
   void run_recovery() override;
   void show_call() noexcept override;
   enum class Heed { aborts, only_dead };  // what ends a wait beside its time-out
-  HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory control);
+  HostSegment(const World& world, std::vector<UniqueFd> sockets, SharedMemory board);
   HostSegment& first() { return first_ ? *first_ : *this; }
-  Control& shared_control() { return *first().control_; }
+  const HostSegment& first() const { return first_ ? *first_ : *this; }
+  Board& shared_board() { return *first().board_; }
   void wait(int peer, const std::function<bool()>& ready, std::string_view what, Heed heed);
   void check_peers(std::optional<int> dead, std::string_view what, Heed heed);
+  void hear_outside();
+  int in_first(int rank) const { return members_.empty() ? rank : members_[static_cast<size_t>(rank)]; }
+  int number_of(int rank) const;
+  const Whereabouts& whereabouts(int rank) const;
   std::string who_is_where(int peer) const;
   std::optional<int> dead_rank() const;
   bool may_be_alone() const;
@@ -85,19 +83,22 @@ class HostSegment : public Transport, public std::enable_shared_from_this<HostSe
   void drop_unreceived();
   SharedMemory receive_segment(int peer);
   void forget_interrupted();
-  std::vector<double> exchange_chunk(std::span<const double> values);
+  void exchange_chunk(std::span<const std::byte> mine, std::span<std::byte> all, size_t stride);
+  const std::byte* stage(const at::Tensor& mine);
 
   World world_;
   std::shared_ptr<HostSegment> first_;   // whose subgroup this is; null in the first itself
+  std::vector<int> members_;             // of a subgroup: what its ranks are in the first
   std::vector<HostSegment*> subgroups_;  // of the first
+  Control* outside_ = nullptr;           // of the first: who else aborts
+  std::vector<int> numbers_;             // of the first: of its ranks, in errors; empty: as they are
   std::vector<UniqueFd> sockets_;        // rank 0: one a peer; others: rank 0 only
-  SharedMemory control_memory_;
-  Mapping control_mapping_;
-  Control* control_ = nullptr;
+  SharedMemory board_memory_;
+  Mapping board_mapping_;
+  Board* board_ = nullptr;
   PeerWatch watch_;
   uint64_t recoveries_ = 0;  // that this transport knows of
   uint64_t exchanges_ = 0;
-  const std::byte* stage(const at::Tensor& mine);
 
   SharedMemory staging_memory_;  // of all_gather and all_to_all
   Mapping staging_;

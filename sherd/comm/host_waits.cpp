@@ -10,7 +10,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/base/log.h"
-#include "sherd/comm/host_control.h"
+#include "sherd/comm/host_board.h"
 #include "sherd/comm/local_socket.h"
 
 namespace sherd {
@@ -26,13 +26,37 @@ long futex(std::atomic<uint32_t>* word, int operation, uint32_t value, const tim
 
 }  // namespace
 
-void HostSegment::show_call() noexcept { first().control_->ranks[first().rank()].where.set_call(call()); }
+void HostSegment::show_call() noexcept { first().board_->ranks[first().rank()].where.set_call(call()); }
 
-// Subgroups number their ranks in their own way, and name nobody.
+std::optional<std::string> HostSegment::heard() {
+  const Board& board = shared_board();
+  if (board.aborted.load(std::memory_order_acquire) != 2) return std::nullopt;
+  return board.cause;
+}
+
+void HostSegment::listen_to(Control& whole, std::vector<int> numbers) {
+  SHERD_CHECK(first_ == nullptr && subgroups_.empty());
+  outside_ = &whole;
+  numbers_ = std::move(numbers);
+}
+
+void HostSegment::hear_outside() {
+  if (outside_ == nullptr || heard()) return;
+  if (const auto cause = outside_->heard()) pass_on(*cause);
+}
+
+int HostSegment::number_of(int rank) const {
+  const std::vector<int>& numbers = first().numbers_;
+  return numbers.empty() ? in_first(rank) : numbers[static_cast<size_t>(in_first(rank))];
+}
+
+// Calls and ends are told on the first's board.
+const Whereabouts& HostSegment::whereabouts(int rank) const { return first().board_->ranks[in_first(rank)].where; }
+
 std::string HostSegment::who_is_where(int peer) const {
-  if (first_ || (call().empty() && control_->ranks[peer].where.call().empty())) return "";
-  return fmt::format("rank {} {}, rank {} {}; ", rank(), where_it_is(control_->ranks[rank()].where), peer,
-                     where_it_is(control_->ranks[peer].where));
+  if (call().empty() && whereabouts(peer).call().empty()) return "";
+  return fmt::format("rank {} {}, rank {} {}; ", number_of(rank()), where_it_is(whereabouts(rank())), number_of(peer),
+                     where_it_is(whereabouts(peer)));
 }
 
 // Whether this is a call that programs make on one rank by mistake: one by its own name, or an evaluation.
@@ -43,7 +67,7 @@ bool HostSegment::may_be_alone() const {
 // Of those that have not finished.
 std::optional<int> HostSegment::dead_rank() const {
   for (const int r : watch_.dead_ranks())
-    if (control_->ranks[r].where.end.load() == Whereabouts::End::none) return r;
+    if (board_->ranks[r].where.end.load() == Whereabouts::End::none) return r;
   return std::nullopt;
 }
 
@@ -52,9 +76,9 @@ std::vector<int> HostSegment::ring_of_waits(uint64_t& sleeps) const {
   std::vector<int> ring;
   sleeps = 0;
   for (int r = rank(); static_cast<int>(ring.size()) < size();) {
-    const Whereabouts& where = control_->ranks[r].where;
+    const Whereabouts& where = board_->ranks[r].where;
     const int peer = where.waits_for.load() - 1;
-    if (peer < 0 || where.saw.load() != control_->ranks[peer].event.load()) return {};
+    if (peer < 0 || where.saw.load() != board_->ranks[peer].event.load()) return {};
     ring.push_back(r);
     sleeps += where.sleeps.load();
     if (peer == rank()) return ring;
@@ -64,7 +88,7 @@ std::vector<int> HostSegment::ring_of_waits(uint64_t& sleeps) const {
 }
 
 void HostSegment::notify() {
-  Control::RankLine& line = control_->ranks[rank()];
+  Board::RankLine& line = board_->ranks[rank()];
   line.event.fetch_add(1, std::memory_order_seq_cst);
   if (line.waiters.load(std::memory_order_seq_cst) > 0) futex(&line.event, FUTEX_WAKE, INT32_MAX, nullptr);
 }
@@ -75,13 +99,14 @@ void HostSegment::give_up(const std::string& cause) {
 }
 
 void HostSegment::check_peers(std::optional<int> dead, std::string_view what, Heed heed) {
-  const Control& control = shared_control();
-  if (heed == Heed::aborts && control.aborted.load(std::memory_order_acquire) == 2) {
+  const Board& board = shared_board();
+  if (heed == Heed::aborts && board.aborted.load(std::memory_order_acquire) == 2) {
     heard_abort();
-    throw FaultError(control.cause);
+    throw FaultError(board.cause);
   }
-  if (heed == Heed::only_dead && control.recovery.load() % 2 == 1) fault(kHostTransport, "{}", kRecoveryFailed);
-  if (dead) give_up(fmt::format("rank {} died; rank {} was waiting for {}", *dead, first().rank(), what));
+  if (heed == Heed::only_dead && board.recovery.load() % 2 == 1) fault(kHostTransport, "{}", kRecoveryFailed);
+  if (dead)
+    give_up(fmt::format("rank {} died; rank {} was waiting for {}", first().number_of(*dead), number_of(rank()), what));
 }
 
 void HostSegment::wait_for(int peer, const std::function<bool()>& ready, std::string_view what) {
@@ -93,8 +118,8 @@ void HostSegment::wait(int peer, const std::function<bool()>& ready, std::string
     if (ready()) return;
     _mm_pause();
   }
-  Control::RankLine& line = control_->ranks[peer];
-  Whereabouts& mine = control_->ranks[rank()].where;
+  Board::RankLine& line = board_->ranks[peer];
+  Whereabouts& mine = board_->ranks[rank()].where;
   mine.sleeps.fetch_add(1);
   const auto wake = [](Whereabouts* where) { where->waits_for.store(0); };
   const std::unique_ptr<Whereabouts, decltype(wake)> awake(&mine, wake);
@@ -113,58 +138,63 @@ void HostSegment::wait(int peer, const std::function<bool()>& ready, std::string
     line.waiters.fetch_sub(1, std::memory_order_seq_cst);
     if (ready()) return;
     const std::optional<int> dead = first().dead_rank();
-    const bool finished = line.where.end.load() == Whereabouts::End::finished;
+    const bool finished = whereabouts(peer).end.load() == Whereabouts::End::finished;
     if ((dead || finished) && ready()) return;  // It ended after its part was done, and what we wait for came before.
+    if (heed == Heed::aborts) first().hear_outside();
     check_peers(dead, what, heed);
     if (finished)
       give_up(fmt::format("rank {} has finished; rank {} {}, and waits for {} of it; try the same calls on all ranks",
-                          peer, rank(), where_it_is(mine), what));
+                          number_of(peer), number_of(rank()), where_it_is(whereabouts(rank())), what));
     const auto now = std::chrono::steady_clock::now();
     uint64_t sleeps = 0;
     const std::vector<int> ring = ring_of_waits(sleeps);
     if (ring.empty() || sleeps != std::exchange(ring_before, sleeps)) ring_since = now;
     if (now - ring_since > kRing) {
       std::string everybody;
-      for (const int r : ring) everybody += fmt::format("rank {} {}, ", r, where_it_is(control_->ranks[r].where));
+      for (const int r : ring) everybody += fmt::format("rank {} {}, ", number_of(r), where_it_is(whereabouts(r)));
       give_up(fmt::format("ranks wait for each other: {}which waits for {}; try the same calls on all ranks", everybody,
                           what));
     }
     if (now - start > kLate && !std::exchange(told, true) && may_be_alone())
-      log("rank {} has waited 1 s for rank {}: {}all ranks are to make this call", rank(), peer, who_is_where(peer));
+      log("rank {} has waited 1 s for rank {}: {}all ranks are to make this call", number_of(rank()), number_of(peer),
+          who_is_where(peer));
     if (now <= start + world_.timeout) continue;
     const auto stopped = first().watch_.stopped_rank();
-    give_up(fmt::format("rank {} waited {} s for rank {}: {}; {}{}", rank(),
-                        static_cast<double>(world_.timeout.count()) / 1000, peer, what, who_is_where(peer),
-                        stopped ? fmt::format("rank {} is stopped; try to let it go on (SIGCONT) sooner", *stopped)
-                                : fmt::format("try a longer {} if the rank is only slow", world_.timeout_argument)));
+    give_up(fmt::format(
+        "rank {} waited {} s for rank {}: {}; {}{}", number_of(rank()),
+        static_cast<double>(world_.timeout.count()) / 1000, number_of(peer), what, who_is_where(peer),
+        stopped ? fmt::format("rank {} is stopped; try to let it go on (SIGCONT) sooner", first().number_of(*stopped))
+                : fmt::format("try a longer {} if the rank is only slow", world_.timeout_argument)));
   }
 }
 
 void HostSegment::tell_abort(std::string_view cause) noexcept {
   if (first_) return first_->tell_abort(cause);
-  uint32_t none = 0;
-  if (!control_->aborted.compare_exchange_strong(none, 1)) return;  // The first cause stays.
-  std::string text;
   try {
-    text = fmt::format("[{}] rank {} gave up: {}", kHostTransport, rank(), cause);
+    pass_on(fmt::format("[{}] rank {} gave up: {}", kHostTransport, number_of(rank()), cause));
   } catch (...) {
-    text = "out of memory";
+    pass_on("out of memory");
   }
-  const size_t length = std::min(text.size(), sizeof(control_->cause) - 1);
-  std::memcpy(control_->cause, text.data(), length);
-  control_->cause[length] = 0;
-  control_->aborted.store(2, std::memory_order_release);
+}
+
+void HostSegment::pass_on(std::string_view text) noexcept {
+  uint32_t none = 0;
+  if (!board_->aborted.compare_exchange_strong(none, 1)) return;  // The first cause stays.
+  const size_t length = std::min(text.size(), sizeof(board_->cause) - 1);
+  std::memcpy(board_->cause, text.data(), length);
+  board_->cause[length] = 0;
+  board_->aborted.store(2, std::memory_order_release);
   for (int r = 0; r < size(); ++r) {
-    control_->ranks[r].event.fetch_add(1);
-    futex(&control_->ranks[r].event, FUTEX_WAKE, INT32_MAX, nullptr);
+    board_->ranks[r].event.fetch_add(1);
+    futex(&board_->ranks[r].event, FUTEX_WAKE, INT32_MAX, nullptr);
   }
 }
 
 void HostSegment::finish_stage(uint64_t stage, int first_rank, int last_rank) {
-  control_->ranks[rank()].recovering.store(stage, std::memory_order_release);
+  board_->ranks[rank()].recovering.store(stage, std::memory_order_release);
   notify();
   for (int r = first_rank; r <= last_rank; ++r) {
-    const auto& line = control_->ranks[r];
+    const auto& line = board_->ranks[r];
     wait(
         r, [&] { return line.recovering.load(std::memory_order_acquire) >= stage; }, "its recovery", Heed::only_dead);
   }
@@ -179,13 +209,13 @@ void HostSegment::run_recovery() {
     finish_stage(stage + 2, 0, size() - 1);
   } catch (const FaultError&) {
     uint64_t expected = before;
-    if (control_->recovery.compare_exchange_strong(expected, before + 1) || expected != settled) throw;
+    if (board_->recovery.compare_exchange_strong(expected, before + 1) || expected != settled) throw;
     // All had come, if late: rank 0 has settled it.
   }
   if (rank() == 0) {
     uint64_t expected = before;
-    if (!control_->recovery.compare_exchange_strong(expected, settled)) fault(kHostTransport, "{}", kRecoveryFailed);
-    control_->aborted.store(0, std::memory_order_release);
+    if (!board_->recovery.compare_exchange_strong(expected, settled)) fault(kHostTransport, "{}", kRecoveryFailed);
+    board_->aborted.store(0, std::memory_order_release);
   }
   ++recoveries_;
   finish_stage(stage + 3, 0, 0);

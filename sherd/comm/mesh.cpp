@@ -4,6 +4,18 @@
 
 namespace sherd {
 
+std::vector<int> Mesh::shard_ranks() const {
+  std::vector<int> ranks;
+  for (int i = 0; i < shard; ++i) ranks.push_back(replicate_index() * shard + i);
+  return ranks;
+}
+
+std::vector<int> Mesh::replicate_ranks() const {
+  std::vector<int> ranks;
+  for (int i = 0; i < replicate; ++i) ranks.push_back(i * shard + shard_index());
+  return ranks;
+}
+
 Mesh Mesh::over(int world, int rank, int replicate_size, int shard_size) {
   if (replicate_size < 1) config_error("mesh.replicate", "got {}, expected at least 1; try 1", replicate_size);
   if (shard_size < 0) config_error("mesh.shard", "got {}, expected at least 1, or 0 for all ranks; try 0", shard_size);

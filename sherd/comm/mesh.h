@@ -1,5 +1,8 @@
-// The mesh: all ranks on two named axes, `replicate` (slow, outer) x `shard` (fast, inner).
+// The mesh: all ranks on two named axes, `replicate` (slow, outer) x `shard` (fast, inner). What is asked for; where
+// the ranks are is in topology.h.
 #pragma once
+
+#include <vector>
 
 namespace sherd {
 
@@ -12,6 +15,9 @@ struct Mesh {
   int size() const { return replicate * shard; }
   int shard_index() const { return rank % shard; }
   int replicate_index() const { return rank / shard; }
+  /// The ranks that differ from this one on that axis alone, and itself: ascending.
+  std::vector<int> shard_ranks() const;
+  std::vector<int> replicate_ranks() const;
 
   /// A mesh over `world` ranks; shard_size 0 takes all that replicate leaves. Throws ConfigError when the product is
   /// not the world size.

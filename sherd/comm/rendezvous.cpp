@@ -80,6 +80,29 @@ World with_fresh_store(const World& world, const std::string& purpose) {
   return result;
 }
 
+std::vector<std::string> gather_texts(const World& world, const std::string& name, const std::string& mine) {
+  const auto key = [&](int rank) { return fmt::format("{}/{}", name, rank); };
+  const std::string all_key = name + "/all";
+  std::string all;  // each text behind its size
+  if (world.rank != 0) {
+    world.store->set(key(world.rank), mine);
+    all = world.store->get_to_str(all_key);
+  } else {
+    for (int r = 0; r < world.size; ++r) {
+      const std::string text = r == 0 ? mine : world.store->get_to_str(key(r));
+      all += fmt::format("{} {}", text.size(), text);
+    }
+    world.store->set(all_key, all);
+  }
+  std::vector<std::string> texts;
+  for (size_t at = 0; static_cast<int>(texts.size()) < world.size;) {
+    const size_t space = all.find(' ', at), size = std::stoul(all.substr(at, space - at));
+    texts.push_back(all.substr(space + 1, size));
+    at = space + 1 + size;
+  }
+  return texts;
+}
+
 World join_world(std::chrono::milliseconds timeout) {
   World world;
   world.timeout = timeout;

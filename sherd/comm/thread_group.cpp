@@ -101,57 +101,59 @@ struct ThreadGroup::Shared {
 class ThreadGroup::ThreadTransport : public Transport {
  public:
   using Shared = ThreadGroup::Shared;
-  ThreadTransport(std::shared_ptr<Shared> shared, std::shared_ptr<Shared::Circle> circle, int rank, int rank_of_all)
-      : Transport(rank, static_cast<int>(circle->offers.size())),
+  ThreadTransport(std::shared_ptr<Shared> shared, std::shared_ptr<Shared::Circle> circle, int rank, int rank_of_all,
+                  Topology topology)
+      : Transport(rank, std::move(topology)),
         shared_(std::move(shared)),
         circle_(std::move(circle)),
         rank_of_all_(rank_of_all) {}
 
   std::string_view name() const override { return "threads"; }
 
-  std::vector<double> exchange(std::span<const double> values) override {
-    std::vector<double> result(values.size() * static_cast<size_t>(size()));
-    const auto kept = std::make_shared<const std::vector<double>>(values.begin(), values.end());
-    collect({.data = kept->data(),
-             .descriptor = {Descriptor::Kind::exchange, static_cast<int64_t>(values.size()), {}},
-             .kept = kept},
-            "an exchange", [&](int r, const void* data) {
-              std::copy_n(static_cast<const double*>(data), values.size(),
-                          result.begin() + r * static_cast<int64_t>(values.size()));
-            })();
-    return result;
+  std::optional<std::string> heard() override {
+    const Shared::Lock lock(shared_->mutex);
+    return shared_->aborted;
   }
 
   Pending all_gather(const at::Tensor& shard, const at::Tensor& whole, std::string_view what) override {
     const int64_t count = shard.numel();
     bytes_sent_ += static_cast<int64_t>(shard.nbytes()) * (size() - 1);
     return exchange_tensor(
-        shard, "an all-gather", {Descriptor::Kind::all_gather, count, what},
+        shard, "an all-gather", {Descriptor::Kind::all_gather, count, what, shard.element_size()},
         [whole, count](int r, const at::Tensor& theirs) { whole.narrow(0, r * count, count).copy_(theirs); });
   }
 
   Pending all_to_all(const at::Tensor& send, const at::Tensor& received, std::string_view what) override {
     const int64_t piece = send.numel() / size();
     bytes_sent_ += static_cast<int64_t>(send.nbytes()) / size() * (size() - 1);
-    return exchange_tensor(send, "an all-to-all", {Descriptor::Kind::all_to_all, send.numel(), what},
+    return exchange_tensor(send, "an all-to-all",
+                           {Descriptor::Kind::all_to_all, send.numel(), what, send.element_size()},
                            [received, piece, me = rank()](int r, const at::Tensor& theirs) {
                              received.narrow(0, r * piece, piece).copy_(theirs.narrow(0, me * piece, piece));
                            });
   }
 
-  std::shared_ptr<Transport> subgroup(const std::vector<int>& ranks) override {
-    const int place = place_among(ranks);
-    if (ranks.size() == 1) return solo_transport();
+ private:
+  void run_exchange(const Part& mine, std::span<std::byte> all) override {
+    const auto bytes = mine.bytes();
+    const auto kept = std::make_shared<const std::vector<std::byte>>(bytes.begin(), bytes.end());
+    collect({.data = kept->data(),
+             .descriptor = {Descriptor::Kind::exchange, mine.elements, purpose(), mine.element_bytes},
+             .kept = kept},
+            "an exchange", [&](int r, const void* data) {
+              std::copy_n(static_cast<const std::byte*>(data), bytes.size(),
+                          all.begin() + r * static_cast<int64_t>(bytes.size()));
+            })();
+  }
+
+  std::shared_ptr<Transport> make_subgroup(const std::vector<int>& ranks, int place) override {
     // The first rank says how often these ranks have been asked for: the others ask as often.
     const std::string list = fmt::format("{}", fmt::join(ranks, ","));
     const std::string name = fmt::format("{} {} {}", static_cast<const void*>(circle_.get()), list, ++subgroups_[list]);
-    const auto group =
-        std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_);
-    adopt(*group);
-    return group;
+    return std::make_shared<ThreadTransport>(shared_, shared_->join(name, ranks.size()), place, rank_of_all_,
+                                             topology().among(ranks));
   }
 
- private:
   void tell_abort(std::string_view cause) noexcept override {
     const Shared::Lock lock(shared_->mutex);
     shared_->abort(fmt::format("[threads] rank {} gave up: {}", rank_of_all_, cause));
@@ -260,7 +262,8 @@ ThreadGroup::ThreadGroup(int size, std::chrono::milliseconds timeout)
 ThreadGroup::~ThreadGroup() = default;
 std::unique_ptr<Transport> ThreadGroup::transport(int rank) {
   auto circle = shared_->join("all", static_cast<size_t>(shared_->size));
-  return std::make_unique<ThreadTransport>(shared_, std::move(circle), rank, rank);
+  return std::make_unique<ThreadTransport>(shared_, std::move(circle), rank, rank,
+                                           Topology::one_host(shared_->size, Topology::Memory::separate));
 }
 
 }  // namespace sherd

@@ -1,14 +1,16 @@
 // Optimizer groups: hyperparameters chosen by parameter name.
 //
-// A list of no-decay patterns becomes one group with weight_decay 0. Patterns are globs over the whole fully qualified
-// name: '*' stands for any run of characters, dots included, '?' for one. The first group with a matching pattern wins;
-// names that none matches have the default. Lookup walks all patterns: do it once a parameter, not once a step.
+// A list of no-decay patterns becomes one group with weight_decay 0. Patterns are globs (base/glob.h) over the whole
+// fully qualified name. The first group with a matching pattern wins; names that none matches have the default. Lookup
+// walks all patterns: do it once a parameter, not once a step.
 #pragma once
 
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "sherd/base/glob.h"  // IWYU pragma: export
 
 namespace sherd {
 
@@ -43,9 +45,5 @@ class OptimGroups {
   Hyperparameters defaults_;
   std::vector<OptimGroup> groups_;
 };
-
-/// Whether the glob stands for the whole text.
-bool glob_matches(std::string_view glob, std::string_view text);
-bool any_glob_matches(std::span<const std::string> globs, std::string_view text);
 
 }  // namespace sherd

@@ -11,9 +11,6 @@ namespace {
 
 constexpr size_t kRingSlots = 2;
 
-// Transports move fp32; a shard is a multiple of 16 elements.
-at::Tensor on_the_way(const at::Tensor& tensor) { return tensor.view(at::kFloat); }
-
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
   if (strategy.optimizer == Spread::sharded) return {transport.rank()};
   std::vector<int> all(static_cast<size_t>(transport.size()));
@@ -132,8 +129,7 @@ void PrivateStore::begin_unshard(size_t g) {
     group.loan = unsharded_.lend(where.whole_elements, type);
   }
   group.received = communication_.lend(where.shard_elements * transport_.size(), type);
-  group.gather =
-      transport_.all_gather(on_the_way(mine), on_the_way(group.received.tensor()), title_of_unit(where.unit));
+  group.gather = transport_.all_gather(mine, group.received.tensor(), title_of_unit(where.unit));
   group.whole = Whole::in_flight;
 }
 
@@ -202,11 +198,8 @@ void PrivateStore::contribute(size_t g) {
   while (std::count(spreading_.begin(), spreading_.end(), g) > 0) finish_oldest_spreading();
   Group& group = groups_[g];
   const at::Tensor slot = slot_tensor(g);
-  if (transport_.size() > 1) {
-    group.exchanged = communication_.lend(slot.numel(), slot.scalar_type());
-    group.exchange =
-        transport_.all_to_all(on_the_way(slot), on_the_way(group.exchanged.tensor()), title_of_unit(layout(g).unit));
-  }
+  if (transport_.size() > 1)
+    group.exchange.start(transport_, communication_, plan_.codec, slot, title_of_unit(layout(g).unit));
   group.outstanding = true;
   if (!group.dedicated.tensor.defined()) ring_.push_back(g);
 }
@@ -217,21 +210,19 @@ bool PrivateStore::reduce(size_t g, Round round, Patience patience) {
   SHERD_CHECK(group.outstanding);
   const int64_t piece = gradients(g).shard_elements;
   const at::Tensor mine = group.gradient.narrow(0, replicates_optimizer() ? transport_.rank() * piece : 0, piece);
-  group.exchange.wait();
-  sum_over_ranks(g, mine, round);
+  sum_over_ranks(g, transport_.size() > 1 ? group.exchange.wait() : slot_tensor(g), mine, round);
   group.slot.give_back();
   group.outstanding = false;
   std::erase(ring_, g);
   if (!replicates_optimizer()) {
-    group.exchanged.give_back();
+    group.exchange.give_back();
     return true;
   }
   // Every rank updates every row: the summed pieces travel on.
   group.sent = communication_.lend(piece, mine.scalar_type());
   group.sent.tensor().copy_(mine);
-  group.exchanged.give_back();
-  group.spread =
-      transport_.all_gather(on_the_way(group.sent.tensor()), on_the_way(group.gradient), title_of_unit(layout(g).unit));
+  group.exchange.give_back();
+  group.spread = transport_.all_gather(group.sent.tensor(), group.gradient, title_of_unit(layout(g).unit));
   spreading_.push_back(g);
   if (spreading_.size() > kRingSlots) finish_oldest_spreading();
   return true;
@@ -250,9 +241,8 @@ void PrivateStore::finish_round() {
 
 // Along the shard axis, then along the replicas: with a power of two of shards that is the canonical tree over all
 // ranks.
-void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round) {
+void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& all, const at::Tensor& mine, Round round) {
   const int64_t piece = gradients(g).shard_elements;
-  const at::Tensor all = transport_.size() == 1 ? slot_tensor(g) : groups_[g].exchanged.tensor();
   std::vector<at::Tensor> sources;
   for (int r = 0; r < transport_.size(); ++r) sources.push_back(all.narrow(0, r * piece, piece));
   if (transports_.replicas == nullptr) return canonical_sum(sources, mine, round, groups_[g].divisor);
@@ -266,8 +256,7 @@ void PrivateStore::sum_over_ranks(size_t g, const at::Tensor& mine, Round round)
 
   const int replicas = transports_.replicas->size();
   const BufferPool::Loan sums = communication_.lend(piece * replicas, type);
-  transports_.replicas->all_gather(on_the_way(sum.tensor()), on_the_way(sums.tensor()), title_of_unit(layout(g).unit))
-      .wait();
+  transports_.replicas->all_gather(sum.tensor(), sums.tensor(), title_of_unit(layout(g).unit)).wait();
   sources.clear();
   for (int r = 0; r < replicas; ++r) sources.push_back(sums.tensor().narrow(0, r * piece, piece));
   canonical_sum(sources, mine, round, groups_[g].divisor);
@@ -293,10 +282,9 @@ void PrivateStore::drop_unshard(size_t g) noexcept {
 void PrivateStore::drop() noexcept {
   for (Group& group : groups_) {
     group.gather = Pending();
-    group.exchange = Pending();
+    group.exchange.drop();
     group.spread = Pending();
-    for (auto* loan :
-         {&group.loan, &group.send, &group.received, &group.slot, &group.exchanged, &group.sent, &group.kept_back})
+    for (auto* loan : {&group.loan, &group.send, &group.received, &group.slot, &group.sent, &group.kept_back})
       loan->give_back();
     // Which gathers have ended differs between ranks; all are done again. (Else every rank has the whole anyway.)
     if (transport_.size() > 1 && !replicates_optimizer()) group.whole = Whole::stale;

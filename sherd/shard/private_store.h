@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "sherd/memory/buffer.h"
+#include "sherd/shard/gradient_exchange.h"
 #include "sherd/shard/store.h"
 
 namespace sherd {
@@ -50,10 +51,11 @@ class PrivateStore : public Store {
     // Gradients.
     Buffer dedicated, gradient_buffer;
     Booking dedicated_rest;  // of the dedicated slot's bytes, those that are not gradients
-    BufferPool::Loan slot, exchanged;
+    BufferPool::Loan slot;
+    GradientExchange exchange;
     BufferPool::Loan sent;       // our summed piece, on its way to all ranks
     BufferPool::Loan kept_back;  // sums along the shard axis that the replicas have yet to add up
-    Pending exchange, spread;
+    Pending spread;
     bool outstanding = false;  // contributed, not yet reduced
     at::Tensor gradient;
     double divisor = 1;
@@ -67,7 +69,7 @@ class PrivateStore : public Store {
   at::Tensor slot_tensor(size_t g) const;
   void keep_written_rows(size_t g);
   void finish_oldest_spreading();
-  void sum_over_ranks(size_t g, const at::Tensor& mine, Round round);
+  void sum_over_ranks(size_t g, const at::Tensor& all, const at::Tensor& mine, Round round);
 
   Ledger& ledger_;
   StoreTransports transports_;

@@ -10,7 +10,6 @@
 #include "sherd/kernels/norm.h"
 #include "sherd/kernels/reduce.h"
 #include "sherd/kernels/weights.h"
-#include "sherd/optim/update_rule.h"
 
 namespace sherd {
 
@@ -19,11 +18,18 @@ namespace {
 constexpr int64_t kBlock = 1024;    // elements: a source's block in fp32 stays in the first cache
 constexpr int64_t kWide = 1 << 16;  // elements of 16 bits that are widened at once for their squares
 
+kernels::Gradient source_of(const at::Tensor& values) {
+  const void* data = values.const_data_ptr();
+  if (values.scalar_type() == at::kBFloat16) return static_cast<const kernels::Bf16*>(data);
+  if (values.scalar_type() == at::kHalf) return static_cast<const kernels::Fp16*>(data);
+  return static_cast<const float*>(data);
+}
+
 // Block by block: sources are widened, summed, and rounded to what `out` is.
 void sum_of_16_bits(std::span<const at::Tensor> sources, const at::Tensor& out, kernels::Accumulate mode,
                     float divisor) {
   std::vector<kernels::Gradient> from;
-  for (const auto& source : sources) from.push_back(gradient_of(source));
+  for (const auto& source : sources) from.push_back(source_of(source));
   std::vector<float> wide(sources.size() * kBlock), sum(kBlock);
   std::vector<const float*> pointers;
   for (size_t k = 0; k < sources.size(); ++k) pointers.push_back(wide.data() + k * kBlock);

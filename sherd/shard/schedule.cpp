@@ -14,15 +14,15 @@ double Schedule::hash() const {
   return hash.as_double();
 }
 
-void Schedule::compare(std::span<const double> hashes, Transport& transport,
+void Schedule::compare(std::span<const double> hashes, Control& control,
                        const std::vector<std::string>& unit_names) const {
   if (std::all_of(hashes.begin(), hashes.end(), [&](double hash) { return hash == hashes[0]; })) return;
-  const auto ranks = static_cast<size_t>(transport.size());
+  const auto ranks = static_cast<size_t>(control.size());
   const double length = static_cast<double>(units_.size());
-  const std::vector<double> lengths = transport.exchange({&length, 1});
+  const std::vector<double> lengths = control.exchange({&length, 1});
   std::vector<double> mine = units_;
   mine.resize(static_cast<size_t>(*std::max_element(lengths.begin(), lengths.end())), -1);
-  const std::vector<double> all = transport.exchange(mine);
+  const std::vector<double> all = control.exchange(mine);
   const auto ran = [&](size_t rank, size_t at) {
     const double unit = all[rank * mine.size() + at];
     if (unit < 0) return std::string("nothing more");

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "sherd/comm/transport.h"
+#include "sherd/comm/control.h"
 
 namespace sherd {
 
@@ -19,7 +19,7 @@ class Schedule {
   double hash() const;
   /// Throws FaultError on every rank if the `hashes` of all ranks are not all equal: names the first unit (by
   /// `unit_names`) that some rank ran and another did not. Collective where they differ.
-  void compare(std::span<const double> hashes, Transport& transport, const std::vector<std::string>& unit_names) const;
+  void compare(std::span<const double> hashes, Control& control, const std::vector<std::string>& unit_names) const;
 
  private:
   std::vector<double> units_;

@@ -4,7 +4,7 @@
 
 #include "sherd/base/bytes.h"
 #include "sherd/base/error.h"
-#include "sherd/optim/optim_groups.h"
+#include "sherd/base/glob.h"
 #include "sherd/shard/discover.h"
 
 namespace sherd {
@@ -26,14 +26,11 @@ std::vector<size_t> reduction_order(const StorePlan& plan) {
   return order;
 }
 
-// The ranks are replicate x shard, row by row. On one host there is one copy of everything: the mesh does not matter.
+// Where there is one copy of everything, the mesh does not matter.
 StoreTransports transports_on(const Mesh& mesh, Transport& transport) {
   const auto all = std::shared_ptr<Transport>(std::shared_ptr<void>(), &transport);
-  if (mesh.replicate == 1 || transport.host_segment() != nullptr) return {all, nullptr};
-  std::vector<int> row, column;
-  for (int i = 0; i < mesh.shard; ++i) row.push_back(mesh.replicate_index() * mesh.shard + i);
-  for (int i = 0; i < mesh.replicate; ++i) column.push_back(i * mesh.shard + mesh.shard_index());
-  return {all->subgroup(row), all->subgroup(column)};
+  if (mesh.replicate == 1 || transport.topology().one_memory()) return {all, nullptr};
+  return {all->subgroup(mesh.shard_ranks()), all->subgroup(mesh.replicate_ranks())};
 }
 
 struct Members {
@@ -91,7 +88,7 @@ ShardedModel::ShardedModel(std::vector<FoundUnit> units, Transport& transport, L
     : transport_(transport), casts_(ledger, MemoryKind::unsharded, options.device) {
   transport_.resume();
   recoveries_ = transport_.recoveries();
-  StorePlan plan{options.strategy, options.summing, options.device, {}};
+  StorePlan plan{options.strategy, options.summing, options.device, {}, options.codec};
   std::vector<std::vector<at::Tensor>> tensors;
   make_units(units, options, plan, tensors);
   const std::vector<size_t> order = reduction_order(plan);
@@ -160,8 +157,8 @@ void ShardedModel::make_units(const std::vector<FoundUnit>& found, const ShardOp
   for (const auto& pattern : options.writing_units)
     if (std::none_of(found.begin(), found.end(), [&](const auto& unit) { return glob_matches(pattern, unit.name); }))
       config_error("writing_units", "got '{}', which no unit's name matches; try one of the units' names", pattern);
-  const bool on_host = transport_.host_segment() != nullptr;
-  const int owners = on_host || options.mesh.replicate == 1 ? transport_.size() : options.mesh.shard;
+  const bool one_row = transport_.topology().one_memory() || options.mesh.replicate == 1;
+  const int owners = one_row ? transport_.size() : options.mesh.shard;
   size_t outermost = 0;
   for (size_t u = 0; u < found.size(); ++u) {
     const bool recomputed = u != 0 && found[u].parent == 0 && options.recompute.applies_to(outermost++);

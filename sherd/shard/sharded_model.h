@@ -50,6 +50,7 @@ struct ShardOptions {
   int64_t persistent_below = 0;                 // bytes: smaller groups stay whole on every rank
   Mesh mesh = {};                               // hsdp: replicate x shard ranks; else one row of all ranks
   std::function<ParameterTypes(const FoundParameter&)> types = {};  // empty: stored as computed with, reduced as summed
+  Codec codec = Codec::identity;                                    // what gradients travel as between ranks
 };
 
 /// What a front end does around a backward.

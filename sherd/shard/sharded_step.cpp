@@ -1,12 +1,20 @@
 // What happens in a sharded model from a forward to the step: the order of its units, backwards, interruptions.
 #include <algorithm>
-#include <array>
 
 #include "sherd/base/error.h"
 #include "sherd/shard/finite.h"
 #include "sherd/shard/sharded_model.h"
 
 namespace sherd {
+namespace {
+
+/// What ranks tell each other of their step after an abort.
+struct Progress {
+  double schedule = 0;  // a hash
+  bool interrupted = false;
+};
+
+}  // namespace
 
 void ShardedModel::compare_schedules(std::span<const double> hashes) const {
   std::vector<std::string> names;
@@ -173,10 +181,11 @@ bool ShardedModel::recover() {
   transport_.resume();
   if (recoveries_ == transport_.recoveries()) return false;
   recoveries_ = transport_.recoveries();
-  const std::array mine{interrupted_ ? 1.0 : 0.0, schedule_.hash()};
-  const std::vector<double> all = transport_.exchange(mine);
-  bool in_step = true;
-  for (size_t r = 0; r < all.size(); r += mine.size()) in_step = in_step && all[r] == 0 && all[r + 1] == mine[1];
+  const Progress mine{schedule_.hash(), interrupted_};
+  const std::vector<Progress> all = transport_.exchange(mine, "how far a step was");
+  const bool in_step = std::all_of(all.begin(), all.end(), [&](const Progress& theirs) {
+    return !theirs.interrupted && theirs.schedule == mine.schedule;
+  });
   if (in_step) {
     forget_order();
     for (const auto& group : groups_) group->abandon_unshard();

@@ -4,6 +4,7 @@
 #include <optional>
 #include <vector>
 
+#include "sherd/comm/group_epochs.h"
 #include "sherd/comm/host_segment.h"
 #include "sherd/memory/buffer.h"
 #include "sherd/memory/write_guard.h"

@@ -25,13 +25,29 @@ bool GroupPlan::set_roles(Roles wanted) {
   return changed;
 }
 
+namespace {
+
+void check_codec(const StorePlan& plan, const Transport& transport) {
+  if (plan.codec == Codec::identity) return;
+  if (transport.size() == 1 || transport.topology().one_memory())
+    config_error("codec", "got {} where {}, expected identity: no gradient is sent; try codec identity",
+                 name_of(plan.codec), transport.size() == 1 ? "there is one rank" : "all ranks share memory");
+  const auto changes = [&](const GroupPlan& group) { return wire_type(plan.codec, group.reduce) != group.reduce; };
+  if (std::none_of(plan.groups.begin(), plan.groups.end(), changes))
+    config_error("codec", "got {} with gradients that are reduced in {}, expected fp32 ones; try codec identity",
+                 name_of(plan.codec), toString(plan.groups[0].reduce));
+}
+
+}  // namespace
+
 std::unique_ptr<Store> make_store(StoreTransports transports, Ledger& ledger, StorePlan plan) {
-  if (HostSegment* host = transports.shard->host_segment()) {
-    SHERD_CHECK(transports.replicas == nullptr);  // On one host there is one copy, whatever the mesh.
+  check_codec(plan, *transports.shard);
+  if (transports.shard->topology().one_memory()) {
+    SHERD_CHECK(transports.replicas == nullptr);  // There is one copy, whatever the mesh.
     if (!plan.device.is_cpu())
       config_error("transport", "got 'host' with parameters on {}, expected cpu; try transport gloo",
                    plan.device.str());
-    return std::make_unique<SharedStore>(*host, ledger, std::move(plan));
+    return std::make_unique<SharedStore>(transports.shard->host_memory(), ledger, std::move(plan));
   }
   return std::make_unique<PrivateStore>(std::move(transports), ledger, std::move(plan));
 }

@@ -13,6 +13,7 @@
 #include <memory>
 #include <vector>
 
+#include "sherd/comm/codec.h"
 #include "sherd/comm/transport.h"
 #include "sherd/memory/ledger.h"
 #include "sherd/shard/layout.h"
@@ -72,6 +73,8 @@ struct StorePlan {
   Summing summing = Summing::apart;
   at::Device device = at::kCPU;
   std::vector<GroupPlan> groups;
+  /// What gradients travel as between ranks. Sums, and what stays in one memory, are never encoded.
+  Codec codec = Codec::identity;
 };
 
 /// What gradients that travel as `reduce` are summed in: fp32, but for fp64 and complex ones.
@@ -160,7 +163,8 @@ struct StoreTransports {
   std::shared_ptr<Transport> replicas;  // the ranks that own the same rows as this one
 };
 
-/// Makes the store. Collective over both transports.
+/// Makes the store. Collective over both transports. Throws ConfigError for a device that the ranks' one memory is not
+/// for, and for a codec that would do nothing: where no gradient is sent, or none of a type that it changes.
 std::unique_ptr<Store> make_store(StoreTransports transports, Ledger& ledger, StorePlan plan);
 /// On one axis. The transport outlives the store.
 std::unique_ptr<Store> make_store(Transport& transport, Ledger& ledger, StorePlan plan);

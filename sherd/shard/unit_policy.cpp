@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "sherd/base/error.h"
-#include "sherd/optim/optim_groups.h"
+#include "sherd/base/glob.h"
 
 namespace sherd {
 

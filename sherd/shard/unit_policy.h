@@ -29,7 +29,7 @@ UnitPolicy all_units();
 /// Units of at least so many parameters (elements).
 UnitPolicy units_of_at_least(int64_t parameters);
 
-/// Units whose name matches one of these globs (optim_groups.h).
+/// Units whose name matches one of these globs (base/glob.h).
 UnitPolicy units_named(std::vector<std::string> patterns);
 
 /// Units whose block is a `Block`.

@@ -6,7 +6,6 @@
 
 #include "sherd/shard/finite.h"
 #include "sherd/step/owned_shard.h"
-#include "sherd/step/records.h"
 
 namespace sherd {
 namespace {
@@ -44,7 +43,7 @@ std::string origin_of_non_finite(ShardedModel& model) {
     mine.forward = output->forward;
     mine.unit = static_cast<int64_t>(output->unit);
   }
-  const auto all = exchange_records(model.transport(), "the origin of what is not finite", mine).records;
+  const auto all = model.transport().exchange(mine, "the origin of what is not finite");
   size_t in_forward = 0, in_backward = 0;  // ranks
   for (size_t rank = 0; rank < all.size(); ++rank) {
     if (all[rank].forward < all[in_forward].forward) in_forward = rank;

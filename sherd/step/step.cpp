@@ -5,7 +5,6 @@
 #include "sherd/base/error.h"
 #include "sherd/step/muon_step.h"
 #include "sherd/step/non_finite.h"
-#include "sherd/step/records.h"
 #include "sherd/step/row_norm.h"
 
 namespace sherd {
@@ -114,9 +113,9 @@ double Step::global_norm(std::span<const double> shared_values, std::vector<doub
     for (const size_t i : shards_.of_this_rank())
       if (shards_.trainable(i)) norm.add(shards_.gradient(i), shards_.all()[i].row_elements);
   const StepRecord mine{norm.part(), model_.schedule_hash(), judge_.attempts()};
-  auto received = exchange_records(model_.transport(), {}, mine, shared_values);
+  auto received = model_.transport().exchange(mine, shared_values);
   check_ranks_agree(received.records, judge_.attempts(), model_);
-  shared = std::move(received.numbers);
+  shared = std::move(received.values);
   std::vector<RowNorm::Part> parts;
   for (const auto& record : received.records) parts.push_back(record.squares);
   return norm.of(parts);

@@ -101,7 +101,7 @@ TEST(Connect, AutoAndHostTakeTheHostSegmentAndGlooTakesGloo) {
     run_worlds(3, plain, [&](const World& world) {
       const auto transport = connect(world, kind);
       EXPECT_EQ(transport->name(), name);
-      EXPECT_EQ(transport->host_segment() != nullptr, name == "host");
+      EXPECT_EQ(transport->topology().one_memory(), name == "host");
       EXPECT_EQ(transport->exchange(std::array{world.rank + 0.5}), (std::vector{0.5, 1.5, 2.5}));
     });
 }
@@ -126,6 +126,60 @@ TEST(Connect, WhereOneRankIsElsewhereHostIsAnError) {
     } catch (const ConfigError& error) {
       EXPECT_STREQ(error.what(), "[transport] got 'host', but the ranks are not on one host; try 'auto' or 'gloo'");
     }
+  });
+}
+
+TEST(Connect, RanksThatDeclareOtherHostsGetNoHostSegment) {
+  run_worlds(3, plain, [](World world) {
+    world.host = world.rank == 2 ? "elsewhere" : "here";
+    EXPECT_EQ(HostSegment::connect(world), nullptr);
+    const auto transport = connect(world, "auto");
+    EXPECT_EQ(transport->name(), "gloo");
+    EXPECT_EQ(transport->topology().hosts(), 2);
+    EXPECT_EQ(transport->topology().ranks_of(0), (std::vector{0, 1}));
+    EXPECT_FALSE(transport->topology().one_memory());
+  });
+}
+
+/// Counts what all ranks read.
+class CountingStore : public c10d::PrefixStore {
+ public:
+  CountingStore(const std::string& prefix, const c10::intrusive_ptr<c10d::Store>& inner, std::atomic<int>& reads)
+      : PrefixStore(prefix, inner), reads_(reads) {}
+  std::vector<uint8_t> get(const std::string& key) override {
+    ++reads_;
+    return PrefixStore::get(key);
+  }
+
+ private:
+  std::atomic<int>& reads_;
+};
+
+TEST(Connect, CostsReadsOfTheStoreAsManyAsRanks) {
+  for (const int ranks : {2, 6, 12}) {
+    std::atomic<int> reads{0};
+    const auto counting = [&](int, const Store& shared) -> Store {
+      return c10::make_intrusive<CountingStore>("p", shared, reads);
+    };
+    run_worlds(ranks, counting, [](const World& world) { EXPECT_NE(HostSegment::connect(world), nullptr); });
+    EXPECT_LE(reads, 3 * ranks) << "memory";
+    reads = 0;
+    run_worlds(ranks, counting, [&](const World& world) {
+      const C10dFamily family(world, "family");
+      EXPECT_EQ(family.topology().hosts(), 1);
+    });
+    EXPECT_LE(reads, 2 * ranks) << "a family";
+  }
+}
+
+TEST(Rendezvous, GatheredTextsMayHoldAnything) {
+  run_worlds(4, plain, [](const World& world) {
+    const auto text = [](int rank) {
+      return std::vector<std::string>{"", "7 x", "a\nb", std::string(3, '\0')}[static_cast<size_t>(rank)];
+    };
+    const auto all = gather_texts(world, "texts", text(world.rank));
+    ASSERT_EQ(all.size(), 4u);
+    for (int r = 0; r < 4; ++r) EXPECT_EQ(all[static_cast<size_t>(r)], text(r));
   });
 }
 

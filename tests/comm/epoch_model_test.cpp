@@ -1,4 +1,4 @@
-// [Note: Epochs] of host_segment.h, all interleavings of a small model of it: every order in which ranks can do their
+// [Note: Epochs] of group_epochs.h, all interleavings of a small model of it: every order in which ranks can do their
 // steps, with any rank dying or giving up anywhere. The steps are those of SharedStore (shard/shared_store.cpp) and
 // HostSegment, in its words. To show that each wait is needed, and that the model would notice, each is dropped in
 // turn.

@@ -3,6 +3,7 @@
 
 #include <random>
 
+#include "sherd/comm/group_epochs.h"
 #include "tests/support/ranks.h"
 
 namespace sherd {
@@ -31,7 +32,7 @@ class EpochsTest : public ::testing::TestWithParam<std::tuple<Kind, int>> {};
 
 TEST_P(EpochsTest, NoExchangeMixesWithItsNeighbours) {
   const auto [kind, ranks] = GetParam();
-  const int rounds = kind == Kind::gloo ? 200 : 2000;
+  const int rounds = kind == Kind::gloo || kind == Kind::hosts ? 200 : 2000;
   run_ranks(ranks, kind, [rounds](Transport& transport) {
     Delay delay(transport.rank());
     for (int round = 0; round < rounds; ++round) {
@@ -49,7 +50,7 @@ TEST_P(EpochsTest, NoExchangeMixesWithItsNeighbours) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, EpochsTest,
-                         ::testing::Combine(::testing::ValuesIn(testing::kKinds), ::testing::Range(2, 5)),
+                         ::testing::Combine(::testing::ValuesIn(testing::kAllKinds), ::testing::Range(2, 5)),
                          [](const auto& info) {
                            return fmt::format("{}_{}", testing::name_of(std::get<0>(info.param)),
                                               std::get<1>(info.param));
@@ -61,7 +62,7 @@ TEST(GroupEpochsTest, ASlotIsReusedOnlyAfterAllHaveReducedIt) {
   constexpr uint64_t kRounds = 1000;
   for (const int ranks : {2, 3, 4}) {
     run_ranks(ranks, Kind::host, [ranks](Transport& transport) {
-      HostSegment& host = *transport.host_segment();
+      HostSegment& host = transport.host_memory();
       const auto n = static_cast<size_t>(ranks);
       const SharedMemory lines_memory = host.share(ranks * static_cast<int64_t>(sizeof(GroupEpochs)), ranks - 1);
       const Mapping lines_mapping = lines_memory.map_writable(0, lines_memory.bytes());

@@ -29,7 +29,7 @@ std::string fault_of(const std::function<void()>& body) {
 
 bool contains(const std::string& text, std::string_view part) { return text.find(part) != std::string::npos; }
 
-HostSegment& host_of(Transport& transport) { return *transport.host_segment(); }
+HostSegment& host_of(Transport& transport) { return transport.host_memory(); }
 
 TEST(HostSegment, WaitForReturnsAtOnceWhenReady) {
   run_ranks(2, Kind::host, [](Transport& transport) {
@@ -220,8 +220,8 @@ TEST(HostSegment, NoDescriptorAndNoMappingIsLeft) {
     run_ranks(3, kind, [](Transport& transport) {
       const at::Tensor whole = at::empty({3000});
       transport.all_gather(at::zeros({1000}), whole).wait();
-      if (HostSegment* host = transport.host_segment()) {
-        const SharedMemory memory = host->share(10'000, 1);
+      if (transport.topology().one_memory()) {
+        const SharedMemory memory = host_of(transport).share(10'000, 1);
         const Mapping all = memory.map_read_only(), mine = memory.map_writable(transport.rank() * 3000, 3000);
         EXPECT_FALSE(testing::mappings_of("memfd:sherd").empty());
         barrier(transport);

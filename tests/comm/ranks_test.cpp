@@ -13,7 +13,7 @@ using testing::run_processes;
 using testing::run_ranks;
 
 TEST(Ranks, EveryRankRunsOnceWithItsTransport) {
-  for (const Kind kind : testing::kKinds) {
+  for (const Kind kind : testing::kAllKinds) {
     for (const int n : {1, 2, 4}) {
       std::vector<std::atomic<int>> ran(static_cast<size_t>(n));
       run_ranks(n, kind, [&](Transport& transport) {
@@ -28,7 +28,7 @@ TEST(Ranks, EveryRankRunsOnceWithItsTransport) {
 }
 
 TEST(Ranks, TheFirstExceptionReachesTheCallerAndFreesTheOthers) {
-  for (const Kind kind : testing::kKinds) {
+  for (const Kind kind : testing::kAllKinds) {
     SCOPED_TRACE(testing::name_of(kind));
     const auto start = std::chrono::steady_clock::now();
     try {

@@ -3,11 +3,8 @@
 
 #include <ATen/ops/full.h>
 
-#include <deque>
-
 #include "sherd/base/error.h"
-#include "sherd/shard/reduction.h"
-#include "tests/shard/toy_groups.h"
+#include "tests/shard/toy_rounds.h"
 
 namespace sherd::testing {
 namespace {
@@ -91,64 +88,10 @@ TEST_P(Stores, OwnersAreThisRankOrAll) {
   for_each_store([](Transport& transport, Store& store, const StorePlan& plan) {
     std::vector<int> all(static_cast<size_t>(transport.size()));
     std::iota(all.begin(), all.end(), 0);
-    const bool everything = plan.strategy.optimizer == Spread::whole && transport.host_segment() == nullptr;
+    const bool everything = plan.strategy.optimizer == Spread::whole && !transport.topology().one_memory();
     EXPECT_EQ(store.owned(), everything ? all : std::vector<int>{transport.rank()});
   });
 }
-
-/// Drives a store as the reducer does: what blocks a slot is reduced first, the rest as late as possible.
-class Rounds {
- public:
-  Rounds(Store& store, const StorePlan& plan, int rank) : store_(store), plan_(plan), rank_(rank), done_(4) {}
-
-  void contribute(size_t g, int round, milliseconds pause = {}) {
-    for (int64_t blocker = 0; (blocker = store_.slot_blocked_by(g)) >= 0;) {
-      ASSERT_EQ(static_cast<size_t>(blocker), pending_.front());
-      std::this_thread::sleep_for(pause);
-      reduce(Patience::wait);
-    }
-    const GroupLayout& layout = plan_.groups[g].layout;
-    const at::Tensor slot = store_.open_slot(g);
-    ASSERT_EQ(slot.numel(), layout.ranks * layout.shard_elements);
-    for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const at::Tensor gradient = toy_gradient(layout, p, rank_, round);
-      for (int r = 0; r < layout.ranks; ++r) {
-        const Rows part = elements_of(layout, p, r);
-        slot.narrow(0, r * layout.shard_elements + layout.parameters[p].shard_offset, part.count)
-            .copy_(gradient.narrow(0, part.first, part.count));
-      }
-    }
-    const at::Tensor padded = slot.clone();
-    zero_padding(layout, padded);
-    EXPECT_TRUE(at::equal(slot, padded)) << "the padding of " << layout.unit << " is not zero";
-    store_.contribute(g);
-    pending_.push_back(g);
-    if (rank_ % 2 == 1) reduce(Patience::now_or_not);
-  }
-
-  void finish() {
-    while (!pending_.empty()) reduce(Patience::wait);
-    store_.finish_round();
-  }
-  void start_window() { done_.assign(4, 0); }
-
- private:
-  void reduce(Patience patience) {
-    const size_t g = pending_.front();
-    if (!store_.reduce(g, done_[g] == 0 ? Round::first : Round::later, patience)) {
-      EXPECT_EQ(patience, Patience::now_or_not);
-      return;
-    }
-    ++done_[g];
-    pending_.pop_front();
-  }
-
-  Store& store_;
-  const StorePlan& plan_;
-  int rank_;
-  std::vector<int> done_;
-  std::deque<size_t> pending_;
-};
 
 TEST_P(Stores, ManyRoundsOfManyGroupsAreSummedInOneOrder) {
   for_each_store(
@@ -295,7 +238,7 @@ TEST_P(Stores, HoldWhatTheStrategySays) {
       const std::vector<double> all = transport.exchange(std::array{bytes});
       const double sum = std::accumulate(all.begin(), all.end(), 0.0);
       const bool spread = strategy.parameters == Spread::sharded && ranks > 1;
-      if (transport.host_segment() != nullptr) {
+      if (transport.topology().one_memory()) {
         EXPECT_EQ(sum, static_cast<double>(4 * elements)) << "one copy of everything";
       } else {
         EXPECT_EQ(sum, static_cast<double>(4 * ranks * (spread ? shard : whole)));

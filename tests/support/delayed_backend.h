@@ -33,7 +33,7 @@ class Events {
 };
 
 /// Wraps a backend: each collective ends `delay` after it was started at the earliest, in the background, one after the
-/// other in the order in which they were started. Small ones (barriers, norms, descriptors) are not delayed.
+/// other in the order in which they were started. Those of control (barriers, norms, descriptors) are not delayed.
 class DelayedBackend : public c10d::Backend {
  public:
   using Inner = c10::intrusive_ptr<c10d::Backend>;
@@ -56,8 +56,8 @@ class DelayedBackend : public c10d::Backend {
   void abort() override { inner_->abort(); }
 
   AWork _allgather_base(at::Tensor& out, at::Tensor& in, const c10d::AllgatherOptions& options) override {
-    const bool small = in.nbytes() <= kSmall || in.scalar_type() != at::kFloat;
-    return delayed(inner_->_allgather_base(out, in, options), small ? "" : "all_gather");
+    const bool control = in.nbytes() % kShardUnit != 0;
+    return delayed(inner_->_allgather_base(out, in, options), control ? "" : "all_gather");
   }
   AWork alltoall_base(at::Tensor& out, at::Tensor& in, std::vector<int64_t>& out_counts,
                       std::vector<int64_t>& in_counts, const c10d::AllToAllOptions& options) override {
@@ -65,7 +65,7 @@ class DelayedBackend : public c10d::Backend {
   }
 
  private:
-  static constexpr size_t kSmall = 64;
+  static constexpr size_t kShardUnit = 64;  // bytes, of which shards are a multiple and messages are not
 
   /// Ends when the thread says so.
   struct Late : c10d::Work {

@@ -15,17 +15,20 @@
 #include "sherd/comm/c10d_transport.h"
 #include "sherd/comm/gloo_backend.h"
 #include "sherd/comm/host_segment.h"
+#include "sherd/comm/hosts_transport.h"
 #include "sherd/comm/thread_group.h"
 #include "tests/support/processes.h"  // IWYU pragma: export
 
 namespace sherd::testing {
 
 /// The transports that join several ranks. One rank is always solo.
-enum class Kind { threads, host, gloo };
+enum class Kind { threads, host, gloo, hosts };
 inline const std::vector<Kind> kKinds = {Kind::threads, Kind::host, Kind::gloo};
+/// With that of several hosts: the first half of the ranks, and the others.
+inline const std::vector<Kind> kAllKinds = {Kind::threads, Kind::host, Kind::gloo, Kind::hosts};
 
 inline const char* name_of(Kind kind) {
-  constexpr std::array<const char*, 3> names = {"threads", "host", "gloo"};
+  constexpr std::array<const char*, 4> names = {"threads", "host", "gloo", "hosts"};
   return names[static_cast<size_t>(kind)];
 }
 inline void PrintTo(Kind kind, std::ostream* out) { *out << name_of(kind); }  // NOLINT: GoogleTest's name
@@ -50,6 +53,11 @@ inline std::shared_ptr<Transport> make_transport(const World& world, Kind kind, 
     }
     case Kind::gloo:
       return std::make_shared<C10dTransport>(world, gloo_backend, "gloo");
+    case Kind::hosts: {
+      World declared = world;
+      declared.host = 2 * world.rank < world.size ? "first" : "second";
+      return HostsTransport::join(declared, std::make_shared<C10dTransport>(declared, gloo_backend, "gloo"));
+    }
   }
   return nullptr;
 }

@@ -1,4 +1,4 @@
-// The control block that the ranks of one host share: each rank's events and counters, an abort, recoveries, mailboxes.
+// The board that the ranks of one host share: each rank's events and counters, an abort, recoveries, mailboxes.
 #pragma once
 
 #include <atomic>
@@ -12,9 +12,9 @@ namespace sherd {
 
 inline constexpr const char* kHostTransport = "host";  // in its errors
 inline constexpr int kMaxRanks = 256;
-inline constexpr int64_t kMailbox = 1024;  // doubles a rank and exchange
+inline constexpr size_t kMailbox = 8192;  // bytes a rank and exchange
 
-struct HostSegment::Control {
+struct HostSegment::Board {
   struct alignas(64) RankLine {
     std::atomic<uint32_t> event;    // moves whenever the rank has advanced something
     std::atomic<uint32_t> waiters;  // how many sleep on `event`
@@ -27,10 +27,10 @@ struct HostSegment::Control {
   char cause[1020];
   std::atomic<uint64_t> recovery;  // 2 * how many have succeeded, + 1 once one has failed
   RankLine ranks[kMaxRanks];
-  double mailbox[kMaxRanks][2][kMailbox];  // only those of ranks that there are
+  alignas(64) std::byte mailbox[kMaxRanks][2][kMailbox];  // only those of ranks that there are
 
   static int64_t bytes_for(int ranks) {
-    return static_cast<int64_t>(offsetof(Control, mailbox) + static_cast<size_t>(ranks) * sizeof(mailbox[0]));
+    return static_cast<int64_t>(offsetof(Board, mailbox) + static_cast<size_t>(ranks) * sizeof(mailbox[0]));
   }
 };
 
