@@ -94,15 +94,15 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
     for (const auto* group : unit->groups())
       for (Face& face : faces_[group->index()]) face.unit = unit.get();
   }
-  model.publish();
+  model.course().publish();
   for (size_t g = 0; sees_whole_ && g < faces_.size(); ++g) show_outside(g);
   remember_versions();
-  model.observe_backward(
+  model.course().observe_backward(
       {[this] { begin_backward(); }, [this] { end_backward(); }, [this] { broke_backward(); }, with_python_types});
 }
 
 Model::~Model() {
-  core_->model->observe_backward({});
+  core_->model->course().observe_backward({});
   for (const auto& unit : core_->units) unit->belong_to(nullptr);
 }
 
@@ -192,14 +192,14 @@ void Model::entering_forward() {
   has_reduced_ = false;
   if (!changed) return;
   if (written) take_written();
-  core_->model->publish();
+  core_->model->course().publish();
   updated_ = false;
   remember_versions();
 }
 
 // An interrupted step may have ended its backward on some ranks only: all exchange what has changed.
 void Model::recover() {
-  if (!core_->model->recover()) return;
+  if (!core_->model->course().recover()) return;
   has_reduced_ = true;
   holding_ = false;
   end_leaving_out();
@@ -207,25 +207,25 @@ void Model::recover() {
 
 void Model::failed_in_forward(const std::string& unit, const std::string& cause) {
   if (failure_.empty()) failure_ = fmt::format("{} (in the forward of {} of {})", cause, title_of_unit(unit), name_);
-  if (open_ == 0) core_->model->interrupt(std::exchange(failure_, {}));
+  if (open_ == 0) core_->model->course().interrupt(std::exchange(failure_, {}));
 }
 
 void Model::expect_backward(const std::vector<at::Tensor>& roots) {
-  core_->model->expect_backward(roots);
+  core_->model->course().expect_backward(roots);
   ++expected_;
 }
 
 // Python knows why, where it has begun the backward.
 void Model::broke_backward() {
   broken_ = expected_ > 0;
-  if (!broken_) core_->model->interrupt("an exception ended its backward");
+  if (!broken_) core_->model->course().interrupt("an exception ended its backward");
 }
 
 void Model::failed_in_backward(const std::string& cause, const py::function& has_parameters) {
   const bool was_in_it = std::exchange(broken_, false);
-  if (core_->model->interrupted() || !(was_in_it || has_parameters().cast<bool>())) return;
+  if (core_->model->course().interrupted() || !(was_in_it || has_parameters().cast<bool>())) return;
   const py::gil_scoped_release no_gil;
-  core_->model->interrupt(fmt::format("{} (in backward of {})", cause, name_));
+  core_->model->course().interrupt(fmt::format("{} (in backward of {})", cause, name_));
 }
 
 void Model::before_write() {
@@ -237,16 +237,16 @@ void Model::before_update() {
   has_read_ = false;
   try {
     const std::string_view call = core_->transport->call();
-    const Said said(*core_->model, call.empty() ? "an update of parameters" : call);
+    const Said said(core_->model->course(), call.empty() ? "an update of parameters" : call);
     recover();
-    core_->model->finish_backward();
+    core_->model->course().finish_backward();
     barrier(*core_->transport, "an update of parameters");
     if (written_outside()) {
       take_written();
       remember_versions();
     }
   } catch (const std::exception& error) {
-    core_->model->interrupt(error.what());
+    core_->model->course().interrupt(error.what());
     throw;
   }
 }

@@ -86,9 +86,9 @@ class Model {
   /// later backward touches, None for what no rank has. What .grad holds stays as it is. Collective.
   std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
                                  const std::vector<std::optional<at::Tensor>>& gradients);
-  Gradients gradients() const { return core_->model->gradients(); }
-  void set_gradients(const UnitState& unit, Gradients gradients) { core_->model->set_gradients(unit, gradients); }
-  void set_gradients(Gradients gradients) { core_->model->set_gradients(gradients); }
+  Gradients gradients() const { return core_->model->course().gradients(); }
+  void set_gradients(const UnitState& unit, Gradients gradients) { core_->model->course().set_gradients(unit, gradients); }
+  void set_gradients(Gradients gradients) { core_->model->course().set_gradients(gradients); }
   void set_divisor(size_t g, double divisor) { core_->model->store().set_divisor(g, divisor); }
   /// Bytes held on this rank, by kind.
   std::map<std::string, int64_t> memory() const;

@@ -159,7 +159,7 @@ void Model::set_roles() {
 void Model::entering_forward(const UnitState& unit) {
   if (inside_backward()) return;
   if (open_ == 0) {
-    const Said said(*core_->model, unit.forward());
+    const Said said(core_->model->course(), unit.forward());
     return entering_forward();
   }
   if (!at::GradMode::is_enabled()) return;

@@ -41,7 +41,7 @@ void Model::make_gradients(size_t g) {
 // See [Note: Windows].
 void Model::begin_backward() {
   follow_in_backward();
-  if (core_->model->gradients() == Gradients::hold) return;
+  if (core_->model->course().gradients() == Gradients::hold) return;
   const py::gil_scoped_acquire gil;
   for (size_t g = 0; g < faces_.size(); ++g) {
     if (!core_->model->groups()[g]->takes_part() || core_->model->holds(g)) continue;
@@ -85,7 +85,7 @@ void Model::take_over(Face& face) {
     face.buffer.copy_(local_gradient(face));
   }
   // Until this backward is over, what autograd itself adds (the parameter's rows used as they are) comes here.
-  if (core_->model->gradients() == Gradients::reduce || replicate_ == 1) shard.mutable_grad().reset();
+  if (core_->model->course().gradients() == Gradients::reduce || replicate_ == 1) shard.mutable_grad().reset();
 }
 
 at::Tensor Model::local_gradient(const Face& face) const {
@@ -105,24 +105,24 @@ std::vector<bool> Model::seen_by_any_rank() {
       if (model.has_seen(g, p)) words.back() += static_cast<double>(uint64_t{1} << (count % kBits));
     }
   }
-  const auto all = core_->transport->exchange(model.schedule_hash(), words, "the end of a backward");
+  const auto all = core_->transport->exchange(model.course().schedule_hash(), words, "the end of a backward");
   std::vector<bool> seen(count, false);
   for (size_t rank = 0; rank < all.records.size(); ++rank)
     for (size_t i = 0; i < count; ++i)
       if ((static_cast<uint64_t>(all.values_of(rank)[i / kBits]) >> (i % kBits) & 1) != 0) seen[i] = true;
-  model.compare_schedules(all.records);
-  model.forget_schedule();
+  model.course().compare_schedules(all.records);
+  model.course().forget_schedule();
   return seen;
 }
 
 void Model::end_backward() {
   end_leaving_out();
   holding_ = true;
-  if (core_->model->gradients() == Gradients::hold) return;
+  if (core_->model->course().gradients() == Gradients::hold) return;
   const std::vector<bool> seen = seen_by_any_rank();
   has_reduced_ = true;
   has_read_ = false;
-  if (core_->model->gradients() == Gradients::reduce_shard_axis && replicate_ > 1) return;
+  if (core_->model->course().gradients() == Gradients::reduce_shard_axis && replicate_ > 1) return;
   holding_ = false;
   in_end_ = true;
   const auto leave = std::unique_ptr<bool, void (*)(bool*)>(&in_end_, [](bool* inside) { *inside = false; });
@@ -215,7 +215,7 @@ std::vector<py::object> Model::reduce(const std::vector<at::Tensor>& shards,
   std::vector<bool> seen;
   {
     const py::gil_scoped_release no_gil;
-    model.reduce_held();
+    model.course().reduce_held();
     seen = seen_by_any_rank();
   }
   std::vector<py::object> reduced(shards.size(), py::none());
@@ -241,7 +241,7 @@ double Model::gradient_norm(double order) {
     }
   }
   const py::gil_scoped_release no_gil;
-  const Said said(*core_->model, "a gradient norm");
+  const Said said(core_->model->course(), "a gradient norm");
   const auto parts = core_->transport->exchange(norm.part(), "a gradient norm");
   // Over one replica: the others have the same.
   return norm.of(std::span(parts).first(parts.size() / static_cast<size_t>(replicate_)));

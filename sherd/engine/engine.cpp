@@ -79,17 +79,17 @@ Engine::~Engine() = default;
 
 void Engine::backward(const at::Tensor& loss) {
   try {
-    model_->expect_backward({loss});
+    model_->course().expect_backward({loss});
     (options_.loss_scale ? loss * loss_scale() : loss).backward();
-    model_->finish_backward();
+    model_->course().finish_backward();
   } catch (const std::exception& error) {
-    model_->interrupt(error.what());
+    model_->course().interrupt(error.what());
     throw;
   }
 }
 
 void Engine::failed_in_forward(const std::exception& error) {
-  model_->interrupt(error.what());
+  model_->course().interrupt(error.what());
   if (const auto* torchs = dynamic_cast<const c10::Error*>(&error)) explain_write(*torchs, &model_->root_unit());
 }
 

@@ -55,7 +55,7 @@ class Engine {
   /// forward().
   void backward(const at::Tensor& loss);
   /// Whether the following backwards reduce their gradients or hold them for a later one.
-  void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }
+  void set_gradients(Gradients gradients) { model_->course().set_gradients(gradients); }
 
   /// Clips, updates this rank's rows with the schedule's learning rate times `lr_scale` and publishes them; or skips
   /// the update, on all ranks, where gradients overflowed under a loss scale: then the schedule stays where it is.

@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "sherd/base/error.h"
+#include "sherd/shard/course.h"
 
 namespace sherd {
 namespace {
@@ -16,6 +17,10 @@ constexpr c10::DispatchKeySet kTransforms{c10::DispatchKey::FuncTorchDynamicLaye
                                           c10::DispatchKey::FuncTorchDynamicLayerBackMode};
 
 }  // namespace
+
+Said::Said(Course& course, std::string_view call) : course_(course), before_(course.say(call)) {}
+
+Said::~Said() { course_.say(before_); }
 
 struct UnitState::ForwardRecord {
   int64_t backward = -1;  // the backward in which it is active
@@ -39,10 +44,10 @@ void UnitState::unshard() {
 // The user's choice, or what the model has learnt.
 void UnitState::begin_next(Pass pass) {
   const auto& chosen = prefetch(pass);
-  if (chosen.empty()) return observer_.unsharded(*this, pass);
+  if (chosen.empty()) return course_.unsharded(*this, pass);
   for (const auto& weak : chosen) {
     const auto unit = weak.lock();
-    if (unit && (pass == Pass::forward || !observer_.all_gradients_seen(*unit))) unit->begin_unshard(pass);
+    if (unit && (pass == Pass::forward || !course_.all_gradients_seen(*unit))) unit->begin_unshard(pass);
   }
 }
 
@@ -62,15 +67,15 @@ void UnitState::reshard() {
 }
 
 void UnitState::unshard_until_end() {
-  met_in_ = observer_.backward_number();
+  met_in_ = course_.backward_number();
   until_end_ = true;
   unshard();
 }
 
 void UnitState::maybe_reshard() {
   if (until_end_) return;
-  const bool passed = active_ == 0 && passed_ == observer_.backward_number();
-  if (passed && observer_.all_gradients_seen(*this)) pass_backward();
+  const bool passed = active_ == 0 && passed_ == course_.backward_number();
+  if (passed && course_.all_gradients_seen(*this)) pass_backward();
 }
 
 void UnitState::pass_backward() {
@@ -93,18 +98,18 @@ void UnitState::interrupt() noexcept {
 }
 
 void UnitState::output_reached(ForwardRecord& record) {
-  observer_.entering_backward();
-  met_in_ = observer_.backward_number();
+  course_.entering_backward();
+  met_in_ = course_.backward_number();
   if (in_backward_ == InBackward::unshard) unshard();
   begin_next(Pass::backward);
-  if (record.producers == 0 || record.backward == observer_.backward_number()) return;
-  record.backward = observer_.backward_number();
+  if (record.producers == 0 || record.backward == course_.backward_number()) return;
+  record.backward = course_.backward_number();
   record.reached = 0;
   ++active_;
 }
 
 void UnitState::producer_reached(ForwardRecord& record) {
-  if (record.backward != observer_.backward_number() || ++record.reached != record.producers) return;
+  if (record.backward != course_.backward_number() || ++record.reached != record.producers) return;
   --active_;
   passed_ = record.backward;
   maybe_reshard();
@@ -126,8 +131,8 @@ void explain_write(const c10::Error& error, const UnitState* unit) {
 
 ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& inputs) : unit_(unit) {
   if (unit_ == nullptr) return;
-  said_.emplace(unit_->observer_, unit_->forward());
-  unit_->observer_.entering_forward(*unit_);
+  said_.emplace(unit_->course_, unit_->forward());
+  unit_->course_.entering_forward(*unit_);
   if (at::GradMode::is_enabled()) {
     first_node_ = next_node();
     producers_ = producer_nodes(inputs);
@@ -141,7 +146,7 @@ ForwardScope::ForwardScope(UnitState* unit, const std::vector<at::Tensor>& input
 
 void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
   if (unit_ == nullptr) return;
-  unit_->observer_.leaving_forward(*unit_, outputs);
+  unit_->course_.leaving_forward(*unit_, outputs);
   UnitState& unit = *std::exchange(unit_, nullptr);
   const bool nested = --unit.open_ > 0;
   const bool with_gradients = at::GradMode::is_enabled();
@@ -153,13 +158,13 @@ void ForwardScope::finish(const std::vector<at::Tensor>& outputs) {
     // The graph may outlive the unit.
     const std::weak_ptr<UnitState> weak = unit.weak_from_this();
     const std::function<void()> reached = [weak, record] {
-      if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->output_reached(*record); });
+      if (const auto state = weak.lock()) state->course_.run_in_backward([&] { state->output_reached(*record); });
     };
     for (const auto& node : nodes) before_node(*node, reached);
-    unit.observer_.made_nodes(first_node_, reached, nodes);
+    unit.course_.made_nodes(first_node_, reached, nodes);
     for (const auto& node : producers_)
       before_node(*node, [weak, record] {
-        if (const auto state = weak.lock()) state->observer_.run_in_backward([&] { state->producer_reached(*record); });
+        if (const auto state = weak.lock()) state->course_.run_in_backward([&] { state->producer_reached(*record); });
       });
   }
   if (inside_backward() || nested) return;

@@ -21,42 +21,20 @@
 
 namespace sherd {
 
+class Course;
 class UnitState;
 enum class Pass { forward, backward };
-
-/// What unit states tell the model they belong to.
-class UnitObserver {
- public:
-  virtual ~UnitObserver() = default;
-  /// Does a step of the work that autograd's nodes call for.
-  virtual void run_in_backward(const std::function<void()>& step) { step(); }
-  /// What the rank does from here on, for its peers; returns what it did.
-  virtual std::string_view say(std::string_view /*call*/) { return {}; }
-  /// A forward begins: nothing of an earlier, failed backward may be left.
-  virtual void entering_forward(UnitState& unit) = 0;
-  /// The unit's parameters are there: a good moment to prefetch the one that comes next.
-  virtual void unsharded(UnitState& unit, Pass pass) = 0;
-  /// A forward has made `outputs`: throws if it has changed a parameter that it may only read.
-  virtual void leaving_forward(const UnitState& unit, const std::vector<at::Tensor>& outputs) = 0;
-  /// Backward has reached the unit (called before it is unsharded; many times a backward).
-  virtual void entering_backward() = 0;
-  /// A number that is different in each backward.
-  virtual int64_t backward_number() const = 0;
-  virtual bool all_gradients_seen(const UnitState& unit) const = 0;
-  /// Nodes made since `first` belong to a forward of the unit; `hooked` of them call `reached` already.
-  virtual void made_nodes(NodeMark first, std::function<void()> reached, const std::vector<AutogradNode>& hooked) = 0;
-};
 
 /// The rank is in a call for as long as this lives.
 class Said {
  public:
-  Said(UnitObserver& observer, std::string_view call) : observer_(observer), before_(observer.say(call)) {}
+  Said(Course& course, std::string_view call);
   Said(const Said&) = delete;
   Said& operator=(const Said&) = delete;
-  ~Said() { observer_.say(before_); }
+  ~Said();
 
  private:
-  UnitObserver& observer_;
+  Course& course_;
   std::string_view before_;
 };
 
@@ -86,8 +64,8 @@ enum class Activations { keep, recompute };
 
 class UnitState : public std::enable_shared_from_this<UnitState> {
  public:
-  UnitState(UnitObserver& observer, std::string name, size_t index, AfterForward after_forward, Activations activations)
-      : observer_(observer),
+  UnitState(Course& course, std::string name, size_t index, AfterForward after_forward, Activations activations)
+      : course_(course),
         name_(std::move(name)),
         forward_("the forward of " + title_of_unit(name_)),
         index_(index),
@@ -137,7 +115,7 @@ class UnitState : public std::enable_shared_from_this<UnitState> {
   void output_reached(ForwardRecord& record);
   void producer_reached(ForwardRecord& record);
 
-  UnitObserver& observer_;
+  Course& course_;
   std::string name_, forward_;  // its name, and what its forward is called
   size_t index_;
   AfterForward after_forward_;

@@ -39,7 +39,7 @@ int64_t first_gradient(const OwnedShards& shards) {
 std::string origin_of_non_finite(ShardedModel& model) {
   const OwnedShards shards(model);
   Finding mine{.parameter = first_gradient(shards)};
-  if (const auto& output = model.first_non_finite()) {
+  if (const auto& output = model.course().first_non_finite()) {
     mine.forward = output->forward;
     mine.unit = static_cast<int64_t>(output->unit);
   }

@@ -27,7 +27,7 @@ void check_ranks_agree(const std::vector<StepRecord>& records, int64_t attempts,
             "parted them; try to go on from the last checkpoint",
             r, records[r].attempts + 1, attempts + 1);
   }
-  model.compare_schedules(hashes);
+  model.course().compare_schedules(hashes);
 }
 
 }  // namespace
@@ -74,28 +74,28 @@ MomentType Step::moments_of(size_t i, const StepOptions& options, std::vector<st
 
 StepReport Step::run(double lr_scale, std::span<const double> shared_values) {
   const at::NoGradGuard no_grad;
-  const Said said(model_, "step");
+  const Said said(model_.course(), "step");
   StepReport report;
   report.lr_scale = lr_scale * learning_rate_scale(schedule_, judge_.made());
   try {
     // A step is the end of what a forward began: an abort since then, whoever gave up, is this step's too.
-    if (model_.interrupted()) model_.recover();
-    model_.finish_backward();
+    if (model_.course().interrupted()) model_.course().recover();
+    model_.course().finish_backward();
     model_.check_roles();
     // This exchange is also what keeps an owner from overwriting parameters that a peer's backward still reads.
     const double scaled_norm = global_norm(shared_values, report.shared);
     static_cast<Verdict&>(report) = judge_.judge(scaled_norm, [this] { return origin_of_non_finite(model_); });
   } catch (const std::exception& error) {
-    model_.interrupt(error.what());
+    model_.course().interrupt(error.what());
     throw;
   }
   if (report.update == StepReport::Update::skipped) {
-    model_.publish();
+    model_.course().publish();
     return report;
   }
   try {
     update_all({judge_.made(), report.lr_scale, report.gradient_scale});
-    model_.publish();
+    model_.course().publish();
   } catch (const std::exception& error) {
     model_.transport().abort(error.what());
     fault("step", "the update of step {} failed half-way: {}; try to go on from the last checkpoint", judge_.made(),
@@ -112,7 +112,7 @@ double Step::global_norm(std::span<const double> shared_values, std::vector<doub
   if (shards_.holds_first_copy())
     for (const size_t i : shards_.of_this_rank())
       if (shards_.trainable(i)) norm.add(shards_.gradient(i), shards_.all()[i].row_elements);
-  const StepRecord mine{norm.part(), model_.schedule_hash(), judge_.attempts()};
+  const StepRecord mine{norm.part(), model_.course().schedule_hash(), judge_.attempts()};
   auto received = model_.transport().exchange(mine, shared_values);
   check_ranks_agree(received.records, judge_.attempts(), model_);
   shared = std::move(received.values);
