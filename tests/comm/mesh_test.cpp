@@ -26,6 +26,13 @@ TEST(Mesh, RanksFillTheShardAxisFirst) {
   }
 }
 
+TEST(Mesh, TheRanksOfAnAxisDifferOnItAlone) {
+  const Mesh mesh = Mesh::over(6, 4, 2, 3);
+  EXPECT_EQ(mesh.shard_ranks(), (std::vector{3, 4, 5}));
+  EXPECT_EQ(mesh.replicate_ranks(), (std::vector{1, 4}));
+  EXPECT_EQ(Mesh{}.shard_ranks(), std::vector{0});
+}
+
 TEST(Mesh, ShardZeroTakesWhatReplicateLeaves) {
   EXPECT_EQ(Mesh::over(6, 0, 1, 0).shard, 6);
   EXPECT_EQ(Mesh::over(6, 0, 3, 0).shard, 2);

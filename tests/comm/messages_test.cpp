@@ -99,6 +99,7 @@ TEST_P(MessagesTest, ADifferentRecordIsAnErrorThatNamesItsSize) {
     }
     EXPECT_NE(text, "no fault");
     transport.recover();
+    barrier(transport);  // nobody ends while others still connect
   });
 }
 

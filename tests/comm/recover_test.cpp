@@ -156,6 +156,7 @@ TEST_P(RecoverTest, AfterItAnAbortIsHeardAgain) {
       } else {
         const std::string text = recover_fault_of([&] { barrier(transport); });
         EXPECT_TRUE(has(text, fmt::format("rank 0 gave up: round {}", round))) << text;
+        EXPECT_EQ(transport.heard(), text);
       }
       transport.recover();
     }

@@ -173,6 +173,7 @@ TEST_P(DeviceTransport, DifferentExchangesAreNamed) {
     EXPECT_NE(text.find("exchange (1 elements)"), std::string::npos) << text;
     EXPECT_NE(text.find("exchange (2 elements)"), std::string::npos) << text;
     transport.recover();
+    barrier(transport);  // nobody ends while others still connect
   });
 }
 

@@ -9,8 +9,8 @@
 namespace sherd::testing {
 namespace {
 
-// A store in the memory of each, made from the topology alone. An
-// abort of a rank elsewhere ends its waits, and it goes on after the recovery of all.
+// A store in the memory of each, made from the topology alone. An abort of a rank elsewhere ends its waits, and it goes
+// on after the recovery of all.
 TEST(StoresOfHosts, OneIsMadeInsideEachHostAndHearsOfAbortsElsewhere) {
   std::barrier all_have_checked(4);  // an abort may reach a rank that is about to leave a wait
   run_ranks(4, Kind::hosts, [&](std::shared_ptr<Transport> all) {
