@@ -34,8 +34,8 @@ struct EngineOptions {
   Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
   std::optional<double> clip = 1.0;  // largest global gradient norm
   UpdateRuleOptions update = {};     // AdamW
-  std::optional<MuonOptions> muon = {};  // what updates matrices; `update` all else
-  std::vector<std::string> not_muon = {"*embed*", "*wte*", "*wpe*", "*lm_head*"};  // globs: but not these matrices
+  std::optional<MuonOptions> muon = {};                    // what updates matrices; `update` all else
+  std::vector<std::string> not_muon = default_not_muon();  // globs: but not these matrices
   Hyperparameters optimizer = {};
   std::vector<OptimGroup> optimizer_groups = {};
   MomentType moments = MomentType::fp32;       // adamw, adam

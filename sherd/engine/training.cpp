@@ -81,7 +81,7 @@ class Training {
     metrics.targets = count_targets(*setup_.data.train, *setup_.train, step);
     if (metrics.targets == 0) say(fmt::format("warning: step {} has no targets: its loss is 0", metrics.step));
     const double lr_scale = learning_rate_scale(setup_.schedule, step);
-    metrics.lr = config_.optimizer.lr * lr_scale;
+    metrics.lr = config_.optimizer.values.lr * lr_scale;
 
     double loss = 0;
     const std::vector<MicroBatch> micros = plan(*setup_.train, step);

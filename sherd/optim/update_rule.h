@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "sherd/base/names.h"
 #include "sherd/kernels/weights.h"
 #include "sherd/memory/ledger.h"
 #include "sherd/optim/optim_groups.h"
@@ -32,6 +33,8 @@ enum class Master {
   fp32,        // 4 bytes more
   split,       // 2 bytes more; bf16 only
 };
+inline constexpr Name<Master> kMasterNames[] = {
+    {Master::nearest, "nearest"}, {Master::stochastic, "none"}, {Master::fp32, "fp32"}, {Master::split, "split"}};
 
 /// Of Adam and AdamW: fp32, or codes of 8 bits with a scale for each block (kernels/dynamic_map.h).
 enum class MomentType { fp32, eight_bits };

@@ -19,18 +19,12 @@
 #include "sherd/shard/reducer.h"
 #include "sherd/shard/schedule.h"
 #include "sherd/shard/store.h"
+#include "sherd/shard/strategy.h"
 #include "sherd/shard/unit.h"
 #include "sherd/shard/unit_policy.h"
 #include "sherd/shard/unit_state.h"
 
 namespace sherd {
-
-/// When a unit gives up its whole parameters between forward and backward (strategies that spread parameters).
-enum class ReshardPolicy {
-  units,  // every unit but the root, which needs them again at once
-  never,  // kept until backward: one gather less, more memory
-  all,    // the root too
-};
 
 /// What a parameter is beside the type of its tensor, which is computed with. Types that differ are grouped apart.
 struct ParameterTypes {
