@@ -175,7 +175,8 @@ PYBIND11_MODULE(_C, module) {
   module.def(
       "read_program_config",
       [](const std::string& text) {
-        return sherd::to_json(sherd::read_program_config(nlohmann::json::parse(text))).dump();
+        const auto config = sherd::read_program_config(nlohmann::json::parse(text));
+        return sherd::to_json(config, sherd::Caller::program).dump();
       },
       "The configuration with all defaults, JSON to JSON.", py::arg("text"));
   module.def(

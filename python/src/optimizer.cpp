@@ -1,8 +1,11 @@
 #include "python/src/optimizer.h"
 
+#include <nlohmann/json.hpp>
+
 #include "python/src/model.h"
 #include "sherd/base/error.h"
 #include "sherd/base/fnv.h"
+#include "sherd/config/train_config.h"
 #include "sherd/engine/muon_step.h"
 #include "sherd/engine/precision.h"
 #include "sherd/optim/loss_scaler.h"
@@ -13,27 +16,7 @@ namespace {
 
 namespace py = pybind11;
 
-Master master_named(const std::string& name) {
-  if (name == "nearest") return Master::nearest;
-  if (name == "none") return Master::stochastic;
-  if (name == "fp32") return Master::fp32;
-  if (name == "split") return Master::split;
-  config_error("optim", "got master='{}', expected nearest, none, fp32 or split; try split", name);
-}
-
-std::string name_of(Master master) {
-  switch (master) {
-    case Master::nearest:
-      return "nearest";
-    case Master::stochastic:
-      return "none";
-    case Master::fp32:
-      return "fp32";
-    case Master::split:
-      return "split";
-  }
-  SHERD_CHECK(false);
-}
+Master master_named(const std::string& name) { return named(kMasterNames, name, "optim", "split"); }
 
 /// A piece as Python gives it: parameter, gradient and states, of any shape.
 struct Piece {
@@ -144,14 +127,6 @@ void add_rule(py::module& module) {
 
 void add_scaler(py::module& module) {
   py::class_<LossScaler>(module, "LossScaler", "Dynamic loss scaling by DeepSpeed's rule.")
-      .def(py::init([](bool dynamic, double initial, int64_t window, int64_t hysteresis, bool consecutive_hysteresis,
-                       double minimum) {
-             return LossScaler({dynamic ? ScaleKind::dynamic : ScaleKind::fixed, initial, window, hysteresis,
-                                consecutive_hysteresis ? RefillHysteresis::at_every_step : RefillHysteresis::at_growth,
-                                minimum});
-           }),
-           py::arg("dynamic") = true, py::arg("initial") = 65536.0, py::arg("window") = 1000, py::arg("hysteresis") = 2,
-           py::arg("consecutive_hysteresis") = false, py::arg("minimum") = 1.0)
       .def_property_readonly("scale", &LossScaler::scale)
       .def("state_dict",
            [](const LossScaler& scaler) {
@@ -172,6 +147,15 @@ void add_scaler(py::module& module) {
             return scaler.update(overflowed ? LossScaler::Step::overflowed : LossScaler::Step::made);
           },
           "False: the overflow came at the smallest scale.", py::arg("overflowed"));
+  module.def(
+      "loss_scaler",
+      [](const std::string& setting, at::ScalarType compute, at::ScalarType reduce) {
+        const auto config = read_program_config({{"loss_scale", nlohmann::json::parse(setting)}}).loss_scale;
+        const auto options = config.resolve(Precision{.compute = compute, .reduce = reduce}.fp16());
+        return options ? std::make_unique<LossScaler>(*options) : nullptr;
+      },
+      "Of the setting loss_scale, as JSON; None: the loss is not scaled.", py::arg("setting"), py::arg("compute"),
+      py::arg("reduce"));
 }
 
 }  // namespace
@@ -185,11 +169,14 @@ void add_optimizer(py::module& module) {
          std::optional<std::string> master) {
         const PrecisionPolicy policy{compute, std::move(storage), std::move(reduce), std::move(master)};
         const Precision precision = resolve(policy, at::kCPU);
-        return std::make_tuple(precision.compute, precision.storage, precision.reduce, name_of(precision.master),
+        return std::make_tuple(precision.compute, precision.storage, precision.reduce,
+                               std::string(text_of(kMasterNames, precision.master)),
                                note_on(policy, precision, at::kCPU));
       },
       "Compute, storage and reduce types, the master, and what is worth saying.", py::arg("compute"),
       py::arg("storage"), py::arg("reduce"), py::arg("master"));
+  module.def(
+      "precision_type", [](const std::string& name) { return precision_type("precision", name); }, py::arg("name"));
 }
 
 }  // namespace sherd::python

@@ -23,15 +23,19 @@ Setting<D> with_tokens(Setting<D> setting) {
   return setting;
 }
 
+/// No member of its own: what check_data makes the source where nothing else is.
 Setting<D> synthetic() {
-  return {{"synthetic", boolean().or_unset(), "An endless stream of made-up tokens that a model can learn.", "false"},
-          [](JsonReader& reader, const Reading&, D&) {
-            bool ignored = false;
-            read_value(reader, "synthetic", boolean().or_unset(), ignored);  // check_data makes it the source
-          },
-          [](const D& data, Caller, nlohmann::json& out) {
-            if (data.source == D::Source::synthetic) out["synthetic"] = true;
-          }};
+  const Values values = boolean().or_unset();
+  Setting<D> setting{{"synthetic", values, "An endless stream of made-up tokens that a model can learn."},
+                     [=](JsonReader& reader, const Reading&, D&) {
+                       bool ignored = false;
+                       read_value(reader, "synthetic", values, ignored);
+                     },
+                     [](const D& data, Caller, nlohmann::json& out) {
+                       if (data.source == D::Source::synthetic) out["synthetic"] = true;
+                     }};
+  setting.info.preset = "false";
+  return setting;
 }
 
 std::vector<Setting<D>> data_settings() {
@@ -75,7 +79,8 @@ void check_data(JsonReader& reader, D& data) {
 }  // namespace
 
 Setting<TrainConfig> data_section() {
-  return {"data", &TrainConfig::data, data_settings(), "What it is trained on: tokens, text or synthetic.", check_data};
+  return section<TrainConfig>("data", &TrainConfig::data, data_settings(),
+                              "What it is trained on: tokens, text or synthetic.", check_data);
 }
 
 }  // namespace sherd

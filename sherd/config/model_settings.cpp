@@ -50,7 +50,7 @@ void check_model(JsonReader& reader, M& model) {
 }  // namespace
 
 Setting<TrainConfig> model_section() {
-  return {"model", &TrainConfig::model, model_settings(), "What is trained.", check_model};
+  return section<TrainConfig>("model", &TrainConfig::model, model_settings(), "What is trained.", check_model);
 }
 
 }  // namespace sherd

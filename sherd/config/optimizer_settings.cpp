@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "sherd/config/settings.h"
 
@@ -28,16 +29,16 @@ std::string names_of(const Types& types) {
   return alternatives(names, "and");
 }
 
-/// Defaults may differ by type: "0.0 (sgd), 0.95 (muon)".
+/// The default, or where types differ: "0.0 (sgd), 0.95 (muon)".
 std::string preset_of(const Types& types, const Setting<O>& setting) {
-  std::string all, last;
+  std::set<std::string> presets;
+  std::string all;
   for (const OptimizerType type : types) {
     const std::string preset = setting.written_by(O{.type = type});
-    if (preset == last) return preset;
+    presets.insert(preset);
     all += fmt::format("{}{} ({})", all.empty() ? "" : ", ", preset, text_of(kOptimizerTypeNames, type));
-    last = preset;
   }
-  return types.size() == 1 ? last : all;
+  return presets.size() == 1 ? *presets.begin() : all;
 }
 
 /// Throws for a setting of other types; null takes it back.
@@ -72,6 +73,7 @@ std::vector<Setting<G>> group_settings(const O& optimizer) {
       {"betas", &G::beta1, &G::beta2, pair_of(kShare).suggesting({own.beta1, own.beta2}), "Decay of both moments."},
       {"eps", &G::eps, numbers(kPositive).suggesting({own.eps}), "Added to the root of the second moment."},
   };
+  settings.front().info.preset = "";  // there is none without it
   for (Setting<G>& setting : settings) {
     if (setting.info.key != "betas" && setting.info.key != "eps") continue;
     setting.info.only = names_of(kMoments);
@@ -136,7 +138,7 @@ std::vector<Setting<O>> optimizer_settings() {
       only(kMuon,
            {"adamw", &O::not_muon, texts("globs on parameter names"), "Matrices that AdamW updates all the same."}),
       {{"groups", object_of(group_settings({}), Values::Kind::objects),
-        "Parameters with values of their own, before no_decay; what is unset is the optimizer's.", "[]"},
+        "Parameters with values of their own, before no_decay; what is unset is the optimizer's."},
        read_groups,
        write_groups},
   };
@@ -152,7 +154,8 @@ void check_optimizer(JsonReader&, O& optimizer) {
 }  // namespace
 
 Setting<TrainConfig> optimizer_section() {
-  return {"optimizer", &TrainConfig::optimizer, optimizer_settings(), "What updates the parameters.", check_optimizer};
+  return section<TrainConfig>("optimizer", &TrainConfig::optimizer, optimizer_settings(),
+                              "What updates the parameters.", check_optimizer);
 }
 
 UpdateRuleOptions OptimizerConfig::rule() const {

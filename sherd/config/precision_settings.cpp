@@ -26,7 +26,7 @@ std::vector<std::string> masters() {
 
 Setting<T> norms() {
   const Values values = words({"fp32", "compute"});
-  return {{"norms", values, "The types of norms: fp32 in all, or those of all other parameters.", "\"fp32\""},
+  return {{"norms", values, "The types of norms: fp32 in all, or those of all other parameters."},
           [=](JsonReader& reader, const Reading&, T& config) {
             std::string norms = "fp32";
             read_value(reader, "norms", values, norms);
@@ -103,9 +103,9 @@ void write_loss_scale(const T& config, Caller caller, json& out) {
 
 }  // namespace
 
-Setting<TrainConfig> precision_section() { return {"precision", [](auto& config) -> auto& {return config; }
-, precision_settings(), "Which types a model has, and where."
-};  // namespace sherd
+Setting<TrainConfig> precision_section() {
+  const auto itself = [](auto& config) -> auto& { return config; };
+  return section<TrainConfig>("precision", itself, precision_settings(), "Which types a model has, and where.");
 }
 
 Setting<TrainConfig> loss_scale_section() {
@@ -116,8 +116,7 @@ Setting<TrainConfig> loss_scale_section() {
   return {
       {"loss_scale", std::move(values),
        "What the loss is multiplied with so that small fp16 gradients are not lost: an object is a dynamic scale, a "
-       "number a fixed one, null none; auto: dynamic where anything is computed or reduced in fp16.",
-       "\"auto\""},
+       "number a fixed one, null none; auto: dynamic where anything is computed or reduced in fp16."},
       read_loss_scale,
       write_loss_scale};
 }

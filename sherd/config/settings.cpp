@@ -31,7 +31,7 @@ std::vector<Setting<ScheduleOptions>> schedule_settings() {
   using S = ScheduleOptions;
   return {
       {"type", &S::kind, kScheduleNames, "What the learning rate does after the warm-up."},
-      {"warmup", &S::warmup, integers({.min = 0}), "Steps in which the learning rate rises from 0."},
+      {"warmup", &S::warmup, integers({.min = 0}), "Steps in which the learning rate rises to its value."},
       {"final_ratio", &S::final_ratio, numbers({.min = 0, .max = 1}),
        "Of the learning rate, at the last step; with linear and cosine."},
   };
@@ -76,24 +76,22 @@ std::vector<Setting<TrainConfig>> all_settings() {
   return {
       command(model_section()),
       command(data_section()),
-      {"batch", &T::batch, batch_settings(), "Which rows a step reads, and how they are cut up."},
+      section<T>("batch", &T::batch, batch_settings(), "Which rows a step reads, and how they are cut up."),
       optimizer_section(),
       precision_section(),
       loss_scale_section(),
-      {"schedule", &T::schedule, schedule_settings(), "The learning rate over the steps."},
+      section<T>("schedule", &T::schedule, schedule_settings(), "The learning rate over the steps."),
       {"clip", &T::clip, numbers(kPositive).or_null(), "The largest global gradient norm; null: no clipping."},
       {{"strategy", strategy_names(),
         "What is spread over the ranks: of ddp nothing, then optimizer state (zero1), gradients too (zero2), "
         "parameters "
-        "too (zero3, also called fsdp; hsdp: over a part of the mesh).",
-        fmt::format("\"{}\"", T{}.strategy)},
+        "too (zero3, also called fsdp; hsdp: over a part of the mesh)."},
        read_strategy,
        [](const T& config, Caller, nlohmann::json& out) { write_word(out, "strategy", config.strategy); }},
       {"reshard_after_forward", &T::reshard_after_forward, kReshardNames,
        "Whether parameters are given up between forward and backward, with zero3 and hsdp; auto: those of blocks."},
       command({{"recompute", text(std::string(RecomputePolicy::kForm)),
-                "Blocks whose activations are made again in backward: none, all, or every K-th.",
-                fmt::format("\"{}\"", T{}.recompute.text())},
+                "Blocks whose activations are made again in backward: none, all, or every K-th."},
                read_recompute,
                [](const T& config, Caller, nlohmann::json& out) {
                  write_word(out, "recompute", config.recompute.text());
@@ -102,7 +100,7 @@ std::vector<Setting<TrainConfig>> all_settings() {
        "Bytes: smaller parameter groups stay whole on every rank, with zero3 and hsdp."},
       {"transport", &T::transport, words({std::begin(kTransports), std::end(kTransports)}),
        "How ranks exchange bytes; auto: shared memory where all are on one host, else gloo."},
-      {"mesh", itself, mesh_settings(), "The ranks on two axes."},
+      section<T>("mesh", itself, mesh_settings(), "The ranks on two axes."),
       command({"device", &T::device, text("a device of torch such as cpu, cuda or cuda:0"), "Where the model lives."}),
       {"steps", &T::steps, integers(), "Optimizer steps of the whole run."},
       command({"seed", &T::seed, integers({.min = 0, .max = kAnyNumber}),

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "sherd/config/setting.h"
+#include "sherd/config/section.h"
 #include "sherd/config/train_config.h"
 
 namespace sherd {

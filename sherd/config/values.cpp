@@ -9,29 +9,30 @@
 namespace sherd {
 namespace {
 
-std::string described(const Values& values) {
+/// Without what may stand in its place.
+std::vector<std::string> described(const Values& values) {
   using Kind = Values::Kind;
   switch (values.kind) {
     case Kind::integer:
-      return range_text(values.integers);
+      return {range_text(values.integers)};
     case Kind::number:
-      return range_text(values.numbers);
+      return {range_text(values.numbers)};
     case Kind::boolean:
-      return "true or false";
+      return {"true", "false"};
     case Kind::text:
-      return values.form;
+      return {values.form};
     case Kind::texts:
-      return fmt::format("an array of {}", values.form);
+      return {fmt::format("an array of {}", values.form)};
     case Kind::pair:
-      return fmt::format("an array of two: each {}", range_text(values.numbers));
+      return {fmt::format("an array of two: each {}", range_text(values.numbers))};
     case Kind::word:
-      return alternatives(words_as_json(values.words));
+      return words_as_json(values.words);
     case Kind::object:
-      return "an object";
+      return {"an object"};
     case Kind::objects:
-      return "an array of objects";
+      return {"an array of objects"};
   }
-  return "";
+  return {};
 }
 
 }  // namespace
@@ -63,11 +64,13 @@ Values Values::suggesting(std::vector<double> values) && {
 }
 
 std::string Values::description() const {
-  std::vector<std::string> parts = {described(*this)};
-  if (!instead.empty()) parts.insert(parts.begin(), words_as_json({instead}).front());
-  for (const Values& other : alternatives) parts.push_back(described(other));
-  if (null == Null::value) parts.push_back("null");
-  return fmt::format("{}", fmt::join(parts, " or "));
+  std::vector<std::string> all;
+  const auto add = [&](const std::vector<std::string>& more) { all.insert(all.end(), more.begin(), more.end()); };
+  if (!instead.empty()) add(words_as_json({instead}));
+  add(described(*this));
+  for (const Values& other : alternatives) add(described(other));
+  if (null == Null::value) add({"null"});
+  return sherd::alternatives(all);
 }
 
 bool SettingInfo::is_for(Caller caller) const {
