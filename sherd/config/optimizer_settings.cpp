@@ -160,8 +160,18 @@ Setting<TrainConfig> optimizer_section() {
 
 UpdateRuleOptions OptimizerConfig::rule() const {
   using Kind = UpdateRuleOptions::Kind;
-  if (type == OptimizerType::sgd) return sgd;
-  return {.kind = type == OptimizerType::adam || type == OptimizerType::adam8bit ? Kind::adam : Kind::adamw};
+  switch (type) {
+    case OptimizerType::sgd:
+      return sgd;
+    case OptimizerType::adam:
+    case OptimizerType::adam8bit:
+      return {.kind = Kind::adam};
+    case OptimizerType::adamw:
+    case OptimizerType::adamw8bit:
+    case OptimizerType::muon:
+      return {.kind = Kind::adamw};
+  }
+  SHERD_CHECK(false);
 }
 
 }  // namespace sherd

@@ -14,7 +14,6 @@ using nlohmann::json;
 TrainConfig read_settings(JsonReader& reader, Caller caller) {
   TrainConfig config;
   read_fields(reader, {caller, setting_paths(caller)}, train_settings(), config);
-  config.schedule.steps = config.steps;
   return config;
 }
 

@@ -67,6 +67,7 @@ struct ProgramOptions {
   CastInputs cast_inputs = CastInputs::yes;       // precision.cast_inputs: to the compute type
 };
 
+/// What an engine has among its options stands here again: engine/ is above (engine/training_setup.cpp hands it on).
 struct TrainConfig {
   ModelConfig model;
   DataConfig data;
@@ -74,7 +75,7 @@ struct TrainConfig {
   OptimizerConfig optimizer;
   PrecisionPolicy precision;
   LossScaleConfig loss_scale;
-  ScheduleOptions schedule;                                    // its steps are `steps`
+  ScheduleOptions schedule;                                    // its steps: `steps`
   std::optional<double> clip = 1.0;                            // largest global gradient norm; null: no clipping
   std::string strategy = "zero3";                              // ddp, zero1, zero2, zero3, hsdp; fsdp is read as zero3
   ReshardPolicy reshard_after_forward = ReshardPolicy::units;  // all: with zero3 and hsdp

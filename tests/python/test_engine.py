@@ -177,7 +177,9 @@ def test_a_state_that_does_not_fit_is_an_error_on_all_ranks():
 @pytest.mark.parametrize("config, message", [
     ({"strategi": "zero3"}, "strategy"), ({"model": {"preset": "tiny"}}, "brings its own"),
     ({"optimizer": {"lr": -1}}, "optimizer.lr"), ({"units": "Block"}, "units"), ({"units": ["Blok"]}, "no module"),
-    ({"mesh": {"replicate": 2}}, "replicate"), ("/no/such/file.json", "cannot be read")])
+    ({"mesh": {"replicate": 2}}, "replicate"), ({"seed": 1}, "'seed' in a program's configuration"),
+    ({"units": []}, "LlamaDecoderLayer"), ({"precision": {"outputs": "fp32"}}, "try 'output'"),
+    ("/no/such/file.json", "cannot be read")])
 def test_wrong_configurations_are_named(config, message):
     import sherd
     model = make_model()
