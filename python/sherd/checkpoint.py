@@ -117,7 +117,7 @@ def save_training(engine: Any, folder: pathlib.Path, tag: str, client_state: dic
         schedule = engine.lr_scheduler
         facts = {"global_steps": engine.global_steps, "micro_steps": engine.micro_steps, "client_state": client_state,
                  "skipped_steps": engine.skipped_steps,
-                 "loss_scale": None if engine.scaler is None else engine.scaler.state_dict(),
+                 "loss_scale": engine.judge.scale_state(),
                  "lr_scheduler": schedule.state_dict() if hasattr(schedule, "state_dict") else None}
         torch.save(facts, unfinished / "facts.pt")
         (unfinished / FACTS).write_text(json.dumps({"ranks": world.size, "global_steps": engine.global_steps}))
@@ -164,8 +164,7 @@ def load_training(engine: Any, folder: pathlib.Path, tag: str | None) -> tuple[s
     facts = torch.load(source / "facts.pt", weights_only=True)
     engine.global_steps, engine.micro_steps = facts["global_steps"], facts["micro_steps"]
     engine.skipped_steps = facts.get("skipped_steps", 0)
-    if engine.scaler is not None and facts.get("loss_scale") is not None:
-        engine.scaler.load_state_dict(facts["loss_scale"])
+    engine.judge.restore(engine.global_steps - engine.skipped_steps, engine.skipped_steps, facts.get("loss_scale"))
     if facts["lr_scheduler"] is not None:
         engine.lr_scheduler.load_state_dict(facts["lr_scheduler"])
     return str(source), facts["client_state"]

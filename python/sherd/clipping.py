@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from . import _C
 from ._C import ConfigError, FaultError
 from .faces import sharded_of
 from .rows import local
@@ -33,7 +34,7 @@ def clip_grad_norm_(model: nn.Module, max_norm: float, norm_type: float = 2.0, e
         raise FaultError(f"[clip_grad_norm_] got a gradient norm of order {order:g} that is {norm}: the first that was "
                          f"not finite was {origin_of_non_finite(model)}; expected finite numbers; try "
                          "error_if_nonfinite=False to go on")
-    scale_gradients(map(sharded_of, model.parameters()), clip_scale(norm, max_norm))
+    scale_gradients(map(sharded_of, model.parameters()), _C.clip_scale(norm, max_norm))
     return torch.tensor(norm)
 
 
@@ -61,14 +62,7 @@ def origin_of_non_finite(model: nn.Module) -> str:
     return getattr(model, HELD).whole_model().model.origin_of_non_finite()
 
 
-def clip_scale(norm: float, max_norm: float) -> float:
-    """torch's rule: at most 1, and what is no number stays none."""
-    return min(max_norm / (norm + 1e-6), 1.0)
-
-
 def scale_gradients(parameters: Iterable[nn.Parameter], scale: float) -> None:
     """Multiplies their gradients, where that changes them."""
     if scale != 1.0:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                local(parameter.grad).mul_(scale)
+        _C.scale_all([local(parameter.grad) for parameter in parameters if parameter.grad is not None], scale)

@@ -82,13 +82,10 @@ def optimizer_of(settings: dict, model: nn.Module, master: str) -> Optimizer:
                           momentum=settings["momentum"], nesterov=settings["nesterov"], adjust_lr_fn=scale,
                           products=settings["products"], betas=tuple(settings["betas"]), eps=settings["eps"],
                           master=master)
-    if settings["type"] == "sgd":
-        return optim.SGD(groups, lr=settings["lr"], momentum=settings["momentum"], nesterov=settings["nesterov"],
-                         master=master)
-    kind = {"adamw": optim.AdamW, "adam": optim.Adam, "adamw8bit": optim.AdamW8bit,
-            "adam8bit": optim.Adam8bit}[settings["type"]]
-    exclude = {"exclude": settings["exclude"]} if "exclude" in settings else {}
-    return kind(groups, lr=settings["lr"], betas=tuple(settings["betas"]), eps=settings["eps"], master=master,
+    kind = optim.BY_NAME[settings["type"]]
+    named = {option.name: settings[option.name] for option in kind.entry.options if option.name in settings}
+    exclude = {"exclude": settings["exclude"]} if kind.eight_bits else {}
+    return kind(groups, **{**named, "betas": tuple(named["betas"])} if "betas" in named else named, master=master,
                 **exclude)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from . import engine
+from . import _C, engine
 from ._C import ConfigError
 from .clipping import gradient_norm
 from .deepspeed_settings import TYPES, Settings
@@ -20,44 +20,6 @@ from .faces import sharded_of
 
 log = logging.getLogger("sherd")
 LARGE = 4096  # elements
-
-
-class LossScale:
-    """DeepSpeed 0.19.8's dynamic loss scale: halved by overflows beyond ``hysteresis``, doubled after ``window`` clean
-    steps and one."""
-
-    def __init__(self, initial: float, window: int, hysteresis: int, minimum: float, consecutive_hysteresis: bool):
-        self.scale, self._window, self._minimum = initial, window, minimum
-        self._hysteresis = self._left = hysteresis
-        self._refills = consecutive_hysteresis
-        self._steps, self._last_overflow = 0, -1
-
-    def update(self, overflowed: bool) -> bool:
-        """A step is over. False: it overflowed, and there is no smaller scale to try."""
-        smaller_is_left = True
-        if overflowed and self._left > 1:
-            self._left -= 1
-        elif overflowed:
-            smaller_is_left = self.scale > self._minimum
-            self.scale = max(self.scale / 2, self._minimum)
-        else:
-            clean = self._steps - self._last_overflow - 1
-            grows = clean > 0 and clean % self._window == 0
-            if grows or self._refills:
-                self._left = self._hysteresis
-            self.scale *= 2 if grows else 1
-        if overflowed:
-            self._last_overflow = self._steps
-        self._steps += 1
-        return smaller_is_left
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale, "hysteresis_left": self._left, "steps": self._steps,
-                "last_overflow": self._last_overflow}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.scale, self._left = state["scale"], state["hysteresis_left"]
-        self._steps, self._last_overflow = state["steps"], state["last_overflow"]
 
 
 class TrainingEngine(engine.Engine):
@@ -70,15 +32,20 @@ class TrainingEngine(engine.Engine):
         self.global_samples = 0
         self._step_applied = self._in_step = self._scaled = False
         self.basic_optimizer = self.optimizer
-        if isinstance(self.settings["loss_scale"], dict):
-            self.scaler = LossScale(**self.settings["loss_scale"])
+        scale = self.loss_scale_options
+        # DeepSpeed's scale doubles a step later than ours, and without ZeRO it skips steps at the smallest one for ever.
+        self.judge = _C.StepJudge(
+            clip=self.settings["clip"],
+            loss_scale=scale.after_window() if isinstance(self.settings["loss_scale"], dict) else scale,
+            non_finite="skip" if document.skips_non_finite else "stop",
+            stop_at_smallest=document.stage > 0 and self.dynamic_loss_scale())
         if document.document.get("gradient_allreduce_op", "mean") == "sum":
             self.module.set_gradient_divide_factor(1.0)
         self._tell_optimizer(False)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         result = super().forward(*args, **kwargs)
-        divides = self.gradient_accumulation_steps() > 1 or self.scaler is not None
+        divides = self.gradient_accumulation_steps() > 1 or self.judge.scales
         if self.optimizer is None or not divides or not torch.is_grad_enabled():
             return result
         self._scaled = False
@@ -98,7 +65,7 @@ class TrainingEngine(engine.Engine):
     def _divided(self, gradient: torch.Tensor) -> torch.Tensor | None:
         if TrainingEngine._backwards > 0:
             return None
-        if self.scaler is not None and not self._scaled:
+        if self.judge.scales and not self._scaled:
             raise ConfigError("[backward] got a loss that is not scaled, expected one that is, for fp16; try "
                               "engine.backward(loss), or engine.scale(loss).backward()")
         return gradient / self.gradient_accumulation_steps()
@@ -141,24 +108,14 @@ class TrainingEngine(engine.Engine):
             log.info("step=%d, skipped=%d, lr=%s, mom=%s", self.global_steps, self.skipped_steps, self.get_lr(),
                      self.get_mom())
 
-    def overflowed(self) -> bool:
-        scale = self.loss_scale
-        finite = math.isfinite(self._norm)
-        smaller_is_left = self.scaler is not None and self.scaler.update(not finite)
-        if finite:
-            return False
-        lowest = (self.scaler is not None and self.dynamic_loss_scale() and not smaller_is_left
-                  and self.deepspeed.stage > 0)
-        if lowest or not self.deepspeed.skips_non_finite:
-            self._refuse_non_finite(scale)
-        if self.scaler is None:
+    def _skip(self) -> None:
+        if not self.judge.scales:
             origin = self._origin_of_non_finite()
             if self.world.rank == 0:
                 log.warning("[step] gradients are not finite, the first were %s: this step is skipped, as DeepSpeed "
                             "does", origin)
         self._norm = math.inf
-        self._skip()
-        return True
+        super()._skip()
 
     def _tell_optimizer(self, overflow: bool) -> None:
         if self.optimizer is not None:

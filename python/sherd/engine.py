@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from . import _C, clipping, distributed, optim, progress, updates
-from ._C import ConfigError, FaultError
+from ._C import ConfigError
 from .checkpoint import load_training, save_training
 from .configuration import Config, check_own_master, mesh_of, optimizer_of, parameter_groups, read_config
 from .faces import sharded_of
@@ -85,7 +84,7 @@ def initialize(*, model: nn.Module, config: Config | None = None,
             lr_scheduler = schedule_of(optimizer, settings["schedule"], settings["steps"])
     elif not hasattr(lr_scheduler, "step"):
         lr_scheduler = lr_scheduler(optimizer)
-    engine = Engine(model, optimizer, lr_scheduler, settings, precision.scaler)
+    engine = Engine(model, optimizer, lr_scheduler, settings, precision.loss_scale)
     loader = None if training_data is None else engine.loader(training_data, collate_fn)
     return engine, optimizer, loader, lr_scheduler
 
@@ -95,7 +94,7 @@ class Engine(nn.Module):
     All ranks make the same calls in the same order."""
 
     def __init__(self, module: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, settings: dict,
-                 scaler: _C.LossScaler | None = None):
+                 loss_scale: _C.LossScaleOptions | None = None):
         super().__init__()
         self.module = module
         self.optimizer = optimizer
@@ -106,7 +105,8 @@ class Engine(nn.Module):
         self.global_steps = 0
         self.micro_steps = 0
         self.skipped_steps = 0  # for overflow under the loss scale
-        self.scaler = scaler
+        self.loss_scale_options = loss_scale
+        self.judge = _C.StepJudge(clip=settings["clip"], loss_scale=loss_scale)
         self._boundary: bool | None = None  # as told by set_gradient_accumulation_boundary
         self._norm: float | None = None
         self._loss: torch.Tensor | None = None
@@ -124,7 +124,7 @@ class Engine(nn.Module):
         if scale_wrt_gas and self.gradient_accumulation_steps() > 1:
             loss = loss / self.gradient_accumulation_steps()
         self._choose_reduction()
-        (loss if self.scaler is None else loss * self.scaler.scale).backward(retain_graph=retain_graph)
+        (loss * self.loss_scale if self.judge.scales else loss).backward(retain_graph=retain_graph)
         return loss
 
     def step(self) -> None:
@@ -139,16 +139,15 @@ class Engine(nn.Module):
         self.micro_steps += 1
         if not boundary:
             return
-        scale = 1.0 / self.loss_scale
-        self._norm = self._gradient_norm() * scale
-        if self.overflowed():
+        verdict = self.judge.judge(self._gradient_norm(), self._origin_of_non_finite)
+        self._norm = verdict.grad_norm
+        if not verdict.made:
+            self._skip()
             return
-        if self.settings["clip"] is not None:
-            scale *= clipping.clip_scale(self._norm, self.settings["clip"])
         if isinstance(self.optimizer, optim.ShardedOptimizer):
-            self.optimizer.step(gradient_scale=scale)
+            self.optimizer.step(gradient_scale=verdict.gradient_scale)
         else:
-            clipping.scale_gradients(self._trained(), scale)
+            clipping.scale_gradients(self._trained(), verdict.gradient_scale)
             if updates.needs_whole(self.optimizer):
                 updates.step_on_whole(self.optimizer)
             else:
@@ -192,35 +191,16 @@ class Engine(nn.Module):
     @property
     def loss_scale(self) -> float:
         """What the loss of the step under way is multiplied with; 1 without loss scaling."""
-        return 1.0 if self.scaler is None else self.scaler.scale
-
-    def overflowed(self) -> bool:
-        """Whether the gradients are not finite, the same on all ranks: then they are dropped,
-        if a smaller scale may help."""
-        finite, scale = math.isfinite(self._norm), self.loss_scale
-        smaller_is_left = self.scaler is not None and self.scaler.update(not finite)
-        if finite:
-            return False
-        if smaller_is_left:
-            self._skip()
-            return True
-        self._refuse_non_finite(scale)
+        return self.judge.loss_scale
 
     def _skip(self) -> None:
+        """Gradients overflowed: the update and the schedule stay out."""
         self.skipped_steps += 1
         self.global_steps += 1
         self._drop_gradients()
 
     def _origin_of_non_finite(self) -> str:
         return getattr(self.module, HELD).whole_model().model.origin_of_non_finite()
-
-    def _refuse_non_finite(self, scale: float) -> NoReturn:
-        origin = self._origin_of_non_finite()
-        if self.scaler is not None:
-            raise FaultError(f"[loss_scale] got gradients that overflow at the smallest loss scale, {scale:g}: the "
-                             f"first was {origin}; expected finite ones; try a lower learning rate, clip 1.0, or bf16")
-        raise FaultError(f"[step] got a gradient norm of {self._norm}: the first that was not finite was {origin}; "
-                         "expected finite numbers; try a lower learning rate, a longer warm-up, or clip 1.0")
 
     def gradient_accumulation_steps(self) -> int:
         return self.settings["batch"]["accumulate"]
@@ -253,7 +233,7 @@ class Engine(nn.Module):
         return float("nan") if self._loss is None else self._loss.item()
 
     def memory(self) -> dict[str, int]:
-        """Bytes that sherd holds on this rank, by what they are for; optimizers' states are not among them. Shared
+        """Bytes that sherd holds on this rank, by what they are for, the states of sherd's optimizers among them. Shared
         memory is its owner's."""
         return getattr(self.module, HELD).whole_model().model.memory()
 

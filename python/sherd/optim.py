@@ -7,6 +7,7 @@ or 8 bits.
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import logging
 import math
@@ -21,21 +22,24 @@ from torch.optim import Optimizer
 
 from . import _C
 from ._C import ConfigError
-from .clipping import clip_grad_norm_, clip_scale, gradient_norm  # noqa: F401 names of this module too
+from ._C import clip_scale  # noqa: F401 names of this module too
+from .clipping import clip_grad_norm_, gradient_norm  # noqa: F401
 from .rows import is_whole, local, over_rows, own_rows
 from .units import HELD
 
 log = logging.getLogger("sherd")
 UPDATED = (torch.float32, torch.bfloat16, torch.float16)
-MASTERS = ("nearest", "fp32", "split", "none")
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's polynomial, torch's
+BLOCK = 256  # elements with one scale, of 8-bit moments
 # The names of states, in the order in which a rule takes them.
 STATES = ("exp_avg", "exp_avg_sq", "momentum_buffer", "state1", "state2", "absmax1", "absmax2", "master", "remainder")
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of Muon's polynomial, torch's
-BLOCK, LEAST_8_BIT = 256, 4096  # of 8-bit moments: elements with one scale, and of the smallest parameter that has them
+ROUNDED_FROM = ("master", "remainder")  # states of 16-bit parameters
 
 
 class ShardedOptimizer(Optimizer):
     """What the optimizers share. ``step`` costs about 2 microseconds a parameter beside the update itself.
+
+    States are made at a parameter's first step, in memory that is booked with the model's (``Engine.memory``).
 
     master: what 16-bit parameters are rounded from after an update: "nearest" (nothing, as in torch), "fp32" (a state
         "master"), "split" (a state "remainder" with the 16 bits that bf16 lacks, as two bytes: an fp32 master without
@@ -46,11 +50,9 @@ class ShardedOptimizer(Optimizer):
     exclude: tuple[str, ...] = ()
 
     def __init__(self, params: Iterable, defaults: dict[str, Any], master: str = "nearest"):
-        if master not in MASTERS:
-            raise ConfigError(f"[optim] got master={master!r}, expected one of {', '.join(map(repr, MASTERS))}; "
-                              "try 'split'")
+        _C.check_master(master)
         self.master = master
-        self._places: dict[nn.Parameter, tuple[int, int]] = {}  # of those that are rounded stochastically
+        self._shards: dict[nn.Parameter, _C.OwnedShard] = {}
         super().__init__(params, defaults)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -58,7 +60,7 @@ class ShardedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._places = {}
+        self._shards = {}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)
@@ -85,11 +87,12 @@ class ShardedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
+            ready = [parameter for parameter in group["params"] if parameter.grad is not None]
+            self._start([parameter for parameter in ready if not self.state[parameter]], group)
             by_step: dict[int, dict[nn.Parameter, _C.Piece]] = defaultdict(dict)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    step, piece = self._next(parameter, group)
-                    by_step[step][parameter] = piece
+            for parameter in ready:
+                step, piece = self._next(parameter, group)
+                by_step[step][parameter] = piece
             for step, pieces in by_step.items():
                 self._update(group, pieces, step, gradient_scale)
         return loss
@@ -105,26 +108,26 @@ class ShardedOptimizer(Optimizer):
     def _next(self, parameter: nn.Parameter, group: dict[str, Any]) -> tuple[int, _C.Piece]:
         """The number of this parameter's step, and its local tensors."""
         state = self.state[parameter]
-        if not state:
-            self._start(parameter, state, group)
         if self._counts_steps(group):
             state.setdefault("step", torch.tensor(0.0)).add_(1)
         states = [local(state[name]) for name in STATES if name in state]
         if "remainder" in state:
             states[-1] = states[-1].view(torch.int16)
-        first, key = self._place_of(parameter) if self.master == "none" else (0, 0)
-        return int(state.get("step", 1)), _C.Piece([local(parameter), local(parameter.grad), *states], first, key)
+        tensors = [local(parameter), local(parameter.grad), *states]
+        return int(state.get("step", 1)), _C.Piece(tensors, self._shard_of(parameter))
 
-    def _start(self, parameter: nn.Parameter, state: dict[str, Any], group: dict[str, Any]) -> None:
-        model_of(parameter)  # made by now, so that parameters have their whole names
-        if parameter.dtype == torch.float16 and self.master in ("split", "none"):
-            raise ConfigError(f"[optim] got master={self.master!r} with parameter '{self._name_of(parameter)}' of "
-                              "torch.float16, expected 'fp32' or 'nearest' (others are for bfloat16); try 'fp32'")
-        kept = self._rule_of(group).state(parameter.dtype, self._takes_eight_bits(parameter), self.master)
-        for name, dtype, by_block in kept:
-            state[name] = zeros_like(parameter, dtype, by_block)
-            if name == "master":
-                local(state[name]).copy_(local(parameter))
+    def _start(self, parameters: list[nn.Parameter], group: dict[str, Any], loaded: dict | None = None) -> None:
+        """Makes the states of parameters, of the kinds that they have in ``loaded`` if they are there."""
+        by_model: dict[_C.Model | None, list[nn.Parameter]] = defaultdict(list)
+        for parameter in parameters:
+            by_model[model_of(parameter)].append(parameter)
+        for model, own in by_model.items():
+            eight_bits = [self._takes_eight_bits(p) if loaded is None else "state1" in loaded[p] for p in own]
+            made = _C.make_states(model, [self._shard_of(p) for p in own], self._rule_of(group), eight_bits,
+                                  self.master)
+            for parameter, tensors in zip(own, made):
+                self.state[parameter].update(
+                    (name, like_parameter(parameter, tensor, by_block)) for name, tensor, by_block in tensors)
 
     def _name_of(self, parameter: nn.Parameter) -> str:
         """In the model, where it is sharded, or as it was given to this optimizer; else its number."""
@@ -138,110 +141,126 @@ class ShardedOptimizer(Optimizer):
                 number += 1
         return ""
 
-    def _place_of(self, parameter: nn.Parameter) -> tuple[int, int]:
-        """Which element of the whole parameter is this rank's first, and a number of the parameter's own."""
-        if parameter not in self._places:
-            first = 0
-            if isinstance(parameter, DTensor) and not is_whole(parameter):
-                first = own_rows(parameter.shape[0], parameter.device_mesh).start * row_elements(parameter)
-            self._places[parameter] = first, _C.parameter_key(self._name_of(parameter))
-        return self._places[parameter]
+    def _shard_of(self, parameter: nn.Parameter) -> _C.OwnedShard:
+        shard = self._shards.get(parameter)
+        if shard is None:
+            model = model_of(parameter)
+            shard = None if model is None else model.shard_of(parameter)
+            self._shards[parameter] = shard = shard or shard_elsewhere(parameter, self._name_of(parameter))
+        return shard
 
     def _takes_eight_bits(self, parameter: nn.Parameter) -> bool:
         if not self.eight_bits:
             return False
-        name = self._name_of(parameter)
-        if any(_C.glob_matches(glob, name) for glob in self.exclude):
-            return False
-        rows = parameter.shape[0] if parameter.dim() > 0 else 1
-        ranks = parameter.device_mesh.size(-1) if isinstance(parameter, DTensor) else 1
-        if _C.fits_eight_bits(rows, row_elements(parameter), ranks):
-            return True
-        if parameter.numel() >= LEAST_8_BIT:
-            log.info("optimizer: fp32 moments for '%s': its shards would cut a block of %d", name, BLOCK)
-        return False
+        shard = self._shard_of(parameter)
+        fit = shard.fit_of_moments(self.exclude)
+        if fit == _C.MomentFit.cuts_blocks:
+            log.info("optimizer: fp32 moments for '%s': its shards would cut a block of %d", shard.fqn, BLOCK)
+        return fit == _C.MomentFit.eight_bits
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch's, which would give all states the parameters' type: they keep their own."""
+        """torch's, which would give all states the parameters' type: they keep their own, and their memory."""
         super().load_state_dict(state_dict)
         saved = itertools.chain.from_iterable(group["params"] for group in state_dict["param_groups"])
         ours = itertools.chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, parameter in zip(saved, ours):
-            for name, value in state_dict["state"].get(key, {}).items():
-                if isinstance(value, torch.Tensor) and name != "step":
-                    self.state[parameter][name] = value.detach().clone()
+        loaded = {parameter: state_dict["state"][key] for key, parameter in zip(saved, ours)
+                  if key in state_dict["state"]}
+        for group in self.param_groups:
+            here = [parameter for parameter in group["params"] if parameter in loaded]
+            others = {parameter: self.state.pop(parameter) for parameter in here}
+            self._start(here, group, loaded)
+            for parameter in here:
+                self._take_over(parameter, loaded[parameter], others[parameter])
+
+    def _take_over(self, parameter: nn.Parameter, loaded: dict[str, Any], others: dict[str, Any]) -> None:
+        state = self.state[parameter]
+        for name in ROUNDED_FROM:
+            if name in loaded and name not in state:
+                raise ConfigError(f"[optim] got a state '{name}' of parameter '{self._name_of(parameter)}' for an "
+                                  f"optimizer with master={self.master!r}, expected one without; try the master that "
+                                  "it was saved with")
+        for name, value in loaded.items():
+            if not isinstance(value, torch.Tensor) or name == "step":
+                state[name] = others[name]
+            elif name not in state:
+                state[name] = value.detach().clone()
+            elif state[name].shape != value.shape:
+                raise ConfigError(f"[optim] got a state '{name}' of sizes {list(value.shape)} for parameter "
+                                  f"'{self._name_of(parameter)}', expected {list(state[name].shape)}")
+            else:
+                with torch.no_grad():
+                    local(state[name]).copy_(local(value))
 
 
-class Adam(ShardedOptimizer):
-    """``torch.optim.Adam``: decay is added to the gradient."""
+class Elementwise(ShardedOptimizer):
+    """An optimizer of the rule that its class is made for."""
 
-    kind = "adam"
+    entry: _C.RuleEntry
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, *, master: str = "nearest"):
-        check_adam(lr, betas, eps, weight_decay)
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay), master)
+    def __init__(self, params: Iterable, master: str, exclude: Iterable[str], values: dict[str, Any]):
+        for option in self.entry.options:
+            option.check(values[option.name])
+        self.exclude = tuple(exclude)
+        super().__init__(params, values, master)
 
     def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
-        return elementwise_rule(self.kind)
+        return elementwise_rule(self.entry.name, group.get("momentum", 0.0), group.get("nesterov", False))
 
     def _counts_steps(self, group: dict[str, Any]) -> bool:
-        return True
+        return self.entry.counts_steps or super()._counts_steps(group)
 
 
-class AdamW(Adam):
-    """``torch.optim.AdamW``: Loshchilov and Hutter, "Decoupled weight decay regularization", 2019."""
+# What torch's optimizers have in their checkpoints besides.
+TORCHS = {"sgd": dict(dampening=0.0, maximize=False, foreach=None, differentiable=False, fused=None)}
+EIGHT_BITS = """ with moments of 8 bits: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022.
 
-    kind = "adamw"
-
-    def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2, *, master: str = "nearest"):
-        super().__init__(params, lr, betas, eps, weight_decay, master=master)
-
-
-class AdamW8bit(AdamW):
-    """AdamW with moments of 8 bits: Dettmers et al., "8-bit Optimizers via Block-wise Quantization", 2022.
-
-    States are those of bitsandbytes' AdamW8bit: codes ``state1`` and ``state2`` (uint8, of the parameter's shape) of
-    its dynamic maps, with a scale for each block of 256 elements (``absmax1``, ``absmax2``); 2.03 bytes a parameter.
+    States are those of bitsandbytes' optimizer of this name: codes (``state1``, of a second moment ``state2``; uint8, of
+    the parameter's shape) of its dynamic maps, with a scale for each block of 256 elements (``absmax1``, ``absmax2``).
     The same bits for any number of ranks. Parameters below 4096 elements, those whose rows on a rank are no whole
-    number of blocks (said at level INFO) and those whose names match ``exclude`` (globs) keep fp32 moments, ``exp_avg``
-    and ``exp_avg_sq``.
-    """
-
-    eight_bits = True
-
-    def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 1e-2, *, master: str = "nearest", exclude: Iterable[str] = ()):
-        self.exclude = tuple(exclude)
-        super().__init__(params, lr, betas, eps, weight_decay, master=master)
+    number of blocks (said at level INFO) and those whose names match ``exclude`` (globs) keep fp32 moments."""
 
 
-class Adam8bit(Adam):
-    """Adam with moments of 8 bits: see :class:`AdamW8bit`."""
+def optimizer_class(entry: _C.RuleEntry, base: type[Elementwise], eight_bits: bool) -> type[Elementwise]:
+    """The class of a registered rule: its options are the arguments, with their defaults."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    ordinary = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    arguments = [inspect.Parameter("params", ordinary),
+                 *(inspect.Parameter(option.name, ordinary, default=option.standard) for option in entry.options),
+                 inspect.Parameter("master", keyword, default="nearest")]
+    if eight_bits:
+        arguments.append(inspect.Parameter("exclude", keyword, default=()))
+    signature = inspect.Signature(arguments)
 
-    eight_bits = True
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}: {error}") from None
+        given.apply_defaults()
+        values = dict(given.arguments)
+        params, master, exclude = values.pop("params"), values.pop("master"), values.pop("exclude", ())
+        Elementwise.__init__(self, params, master, exclude, {**values, **TORCHS.get(entry.name, {})})
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8,
-                 weight_decay: float = 0.0, *, master: str = "nearest", exclude: Iterable[str] = ()):
-        self.exclude = tuple(exclude)
-        super().__init__(params, lr, betas, eps, weight_decay, master=master)
+    name = entry.class_name + ("8bit" if eight_bits else "")
+    about = entry.class_name + EIGHT_BITS if eight_bits else entry.meaning
+    options = "\n    ".join(f"{option.name}: {option.meaning}" for option in entry.options)
+    return type(name, (base,), {"__init__": __init__, "__signature__": signature, "__module__": __name__,
+                                "__doc__": f"{about}\n\n    {options}\n    ", "__qualname__": name, "entry": entry,
+                                "eight_bits": eight_bits})
 
 
-class SGD(ShardedOptimizer):
-    """``torch.optim.SGD`` with momentum and Nesterov's variant of it."""
+def define_optimizers() -> None:
+    """AdamW, AdamW8bit and so on: one class of each registered rule, and one with 8-bit moments where it has such."""
+    for entry in _C.update_rules():
+        plain = optimizer_class(entry, Elementwise, False)
+        kinds = [plain, optimizer_class(entry, plain, True)] if entry.eight_bits else [plain]
+        for kind in kinds:
+            globals()[kind.__name__] = kind
+            BY_NAME[kind.__name__.lower()] = kind
 
-    def __init__(self, params: Iterable, lr: float = 1e-3, momentum: float = 0.0, weight_decay: float = 0.0,
-                 nesterov: bool = False, *, master: str = "nearest"):
-        check("lr", lr, lr >= 0, "0 or more")
-        check("weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-        # What torch's SGD has in its checkpoints besides.
-        torchs = dict(dampening=0.0, maximize=False, foreach=None, differentiable=False, fused=None)
-        super().__init__(params, dict(lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov, **torchs),
-                         master)
 
-    def _rule_of(self, group: dict[str, Any]) -> _C.UpdateRule:
-        return elementwise_rule("sgd", group["momentum"], group["nesterov"])
+BY_NAME: dict[str, type[ShardedOptimizer]] = {}  # as configurations call them
+define_optimizers()
 
 
 class Muon(ShardedOptimizer):
@@ -314,12 +333,12 @@ class Muon(ShardedOptimizer):
                                   "expected parameters of a model given to fully_shard")
             by_model[model].append(parameter)
         for model, matrices in by_model.items():
-            self._rule_of(group).update_matrices(model, [pieces[p] for p in matrices],
-                                                 [tuple(p.shape) for p in matrices], lr=float(group["lr"]),
+            self._rule_of(group).update_matrices(model, [pieces[p] for p in matrices], lr=float(group["lr"]),
                                                  weight_decay=group["weight_decay"], step=step,
                                                  gradient_scale=gradient_scale, master=self.master)
 
 
+BY_NAME["muon"] = Muon
 elementwise_rule = functools.cache(_C.UpdateRule)
 matrix_rule = functools.cache(_C.MuonRule)
 
@@ -332,25 +351,32 @@ def model_of(parameter: nn.Parameter) -> _C.Model | None:
     return None
 
 
+def shard_elsewhere(parameter: nn.Parameter, name: str) -> _C.OwnedShard:
+    """Of a parameter that is whole, or a DTensor that sherd has not sharded."""
+    ranks, first = 1, 0
+    if isinstance(parameter, DTensor) and not is_whole(parameter):
+        ranks = parameter.device_mesh.size(-1)
+        first = own_rows(parameter.shape[0], parameter.device_mesh).start
+    return _C.OwnedShard(name, "", parameter.shape, first, ranks, local(parameter))
+
+
 def row_elements(parameter: torch.Tensor) -> int:
     return math.prod(parameter.shape[1:])
 
 
-def zeros_like(parameter: torch.Tensor, dtype: torch.dtype, by_block: bool = False) -> torch.Tensor:
-    """Zeros, sharded as the parameter: of its shape, or one for each block of its elements ([rows, blocks of a row]
-    where rows are whole blocks, else [blocks])."""
-    own = local(parameter)
-    if dtype == torch.int16:  # as bytes: there are backends (Gloo) that know no int16
-        zeros, whole = torch.zeros((*own.shape, 2), dtype=torch.uint8), torch.Size((*parameter.shape, 2))
-    elif not by_block:
-        zeros, whole = torch.zeros_like(own, dtype=dtype, memory_format=torch.contiguous_format), parameter.shape
-    else:
+def like_parameter(parameter: torch.Tensor, state: torch.Tensor, by_block: bool) -> torch.Tensor:
+    """A state of this rank's rows, [n], in the form of the parameter and sharded as it: of its shape, or one value for
+    each block of its elements ([rows, blocks of a row] where rows are whole blocks, else [blocks])."""
+    shape, whole = local(parameter).shape, parameter.shape
+    if state.dtype == torch.int16:  # as bytes: there are backends (Gloo) that know no int16
+        state, shape, whole = state.view(torch.uint8), (*shape, 2), (*whole, 2)
+    elif by_block:
         width = row_elements(parameter)
         by_row = (width // BLOCK,) if width % BLOCK == 0 else ()
-        rows = own.shape[0] if by_row else -(-own.numel() // BLOCK)
-        whole = torch.Size((parameter.shape[0] if by_row else -(-parameter.numel() // BLOCK), *by_row))
-        zeros = torch.zeros((rows, *by_row), dtype=dtype)
-    return over_rows(zeros, parameter, whole) if isinstance(parameter, DTensor) else zeros
+        whole = (parameter.shape[0] if by_row else -(-parameter.numel() // BLOCK), *by_row)
+        shape = (shape[0], *by_row) if by_row else state.shape
+    state = state.view(shape)
+    return over_rows(state, parameter, torch.Size(whole)) if isinstance(parameter, DTensor) else state
 
 
 def check(name: str, value: Any, fine: bool, expected: str) -> None:

@@ -111,7 +111,7 @@ class Precision:
         self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce,
                                            cast_forward_inputs=settings["cast_inputs"]) if self.mixed else None
         self.master = master if self.mixed else "nearest"
-        self.scaler = _C.loss_scaler(json.dumps(loss_scale), compute, reduce)
+        self.loss_scale = _C.loss_scale_options(json.dumps(loss_scale), compute, reduce)
 
     def prepare(self, model: nn.Module) -> dict[str, Any]:
         """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""

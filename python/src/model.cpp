@@ -85,6 +85,10 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
     make_gradients(g);
   }
   wanted_hash_ = hash_of(wanted_gradients());
+  shards_.emplace(model);
+  for (size_t g = 0; g < faces_.size(); ++g)
+    for (size_t p = 0; p < faces_[g].size(); ++p)
+      places_[faces_[g][p].parameter.shard.unsafeGetTensorImpl()] = shards_->index_of(g, p, 0);
   for (const auto& unit : core_->units) {
     unit->belong_to(this);
     for (const auto* group : unit->groups())
@@ -121,6 +125,11 @@ void Model::make_face(size_t g, size_t p, Parameter parameter) {
   face.shard = py::cast(face.parameter.shard);
   face.rows = py::cast(face.parameter.local);
   faces_[g].push_back(std::move(face));
+}
+
+std::shared_ptr<OwnedShard> Model::shard_of(const at::Tensor& parameter) const {
+  const auto found = places_.find(parameter.unsafeGetTensorImpl());
+  return found == places_.end() ? nullptr : std::make_shared<OwnedShard>(shards_->all()[found->second]);
 }
 
 bool Model::rows_have_changed() const {

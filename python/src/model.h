@@ -23,12 +23,14 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "python/src/model_plan.h"
 #include "python/src/unit.h"
-#include "sherd/engine/non_finite.h"
 #include "sherd/shard/sharded_model.h"
+#include "sherd/step/non_finite.h"
+#include "sherd/step/owned_shard.h"
 
 namespace sherd::python {
 
@@ -60,7 +62,7 @@ class Model {
   /// Collective.
   double gradient_norm(double order);
   /// Which unit or parameter was the first that was not finite, over all ranks; after a norm that was not. Collective.
-  std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model, *core_->transport); }
+  std::string origin_of_non_finite() { return sherd::origin_of_non_finite(*core_->model); }
   /// Parameters that are seen whole outside are up to date. Collective.
   void settle();
   /// This rank's rows have new values: the next forward publishes them.
@@ -68,6 +70,8 @@ class Model {
   /// This rank's rows can be changed from here on by ways that nothing here sees.
   void note_alias() { aliased_ = true; }
 
+  /// This rank's rows of a parameter, by the DTensor that optimizers see; null for one that is not the model's.
+  std::shared_ptr<OwnedShard> shard_of(const at::Tensor& parameter) const;
   /// The ranks that rows are spread over, and the books of this one.
   Transport& shard_transport() { return core_->model->shard_transport(); }
   Ledger& ledger() { return core_->ledger; }
@@ -151,6 +155,8 @@ class Model {
   std::shared_ptr<Core> core_;
   MakeGradient make_gradient_;
   std::vector<std::vector<Face>> faces_;  // by group and parameter
+  std::optional<OwnedShards> shards_;
+  std::unordered_map<const at::TensorImpl*, size_t> places_;  // in shards_, of the DTensors
   std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
   std::string name_;

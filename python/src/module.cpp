@@ -138,6 +138,7 @@ void add_model(py::module& module) {
       .def("before_update", &Model::before_update, py::call_guard<py::gil_scoped_release>())
       .def("before_write", &Model::before_write, py::call_guard<py::gil_scoped_release>())
       .def("note_alias", &Model::note_alias)
+      .def("shard_of", &Model::shard_of, py::arg("parameter"))
       .def("gradient_norm", &Model::gradient_norm, py::arg("order"))
       .def("origin_of_non_finite", &Model::origin_of_non_finite, py::call_guard<py::gil_scoped_release>())
       .def("note_update", &Model::note_update)

@@ -6,7 +6,8 @@
 #include <unordered_map>
 
 #include "python/src/model.h"
-#include "sherd/shard/row_norm.h"
+#include "sherd/step/records.h"
+#include "sherd/step/row_norm.h"
 
 namespace sherd::python {
 namespace {
@@ -246,9 +247,9 @@ double Model::gradient_norm(double order) {
   }
   const py::gil_scoped_release no_gil;
   const Said said(*core_->model, "a gradient norm");
-  const std::vector<double> all = core_->transport->exchange_for("a gradient norm", norm.parts());
+  const auto parts = exchange_records(*core_->transport, "a gradient norm", norm.part()).records;
   // Over one replica: the others have the same.
-  return norm.of({all.data(), all.size() / static_cast<size_t>(replicate_)});
+  return norm.of(std::span(parts).first(parts.size() / static_cast<size_t>(replicate_)));
 }
 
 }  // namespace sherd::python

@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "sherd/base/names.h"
 #include "sherd/optim/loss_scaler.h"
 #include "sherd/optim/muon.h"
 #include "sherd/optim/optim_groups.h"
@@ -14,11 +13,27 @@
 
 namespace sherd {
 
-/// What a user calls an optimizer. Muon updates matrices, and AdamW the rest.
-enum class OptimizerType { adamw, adam, sgd, adamw8bit, adam8bit, muon };
-inline constexpr Name<OptimizerType> kOptimizerTypeNames[] = {
-    {OptimizerType::adamw, "adamw"},         {OptimizerType::adam, "adam"},         {OptimizerType::sgd, "sgd"},
-    {OptimizerType::adamw8bit, "adamw8bit"}, {OptimizerType::adam8bit, "adam8bit"}, {OptimizerType::muon, "muon"}};
+/// What is behind the name of an optimizer: a registered rule with moments of a type, or Muon, which leaves to the rule
+/// what is no matrix.
+struct OptimizerType {
+  enum class Matrices { by_rule, by_muon };
+  UpdateRuleOptions::Kind rule = UpdateRuleOptions::Kind::adamw;
+  MomentType moments = MomentType::fp32;
+  Matrices matrices = Matrices::by_rule;
+
+  bool has_8_bits() const { return moments == MomentType::eight_bits; }
+  bool has_muon() const { return matrices == Matrices::by_muon; }
+  friend bool operator==(const OptimizerType&, const OptimizerType&) = default;
+};
+
+struct NamedOptimizer {
+  std::string name;  // adamw, adamw8bit, muon
+  OptimizerType type;
+};
+
+/// All that there are: the registered rules (optim/rule_table), those with 8-bit moments, muon.
+const std::vector<NamedOptimizer>& optimizer_types();
+const std::string& name_of(const OptimizerType& type);
 
 /// Parameters with hyperparameters of their own. No OptimGroup: what is not set is the optimizer's, in the written
 /// configuration too.
@@ -28,16 +43,18 @@ struct GroupConfig {
 };
 
 struct OptimizerConfig {
-  OptimizerType type = OptimizerType::adamw;
+  OptimizerType type = {};
   Hyperparameters values = {.lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
-  UpdateRuleOptions sgd = {.kind = UpdateRuleOptions::Kind::sgd};
+  UpdateRuleOptions update = {};  // but for its kind, which is the type's; see rule()
   MuonOptions muon = {};
   std::vector<std::string> not_muon = default_not_muon();   // "adamw"; globs: matrices that AdamW updates all the same
   std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
   std::vector<std::string> fp32_moments = {};               // "exclude"; globs: not in 8 bits
   std::vector<GroupConfig> groups = {};                     // come before no_decay
 
-  bool has_8_bits() const { return type == OptimizerType::adamw8bit || type == OptimizerType::adam8bit; }
+  /// With the defaults of a type.
+  static OptimizerConfig of(const OptimizerType& type);
+  bool has_8_bits() const { return type.has_8_bits(); }
   /// What updates all parameters, or with Muon those that are no matrices.
   UpdateRuleOptions rule() const;
 };

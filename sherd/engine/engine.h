@@ -21,32 +21,12 @@
 #include "sherd/base/parameter_source.h"
 #include "sherd/comm/transport.h"
 #include "sherd/engine/engine_options.h"
-#include "sherd/engine/optimizer_state.h"
-#include "sherd/memory/buffer.h"
 #include "sherd/memory/ledger.h"
-#include "sherd/optim/update_rule.h"
 #include "sherd/recompute/tensors_in.h"
 #include "sherd/shard/sharded_model.h"
+#include "sherd/step/step.h"
 
 namespace sherd {
-
-/// What a step did, the same on all ranks.
-struct StepReport {
-  enum class Update { made, skipped };  // skipped: gradients overflowed under the loss scale
-  Update update = Update::made;
-  double grad_norm = 0;        // global, of the unscaled gradients, before clipping
-  double loss_scale = 1;       // that the step was made with
-  std::vector<double> shared;  // every rank's extra values, rank by rank
-};
-
-/// This rank's rows of one parameter: a writable view of them as they are stored, 1-D [rows.count * row_elements].
-struct ShardView {
-  std::string fqn;
-  std::vector<int64_t> sizes;  // of the whole parameter
-  Rows rows;
-  int64_t row_elements = 1;
-  at::Tensor values;
-};
 
 class Engine {
  public:
@@ -77,18 +57,19 @@ class Engine {
   /// Whether the following backwards reduce their gradients or hold them for a later one.
   void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }
 
-  /// Clips, updates this rank's rows and publishes them; or skips the update, on all ranks, where gradients overflowed
-  /// under a loss scale. `shared_values` travel along (as many on every rank). Throws FaultError for an overflow at the
-  /// smallest scale, and without a scale for gradients that are not finite (NonFiniteGradients::stop).
+  /// Clips, updates this rank's rows with the schedule's learning rate times `lr_scale` and publishes them; or skips the
+  /// update, on all ranks, where gradients overflowed under a loss scale: then the schedule stays where it is.
+  /// `shared_values` travel along (as many on every rank). Throws FaultError for an overflow at the smallest scale, and
+  /// without a scale for gradients that are not finite (NonFiniteGradients::stop).
   StepReport step(double lr_scale = 1.0, std::span<const double> shared_values = {});
 
   /// This rank's rows of all parameters, in the order of the module tree.
-  std::vector<ShardView> shards();
+  std::vector<OwnedShard> shards();
   /// The same as fp32 values, of their masters where they have some: copies, or views. What a model is saved from.
-  std::vector<ShardView> master_shards();
+  std::vector<OwnedShard> master_shards();
   /// The sum of all reduced gradients' rows that this rank owns, laid out as shards(), times loss_scale(); valid until
   /// the next backward.
-  std::vector<ShardView> gradient_shards();
+  std::vector<OwnedShard> gradient_shards();
   /// Names under which parameters appear again in the module tree (tied), with the name they are stored under.
   std::vector<std::pair<std::string, std::string>> aliases() const;
   /// The model's registered buffers by name: whole on every rank, and each rank's own.
@@ -97,39 +78,26 @@ class Engine {
   /// What is allowed, but perhaps not meant.
   const std::vector<std::string>& warnings() const { return warnings_; }
   /// True where this rank's shards() are not the same as those of a rank before it: these ranks save the model.
-  bool holds_first_copy() const;
+  bool holds_first_copy() const { return step_->shards().holds_first_copy(); }
 
   Ledger& ledger() { return ledger_; }
   Transport& transport() { return *transport_; }
   ShardedModel& sharded_model() { return *model_; }
-  int64_t steps() const { return steps_; }  // updates made
-  int64_t skipped_steps() const { return skipped_; }
-  double loss_scale() const { return scaler_ ? scaler_->scale() : 1.0; }
+  int64_t steps() const { return step_->judge().made(); }  // updates made
+  int64_t skipped_steps() const { return step_->judge().skipped(); }
+  double loss_scale() const { return step_->judge().loss_scale(); }
 
  private:
   void failed_in_forward(const std::exception& error);
-  StepReport::Update check_gradients(double scaled_norm);
-  double global_norm(std::span<const double> shared_values, std::vector<double>& shared);
-  void check_ranks_agree(std::span<const double> all, size_t at, size_t each);
-  int64_t attempts() const { return steps_ + skipped_; }
-  size_t own_place() const;                 // of this rank among the store's owned()
-  at::Tensor own_gradient(size_t g) const;  // this rank's piece of the reduced gradient: [shard_elements]
-  UpdatePiece piece_with_gradient(size_t g, size_t p, size_t o);
-  void update_all(const UpdateTime& time);
-  std::vector<ShardView> views_of(const std::function<at::Tensor(size_t g, size_t p)>& values);
-  ShardView view_of(size_t g, size_t p, int owner, at::Tensor values) const;
+  std::vector<OwnedShard> shards_with(const std::function<at::Tensor(size_t i)>& values) const;
 
   std::shared_ptr<torch::nn::Module> module_;
   std::shared_ptr<Transport> transport_;
   EngineOptions options_;
   Ledger ledger_;
   std::unique_ptr<ShardedModel> model_;
-  std::unique_ptr<UpdateRule> rule_;
-  std::optional<MuonRule> muon_;  // of matrices, where there is one
-  std::optional<OptimizerState> state_;
+  std::optional<Step> step_;
   std::vector<std::string> warnings_;
-  std::optional<LossScaler> scaler_;
-  int64_t steps_ = 0, skipped_ = 0;
 };
 
 }  // namespace sherd

@@ -11,7 +11,7 @@ void save_weights(Engine& engine, const std::string& folder) {
   Transport& transport = engine.transport();
   const auto leave = [before = transport.say("saving")](Transport* t) { t->say(before); };
   const std::unique_ptr<Transport, decltype(leave)> in_call(&transport, leave);
-  const std::vector<ShardView> shards = engine.master_shards();
+  const std::vector<OwnedShard> shards = engine.master_shards();
   std::optional<SafetensorsWriter> writer;
   if (transport.rank() == 0) {
     std::vector<TensorShape> shapes;

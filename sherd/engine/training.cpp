@@ -80,8 +80,6 @@ class Training {
     metrics.tokens = count_rows(*setup_.train, step) * setup_.train->options().context;
     metrics.targets = count_targets(*setup_.data.train, *setup_.train, step);
     if (metrics.targets == 0) say(fmt::format("warning: step {} has no targets: its loss is 0", metrics.step));
-    const double lr_scale = learning_rate_scale(setup_.schedule, step);
-    metrics.lr = config_.optimizer.values.lr * lr_scale;
 
     double loss = 0;
     const std::vector<MicroBatch> micros = plan(*setup_.train, step);
@@ -94,8 +92,9 @@ class Training {
     }
     const bool stop = hooks_.stop_requested && hooks_.stop_requested();
     const double shared[] = {loss, stop ? 1.0 : 0.0, memory_bytes_};
-    const StepReport report = engine_->step(lr_scale, shared);
+    const StepReport report = engine_->step(1.0, shared);
     metrics.grad_norm = report.grad_norm;
+    metrics.lr = config_.optimizer.values.lr * report.lr_scale;
     bool any_stop = false;
     double memory_bytes = 0;
     for (size_t r = 0; r < static_cast<size_t>(world_.size); ++r) {

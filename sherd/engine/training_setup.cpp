@@ -85,9 +85,9 @@ EngineOptions engine_options(const TrainConfig& config) {
   const OptimizerConfig& o = config.optimizer;
   options.update = o.rule();
   options.optimizer = o.values;
-  options.moments = o.has_8_bits() ? MomentType::eight_bits : MomentType::fp32;
+  options.moments = o.type.moments;
   options.fp32_moments = o.fp32_moments;
-  if (o.type == OptimizerType::muon) options.muon = o.muon;
+  if (o.type.has_muon()) options.muon = o.muon;
   options.not_muon = o.not_muon;
   for (const GroupConfig& group : o.groups) options.optimizer_groups.push_back(optim_group(group, options.optimizer));
   if (!o.no_decay.empty()) {
@@ -164,10 +164,9 @@ TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan s
                              SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});
   if (setup.validation && config.eval_every > 0 && count_targets(*setup.data.validation, *setup.validation, 0) == 0)
     setup.warnings.push_back("warning: the validation rows have no targets: their loss is 0");
-  setup.schedule = config.schedule;
-  setup.schedule.steps = config.steps;
-  setup.schedule.validate();
   setup.engine = engine_options(config);
+  setup.engine.schedule = config.schedule;
+  setup.engine.schedule.steps = config.steps;
   setup.engine.device = device;
   const Precision& precision = setup.engine.precision.emplace(resolve(config.precision, device));
   setup.engine.loss_scale = config.loss_scale.resolve(precision.fp16());

@@ -10,7 +10,6 @@
 #include "sherd/data/split.h"
 #include "sherd/engine/engine.h"
 #include "sherd/models/llama.h"
-#include "sherd/optim/schedule.h"
 
 namespace sherd {
 
@@ -21,7 +20,6 @@ struct TrainingSetup {
   std::optional<Sampler> train;
   std::optional<Sampler> validation;
   EngineOptions engine;
-  ScheduleOptions schedule;
   std::vector<std::string> warnings;  // what is allowed, but perhaps not meant
 };
 

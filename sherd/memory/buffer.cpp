@@ -42,6 +42,15 @@ Buffer make_buffer(Ledger& ledger, MemoryKind kind, const std::string& unit, int
   return {allocate(elements, device, type), ledger.book(kind, unit, bytes_of(elements, type))};
 }
 
+at::Tensor part_of(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t elements, at::ScalarType type) {
+  const at::Tensor& bytes = buffer->tensor;
+  SHERD_CHECK(bytes.scalar_type() == at::kByte && offset + bytes_of(elements, type) <= bytes.numel());
+  const c10::InferenceMode normal(false);
+  return at::from_blob(
+      static_cast<std::byte*>(bytes.mutable_data_ptr()) + offset, {elements}, [buffer](void*) {},
+      at::TensorOptions().dtype(type).device(bytes.device()));
+}
+
 BufferPool::Loan& BufferPool::Loan::operator=(Loan&& other) noexcept {
   give_back();
   shelf_ = std::move(other.shelf_);

@@ -31,6 +31,10 @@ struct Buffer {
 Buffer make_buffer(Ledger& ledger, MemoryKind kind, const std::string& unit, int64_t elements, at::Device device,
                    at::ScalarType type = at::kFloat);
 
+/// A tensor over `elements` of a buffer of bytes, from byte `offset` on (a multiple of the type's size), with a storage
+/// of its own: whoever saves or copies it has nothing else of the buffer, which lives as long as any part of it.
+at::Tensor part_of(const std::shared_ptr<Buffer>& buffer, int64_t offset, int64_t elements, at::ScalarType type);
+
 /// Lends buffers by size. A returned buffer stays allocated (and booked under the pool's kind) for the next loan.
 /// Not thread-safe: one pool a rank. Loans may outlive the pool.
 class BufferPool {

@@ -41,8 +41,8 @@ std::vector<StateTensor> AdamRule::moments(const PieceShape& shape) const {
   const int64_t blocks = ceil_div(n, kMomentBlock);
   return {{"state1", at::kByte, n},
           {"state2", at::kByte, n},
-          {"absmax1", at::kFloat, blocks},
-          {"absmax2", at::kFloat, blocks}};
+          {"absmax1", at::kFloat, blocks, MemoryKind::moments, StateTensor::Per::block},
+          {"absmax2", at::kFloat, blocks, MemoryKind::moments, StateTensor::Per::block}};
 }
 
 void AdamRule::run_kernel(const Range& range, const Hyperparameters& h, const UpdateTime& time) const {

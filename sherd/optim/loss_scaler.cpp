@@ -35,7 +35,8 @@ bool LossScaler::update(Step step) {
     state_.last_overflow = state_.steps;
   } else {
     if (options_.refill == RefillHysteresis::at_every_step) state_.hysteresis_left = options_.hysteresis;
-    if ((state_.steps - state_.last_overflow) % options_.window == 0) {
+    const int64_t clean = state_.steps - state_.last_overflow - (options_.growth == Growth::after_window ? 1 : 0);
+    if (clean > 0 && clean % options_.window == 0) {
       state_.hysteresis_left = options_.hysteresis;
       state_.scale *= 2;
     }

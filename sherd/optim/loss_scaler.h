@@ -12,6 +12,8 @@ namespace sherd {
 enum class ScaleKind { dynamic, fixed };
 /// When a clean step gives back the overflows that may be overlooked.
 enum class RefillHysteresis { at_growth, at_every_step };
+/// When the scale doubles: with the last clean step of a window, or with the one after it (DeepSpeed 0.19.8).
+enum class Growth { in_window, after_window };
 
 struct LossScaleOptions {
   ScaleKind kind = ScaleKind::dynamic;
@@ -20,6 +22,7 @@ struct LossScaleOptions {
   int64_t hysteresis = 2;  // overflows
   RefillHysteresis refill = RefillHysteresis::at_growth;
   double minimum = 1;
+  Growth growth = Growth::in_window;
 
   /// Throws ConfigError.
   void validate() const;

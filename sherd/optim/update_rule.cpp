@@ -7,8 +7,6 @@
 #include "sherd/base/error.h"
 #include "sherd/kernels/dynamic_map.h"
 #include "sherd/kernels/parallel.h"
-#include "sherd/optim/adam.h"
-#include "sherd/optim/sgd.h"
 
 namespace sherd {
 namespace {
@@ -62,37 +60,6 @@ kernels::Gradient gradient_of(const at::Tensor& gradient) {
   return static_cast<const float*>(data);
 }
 
-UpdateRuleOptions::Kind update_kind(std::string_view name) {
-  using Kind = UpdateRuleOptions::Kind;
-  if (name == "adamw") return Kind::adamw;
-  if (name == "adam") return Kind::adam;
-  if (name == "sgd") return Kind::sgd;
-  config_error("optimizer.type", "got '{}', expected adamw, adam or sgd; try adamw", name);
-}
-
-void UpdateRuleOptions::validate() const {
-  if (!(momentum >= 0.0 && momentum < 1.0))
-    config_error("optimizer.momentum", "got {}, expected 0 <= momentum < 1; try 0.9", momentum);
-  if (momentum > 0 && kind != Kind::sgd)
-    config_error("optimizer.momentum", "got {} without sgd, expected it with sgd only; try betas", momentum);
-  if (nesterov == Nesterov::yes && momentum == 0)
-    config_error("optimizer.nesterov",
-                 "got true without momentum, expected it with sgd and momentum; try momentum 0.9");
-}
-
-std::unique_ptr<UpdateRule> make_update_rule(const UpdateRuleOptions& options) {
-  options.validate();
-  switch (options.kind) {
-    case UpdateRuleOptions::Kind::adamw:
-      return std::make_unique<AdamRule>(AdamRule::Decay::decoupled);
-    case UpdateRuleOptions::Kind::adam:
-      return std::make_unique<AdamRule>(AdamRule::Decay::l2);
-    case UpdateRuleOptions::Kind::sgd:
-      return std::make_unique<SgdRule>(options.momentum, options.nesterov);
-  }
-  SHERD_CHECK(false);
-}
-
 bool fits_eight_bits(int64_t rows, int64_t row_elements, int ranks) {
   const int64_t elements = rows * row_elements;
   if (elements < kLeast8BitElements) return false;
@@ -100,6 +67,10 @@ bool fits_eight_bits(int64_t rows, int64_t row_elements, int ranks) {
   const int64_t of_rank = ceil_div(rows, ranks) * row_elements;
   return of_rank % kMomentBlock == 0 && ceil_div(ceil_div(elements, kMomentBlock), ranks) == of_rank / kMomentBlock;
 }
+
+std::string_view name_of(Master master) { return text_of(kMasterNames, master); }
+
+Master master_named(std::string_view name) { return named(kMasterNames, name, "optim", "split"); }
 
 std::vector<StateTensor> UpdateRule::state(const PieceShape& shape) const {
   std::vector<StateTensor> all = moments(shape);

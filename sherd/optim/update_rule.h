@@ -36,14 +36,18 @@ enum class Master {
 inline constexpr Name<Master> kMasterNames[] = {
     {Master::nearest, "nearest"}, {Master::stochastic, "none"}, {Master::fp32, "fp32"}, {Master::split, "split"}};
 
-/// Of Adam and AdamW: fp32, or codes of 8 bits with a scale for each block (kernels/dynamic_map.h).
+/// As users name it: nearest, none (stochastic), fp32, split; and the reverse. Throws ConfigError.
+std::string_view name_of(Master master);
+Master master_named(std::string_view name);
+
+/// Of Adam, AdamW and Lion: fp32, or codes of 8 bits with a scale for each block (kernels/dynamic_map.h).
 enum class MomentType { fp32, eight_bits };
 /// How many moments share a scale: pieces with 8-bit moments begin at multiples of it.
 constexpr int64_t kMomentBlock = 256;
 
 /// Which rule, and what holds for all parameters alike (Hyperparameters holds what may differ).
 struct UpdateRuleOptions {
-  enum class Kind { adamw, adam, sgd };  // torch.optim's AdamW, Adam (decay added to the gradient) and SGD (the same)
+  enum class Kind { adamw, adam, sgd, lion };  // each with an entry in optim/rule_table
   Kind kind = Kind::adamw;
   double momentum = 0.0;  // sgd only; 0: no state at all
   Nesterov nesterov = Nesterov::no;
@@ -52,8 +56,9 @@ struct UpdateRuleOptions {
   void validate() const;
 };
 
-/// adamw, adam or sgd by name. Throws ConfigError.
+/// By a rule's name in the table, and the reverse. Throws ConfigError.
 UpdateRuleOptions::Kind update_kind(std::string_view name);
+std::string_view name_of(UpdateRuleOptions::Kind kind);
 
 /// A tensor that a rule keeps for a piece: 1-D, zero-filled before the first step (a master: see set_values).
 struct StateTensor {
@@ -61,6 +66,8 @@ struct StateTensor {
   at::ScalarType type = at::kFloat;
   int64_t elements = 0;
   MemoryKind kind = MemoryKind::moments;
+  enum class Per { element, block };  // one value for each element of the piece, or for kMomentBlock of them
+  Per per = Per::element;
 };
 
 /// What the state of a piece depends on.

@@ -85,6 +85,7 @@ class ShardedModel : public UnitObserver {
   /// The root first, then in the order of the module tree.
   const std::vector<std::shared_ptr<UnitState>>& units() const { return units_; }
   Store& store() { return *store_; }
+  Transport& transport() { return transport_; }
   /// The ranks that rows are spread over.
   Transport& shard_transport() { return *shard_transport_; }
   const std::vector<std::unique_ptr<ParamGroup>>& groups() const { return groups_; }

@@ -122,6 +122,9 @@ class Fuzz {
           all.emplace_back("/" + setting.key + "/" + field.key, &field);
     }
     std::shuffle(all.begin(), all.end(), random_);
+    // Types first, which say what others there are.
+    std::stable_partition(all.begin(), all.end(),
+                          [](const auto& each) { return each.second->values.kind == Values::Kind::word; });
     for (const auto& [path, setting] : all) {
       json more = document;
       if (below(2) == 0) more[json::json_pointer(path)] = allowed(setting->values);

@@ -95,11 +95,16 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(read_train_config(muon).optimizer.muon.products, at::kFloat);
   EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "muon", "momentum": 0.5}})")).optimizer.muon.momentum,
             0.5);
+  const json lion = with(R"({"optimizer": {"type": "lion8bit", "exclude": ["a"], "weight_decay": 1}})");
+  EXPECT_EQ(read_train_config(lion).optimizer.rule().kind, UpdateRuleOptions::Kind::lion);
+  EXPECT_TRUE(read_train_config(lion).optimizer.has_8_bits());
+  EXPECT_EQ(read_train_config(lion).optimizer.values.lr, 1e-4) << "its own default";
+  EXPECT_EQ(read_train_config(lion).optimizer.values.beta2, 0.99);
   const json fixed = with(R"({"loss_scale": 128})");
   EXPECT_EQ(read_train_config(fixed).loss_scale.options.kind, ScaleKind::fixed);
   EXPECT_EQ(read_train_config(fixed).loss_scale.options.initial, 128);
   EXPECT_EQ(read_train_config(minimal()).loss_scale.use, LossScaleConfig::Use::automatic);
-  for (const json& document : {full, example(), minimal(), sgd, eight_bits, muon, fixed}) {
+  for (const json& document : {full, example(), minimal(), sgd, eight_bits, muon, lion, fixed}) {
     const json once = to_json(read_train_config(document));
     const json twice = to_json(read_train_config(json::parse(once.dump())));
     EXPECT_EQ(once, twice);
@@ -203,6 +208,7 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"type": "muon", "products": "fp16"}})", {"'optimizer.products'", "auto, fp32, bf16"}},
       {R"({"optimizer": {"type": "muon", "scale": "adamw"}})", {"'optimizer.scale'", "match_adamw, original"}},
       {R"({"optimizer": {"type": "muon", "exclude": ["a"]}})", {"'optimizer.exclude'", "adamw8bit and adam8bit"}},
+      {R"({"optimizer": {"type": "lion", "eps": 1e-8}})", {"'optimizer.eps' with optimizer.type \"lion\"", "muon"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": true}})", {"'optimizer.nesterov' without momentum", "try 0.9"}},
       {R"({"optimizer": {"type": "sgd", "momentum": 1}})", {"got 1 for 'optimizer.momentum'", "below 1"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": 1}})", {"got 1 for 'optimizer.nesterov'", "true or false"}},

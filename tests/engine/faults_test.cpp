@@ -8,6 +8,7 @@
 #include "sherd/base/error.h"
 #include "sherd/engine/engine.h"
 #include "tests/engine/plain_training.h"
+#include "tests/support/engine_options.h"
 #include "tests/support/refuse_huge_pages.h"
 
 namespace sherd::testing {
@@ -32,7 +33,7 @@ class EngineFaults : public ::testing::TestWithParam<std::tuple<Kind, Phase>> {
           ThreadGroup none(1);
           const auto transport = make_transport(world, kind, none);
           const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
-          Engine engine(model, transport, {.strategy = "zero3"}, source_of(start));
+          Engine engine(model, transport, with_strategy("zero3"), source_of(start));
           try {
             for (int step = 0; step < 4; ++step) {
               const bool now = step == 2 && world.rank == kTroubled;
@@ -100,7 +101,7 @@ TEST(EngineFault, AWritePastTorchIsUndoneAndNamed) {
   const auto statuses = run_processes(2, [](const World& world) {
     const auto transport = HostSegment::connect(world);
     const auto model = std::make_shared<ModelImpl<UnitModule<BlockImpl>>>();
-    Engine engine(model, transport, {.strategy = "zero3"},
+    Engine engine(model, transport, with_strategy("zero3"),
                   source_of(values_of(*std::make_shared<ModelImpl<BlockImpl>>())));
     float before = 0, written = 0;
     std::string said;

@@ -8,6 +8,7 @@
 #include "sherd/engine/engine.h"
 #include "sherd/memory/process_memory.h"
 #include "tests/shard/toy_model.h"
+#include "tests/support/engine_options.h"
 #include "tests/support/ranks.h"
 
 namespace sherd::testing {
@@ -63,7 +64,7 @@ struct Moments {
 Moments observe(const std::string& strategy, std::shared_ptr<Transport> transport) {
   HeldModel plain(64, 96, 3);
   const auto model = std::make_shared<HeldModel>(64, 96, 3);
-  EngineOptions options{.strategy = strategy};
+  EngineOptions options = with_strategy(strategy);
   options.summing = Summing::in_place;
   Engine engine(model, transport, options, source_of(values_of(plain)));
   Moments seen;
@@ -158,7 +159,7 @@ TEST(HeldMemoryOfTheProcess, TheBooksSayWhatTheSystemSays) {
   const int64_t before = proportional_memory();
   run_ranks(1, Kind::threads, [&](std::shared_ptr<Transport> transport) {
     const auto model = std::make_shared<HeldModel>(1024, 4096, 3);
-    Engine engine(model, transport, {.strategy = "zero3"},
+    Engine engine(model, transport, with_strategy("zero3"),
                   [](const RowRange& range, float* out) { std::fill_n(out, range.rows * range.row_elements, 0.01F); });
     for (int step = 0; step < 2; ++step) {
       engine.backward(engine.forward([&] { return model->forward(at::ones({4, 1024})).sum(); }));
@@ -180,7 +181,7 @@ TEST_P(Steady, NothingIsAllocatedOnceTheFirstStepIsOver) {
     run_ranks(2, GetParam(), [&](std::shared_ptr<Transport> transport) {
       HeldModel plain;
       const auto model = std::make_shared<HeldModel>();
-      Engine engine(model, transport, {.strategy = strategy}, source_of(values_of(plain)));
+      Engine engine(model, transport, with_strategy(strategy), source_of(values_of(plain)));
       int64_t after_two = 0;
       for (int step = 0; step < 6; ++step) {
         engine.backward(engine.forward([&] { return model->forward(at::ones({4, 6})).sum(); }));

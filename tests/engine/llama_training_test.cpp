@@ -35,7 +35,7 @@ struct Trace {
 
 class Recorder {
  public:
-  void add(const Engine& engine, const std::vector<ShardView>& shards, Trace& trace) {
+  void add(const Engine& engine, const std::vector<OwnedShard>& shards, Trace& trace) {
     const std::lock_guard lock(mutex_);
     (void)engine;
     for (const auto& shard : shards) {

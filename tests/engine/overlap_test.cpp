@@ -6,6 +6,7 @@
 #include "sherd/engine/engine.h"
 #include "tests/shard/toy_model.h"
 #include "tests/support/delayed_backend.h"
+#include "tests/support/engine_options.h"
 #include "tests/support/ranks.h"
 
 namespace sherd::testing {
@@ -48,7 +49,7 @@ class OverlapTest : public ::testing::Test {
               [&](const World& all) { return c10::make_intrusive<DelayedBackend>(gloo_backend(all), delay, events); },
               "gloo");
           const auto model = std::make_shared<Model>(6, 10, kBlocks);
-          Engine engine(model, transport, {.strategy = strategy}, source_of(start));
+          Engine engine(model, transport, with_strategy(strategy), source_of(start));
           for (int step = 0; step < 2; ++step) {
             Events unused;
             engine.backward(forward(engine, *model, unused));

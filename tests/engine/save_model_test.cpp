@@ -9,6 +9,7 @@
 #include "sherd/checkpoint/hugging_face.h"
 #include "sherd/shard/module_values.h"
 #include "tests/checkpoint/temporary_folder.h"
+#include "tests/support/engine_options.h"
 #include "tests/support/ranks.h"
 
 namespace sherd::testing {
@@ -44,7 +45,7 @@ TEST(SaveWeights, ParametersFromAllRanksAndBuffersFromRankZero) {
     run_ranks(ranks, Kind::threads, [&](std::shared_ptr<Transport> transport) {
       const auto net = std::make_shared<CountingNet>();
       net->mean.fill_(static_cast<double>(transport->rank()) + 1);
-      Engine engine(net, transport, {.strategy = "zero3"}, source);
+      Engine engine(net, transport, with_strategy("zero3"), source);
       EXPECT_EQ(engine.buffers().size(), 3U);
       save_weights(engine, folder.path());
     });

@@ -9,6 +9,7 @@
 #include "sherd/engine/engine.h"
 #include "sherd/shard/reduction.h"
 #include "tests/shard/toy_model.h"
+#include "tests/support/engine_options.h"
 #include "tests/support/ranks.h"
 
 namespace sherd::testing {
@@ -281,7 +282,7 @@ TEST(UseAfterReshard, NamesTheParameterAndItsUnit) {
     run_ranks(2, kind, [&](std::shared_ptr<Transport> transport) {
       ModelImpl<BlockImpl> original;
       auto model = std::make_shared<Sharded<BlockImpl>>();
-      Engine engine(model, transport, {.strategy = "zero3"}, source_of(values_of(original)));
+      Engine engine(model, transport, with_strategy("zero3"), source_of(values_of(original)));
       const at::Tensor x = input_of(0);
       engine.backward(engine.forward([&] { return model->forward(x).sum(); }));
       try {

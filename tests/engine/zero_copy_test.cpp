@@ -4,6 +4,7 @@
 
 #include "sherd/engine/engine.h"
 #include "tests/shard/toy_model.h"
+#include "tests/support/engine_options.h"
 #include "tests/support/process_maps.h"
 #include "tests/support/ranks.h"
 #include "tests/support/socket_trap.h"
@@ -39,7 +40,9 @@ TEST_P(ZeroCopyModel, ParametersAreOneCopyAndStepsSendNothing) {
     std::shared_ptr<HostSegment> host = HostSegment::connect(world);
     ASSERT_NE(host, nullptr);
     const auto model = std::make_shared<Model>(64, 96, 3);
-    Engine engine(model, host, {.strategy = strategy, .clip = std::nullopt},
+    EngineOptions options = with_strategy(strategy);
+    options.clip = std::nullopt;
+    Engine engine(model, host, options,
                   [](const RowRange& range, float* out) { std::fill_n(out, range.rows * range.row_elements, 0.01F); });
     const SocketTrap trap;
     const auto step = [&] {

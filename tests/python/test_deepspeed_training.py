@@ -187,13 +187,16 @@ def test_counting(tmp_path):
     (3, 2, True, "6 6 6 6 6 6 6 6 6 6 6 5 5 5 5 6 6 6 6 6 6 6 6 7 7 7"),
     (1, 3, False, "6 7 8 8 8 9 9 9 10 11 11 11 11 12 13 14 15 15 15 15 15 16 17 18 19 20")])
 def test_the_loss_scale_of_each_step(window, hysteresis, refills, scales):
-    from sherd.deepspeed_training import LossScale
-    scale, found = LossScale(64.0, window, hysteresis, 1.0, refills), []
+    import math
+
+    from sherd._C import StepJudge
+    options = dict(window=window, hysteresis=hysteresis, minimum=1.0, consecutive_hysteresis=refills, after_window=True)
+    judge, found = StepJudge(None, {"initial": 64.0, **options}), []
     for i, step in enumerate("...x..x...xx.....x.x......"):
-        scale.update(step == "x")
-        found.append(scale.scale)
+        assert judge.judge(math.inf if step == "x" else 1.0, lambda: "").made == (step == ".")
+        found.append(judge.loss_scale)
         if i == 7:
-            other = LossScale(1.0, window, hysteresis, 1.0, refills)
-            other.load_state_dict(scale.state_dict())
-            scale = other
+            other = StepJudge(None, {"initial": 1.0, **options})
+            other.restore(6, 2, judge.scale_state())
+            judge = other
     assert found == [2.0 ** int(power) for power in scales.split()]

@@ -79,7 +79,7 @@ int main(int argc, char** argv) {
     write(file, loss.item<double>());
     write(file, engine.step().grad_norm);
   }
-  std::vector<sherd::ShardView> shards = engine.shards();
+  std::vector<sherd::OwnedShard> shards = engine.shards();
   std::sort(shards.begin(), shards.end(), [](const auto& a, const auto& b) { return a.fqn < b.fqn; });
   for (const auto& shard : shards)
     file.write(static_cast<const char*>(shard.values.const_data_ptr()),

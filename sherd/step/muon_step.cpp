@@ -1,4 +1,4 @@
-#include "sherd/engine/muon_step.h"
+#include "sherd/step/muon_step.h"
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -28,18 +28,20 @@ void MuonStep::run(const std::vector<MuonMatrix>& matrices, const UpdateTime& ti
   std::stable_sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return cost(*a) > cost(*b); });
   const auto ranks = static_cast<size_t>(transport_.size());
   for (size_t first = 0; first < order.size(); first += ranks) {
-    const std::span round(&order[first], std::min(ranks, order.size() - first));
+    std::vector<Item> round;
+    for (size_t k = first; k < std::min(first + ranks, order.size()); ++k)
+      round.push_back({*order[k], order[k]->pieces()});
     const Booked result =
         spread_ == Spread::sharded && ranks > 1 ? orthogonal_rows(round, time) : orthogonal_whole(round, time);
-    for (size_t k = 0; k < round.size(); ++k) update(*round[k], result.rows[k], time);
+    for (size_t k = 0; k < round.size(); ++k) update(round[k], result.rows[k], time);
   }
   transport_.drop_staging();
 }
 
 // Of this rank's rows: [elements].
-at::Tensor MuonStep::direction(const MuonMatrix& matrix, const UpdateTime& time) const {
+at::Tensor MuonStep::direction(const Item& item, const UpdateTime& time) const {
   std::vector<at::Tensor> parts;
-  for (const auto& piece : matrix.pieces) parts.push_back(rule_.direction(piece, time));
+  for (const auto& piece : item.pieces) parts.push_back(rule_.direction(piece, time));
   return parts.size() == 1 ? parts[0] : at::cat(parts);
 }
 
@@ -51,8 +53,9 @@ at::Tensor MuonStep::orthogonal(const MuonMatrix& m, const at::Tensor& direction
 // way back it is what its executor has for rank k.
 MuonStep::Booked MuonStep::orthogonal_rows(Round round, const UpdateTime& time) const {
   int64_t elements = 0;
-  for (const auto* m : round) elements = std::max(elements, ceil_div(m->rows, transport_.size()) * m->columns);
-  const auto options = round[0]->pieces[0].state[0].options();
+  for (const auto& item : round)
+    elements = std::max(elements, ceil_div(item.matrix.rows, transport_.size()) * item.matrix.columns);
+  const auto options = round[0].pieces[0].state[0].options();
   const int64_t all = elements * transport_.size();
   Booked result{ledger_.book(MemoryKind::communication, "", 2 * bytes_of(all, at::kFloat)), {}};
   const at::Tensor send = at::zeros({all}, options), received = at::zeros({all}, options);
@@ -60,13 +63,13 @@ MuonStep::Booked MuonStep::orthogonal_rows(Round round, const UpdateTime& time) 
     return of.narrow(0, static_cast<int64_t>(rank) * elements, count);
   };
   for (size_t k = 0; k < round.size(); ++k) {
-    const at::Tensor own = direction(*round[k], time);
+    const at::Tensor own = direction(round[k], time);
     piece(send, k, own.numel()).copy_(own);
     result.rows.push_back(piece(received, k, own.numel()));
   }
   transport_.all_to_all(send, received, kWhat).wait();
   if (const auto me = static_cast<size_t>(transport_.rank()); me < round.size()) {
-    const MuonMatrix& mine = *round[me];
+    const MuonMatrix& mine = round[me].matrix;
     std::vector<at::Tensor> parts;
     for (int r = 0; r < transport_.size(); ++r)
       parts.push_back(
@@ -86,25 +89,26 @@ MuonStep::Booked MuonStep::orthogonal_whole(Round round, const UpdateTime& time)
   at::Tensor own;
   int64_t elements = 0;
   for (size_t k = 0; k < round.size(); ++k) {
-    elements = std::max(elements, round[k]->rows * round[k]->columns);
-    const at::Tensor moved = direction(*round[k], time);
-    if (k == me) own = orthogonal(*round[k], moved);
+    elements = std::max(elements, round[k].elements());
+    const at::Tensor moved = direction(round[k], time);
+    if (k == me) own = orthogonal(round[k].matrix, moved);
   }
   if (transport_.size() == 1) return {{}, {own}};
-  const auto options = round[0]->pieces[0].state[0].options();
+  const auto options = round[0].pieces[0].state[0].options();
   Booked result{ledger_.book(MemoryKind::communication, "", bytes_of(elements * (transport_.size() + 1), at::kFloat)),
                 {}};
   const at::Tensor mine = at::zeros({elements}, options), all = at::empty({elements * transport_.size()}, options);
   if (own.defined()) mine.narrow(0, 0, own.numel()).copy_(own);
   transport_.all_gather(mine, all, kWhat).wait();
   for (size_t k = 0; k < round.size(); ++k)
-    result.rows.push_back(all.narrow(0, static_cast<int64_t>(k) * elements, round[k]->rows * round[k]->columns));
+    result.rows.push_back(all.narrow(0, static_cast<int64_t>(k) * elements, round[k].elements()));
   return result;
 }
 
-void MuonStep::update(const MuonMatrix& matrix, const at::Tensor& orthogonal, const UpdateTime& time) const {
+void MuonStep::update(const Item& item, const at::Tensor& orthogonal, const UpdateTime& time) const {
+  const MuonMatrix& matrix = item.matrix;
   int64_t first = 0;
-  for (const auto& piece : matrix.pieces) {
+  for (const auto& piece : item.pieces) {
     const int64_t count = piece.parameter.numel();
     if (count > 0)
       rule_.update_matrix(piece, orthogonal.narrow(0, first, count), matrix.rows, matrix.columns, matrix.values, time);

@@ -1,6 +1,4 @@
 // Muon: for every strategy and number of ranks the bits of the unsharded model.
-#include "sherd/engine/muon_step.h"
-
 #include <gtest/gtest.h>
 
 #include <set>

@@ -3,8 +3,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <array>
 #include <span>
-#include <vector>
 
 #include "sherd/base/exact_sum.h"
 
@@ -18,10 +18,14 @@ class RowNorm {
 
   /// Adds rows of `width` values each, of any type; none may be there.
   void add(const at::Tensor& rows, int64_t width);
-  /// What other ranks need to know.
-  std::vector<double> parts() const;
-  /// The norm of all rows whose parts stand in `all`, one after the other.
-  double of(std::span<const double> all) const;
+  /// What other ranks need to know of a rank's rows.
+  struct Part {
+    std::array<double, ExactSum::kDigits + 1> digits;
+    double extreme;
+  };
+  Part part() const { return {sum_.digits(), extreme_}; }
+  /// The norm of the rows of all parts.
+  double of(std::span<const Part> parts) const;
 
  private:
   double of_row(const double* row, int64_t width) const;

@@ -2,6 +2,7 @@
 // that sees all of its direction, orthogonalizes it and sends the rows back.
 #pragma once
 
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -15,7 +16,7 @@ namespace sherd {
 /// A matrix and the rows of it that this rank updates, in pieces with gradients and momenta.
 struct MuonMatrix {
   int64_t rows = 0, columns = 0;
-  std::vector<UpdatePiece> pieces;  // in the order of rows
+  std::function<std::vector<UpdatePiece>()> pieces;  // in the order of rows; asked for in the matrix's own round
   Hyperparameters values = {};
 };
 
@@ -38,13 +39,19 @@ class MuonStep {
     Booking booking;
     std::vector<at::Tensor> rows;  // this rank's of each matrix, or all: 1-D
   };
-  using Round = std::span<const MuonMatrix* const>;
+  /// A matrix in its round.
+  struct Item {
+    const MuonMatrix& matrix;
+    std::vector<UpdatePiece> pieces;
+    int64_t elements() const { return matrix.rows * matrix.columns; }
+  };
+  using Round = std::span<const Item>;
 
-  at::Tensor direction(const MuonMatrix& matrix, const UpdateTime& time) const;
+  at::Tensor direction(const Item& item, const UpdateTime& time) const;
   Booked orthogonal_rows(Round round, const UpdateTime& time) const;
   Booked orthogonal_whole(Round round, const UpdateTime& time) const;
   at::Tensor orthogonal(const MuonMatrix& matrix, const at::Tensor& direction) const;
-  void update(const MuonMatrix& matrix, const at::Tensor& orthogonal, const UpdateTime& time) const;
+  void update(const Item& item, const at::Tensor& orthogonal, const UpdateTime& time) const;
 
   const MuonRule& rule_;
   Transport& transport_;

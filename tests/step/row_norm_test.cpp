@@ -1,4 +1,4 @@
-#include "sherd/shard/row_norm.h"
+#include "sherd/step/row_norm.h"
 
 #include <ATen/ops/cat.h>
 #include <ATen/ops/full.h>
@@ -17,15 +17,14 @@ constexpr double kOrders[] = {2, 1, 3, 0.5, -1, kInfinity, -kInfinity};
 
 // Of rows that are dealt out to so many ranks, by turns.
 double norm_over(int ranks, const std::vector<at::Tensor>& parameters, double order) {
-  std::vector<double> all;
+  std::vector<RowNorm::Part> all;
   for (int rank = 0; rank < ranks; ++rank) {
     RowNorm norm(order);
     for (const auto& parameter : parameters) {
       const int64_t first = parameter.size(0) * rank / ranks, end = parameter.size(0) * (rank + 1) / ranks;
       norm.add(parameter.narrow(0, first, end - first), parameter.numel() / parameter.size(0));
     }
-    const auto parts = norm.parts();
-    all.insert(all.end(), parts.begin(), parts.end());
+    all.push_back(norm.part());
   }
   return RowNorm(order).of(all);
 }

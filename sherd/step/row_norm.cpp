@@ -1,4 +1,4 @@
-#include "sherd/shard/row_norm.h"
+#include "sherd/step/row_norm.h"
 
 #include <ATen/ops/abs.h>
 
@@ -64,21 +64,12 @@ void RowNorm::add(const at::Tensor& rows, int64_t width) {
   }
 }
 
-std::vector<double> RowNorm::parts() const {
-  const auto digits = sum_.digits();
-  std::vector<double> parts(digits.begin(), digits.end());
-  parts.push_back(extreme_);
-  return parts;
-}
-
-double RowNorm::of(std::span<const double> all) const {
+double RowNorm::of(std::span<const Part> parts) const {
   ExactSum sum;
   double extreme = order_ < 0 ? kInfinity : 0;
-  constexpr size_t kDigits = ExactSum::kDigits + 1;
-  for (size_t at = 0; at < all.size(); at += kDigits + 1) {
-    sum.add_digits(all.subspan(at, kDigits));
-    const double theirs = all[at + kDigits];
-    extreme = order_ > 0 ? larger(theirs, extreme) : smaller(theirs, extreme);
+  for (const Part& part : parts) {
+    sum.add_digits(part.digits);
+    extreme = order_ > 0 ? larger(part.extreme, extreme) : smaller(part.extreme, extreme);
   }
   if (std::isinf(order_)) return extreme;
   return order_ == 2 ? std::sqrt(sum.value()) : std::pow(sum.value(), 1 / order_);

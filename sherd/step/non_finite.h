@@ -3,13 +3,12 @@
 
 #include <string>
 
-#include "sherd/comm/transport.h"
 #include "sherd/shard/sharded_model.h"
 
 namespace sherd {
 
 /// "the output of unit 'x' in forward (rank 1)", or, where all outputs were finite, "the gradient of 'y' in unit 'x'
 /// (rank 0)": the first in the order of backward. Collective, before the model's publish().
-std::string origin_of_non_finite(ShardedModel& model, Transport& transport);
+std::string origin_of_non_finite(ShardedModel& model);
 
 }  // namespace sherd
