@@ -70,7 +70,10 @@ bool fits_eight_bits(int64_t rows, int64_t row_elements, int ranks) {
 
 std::string_view name_of(Master master) { return text_of(kMasterNames, master); }
 
-Master master_named(std::string_view name) { return named(kMasterNames, name, "optim", "split"); }
+Master master_named(std::string_view name) {
+  if (const auto master = find_named(kMasterNames, name)) return *master;
+  config_error("optim", "got master='{}', expected {}; try 'split'", name, alternatives(texts_of(kMasterNames)));
+}
 
 std::vector<StateTensor> UpdateRule::state(const PieceShape& shape) const {
   std::vector<StateTensor> all = moments(shape);
