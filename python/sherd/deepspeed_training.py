@@ -33,7 +33,7 @@ class TrainingEngine(engine.Engine):
         self._step_applied = self._in_step = self._scaled = False
         self.basic_optimizer = self.optimizer
         scale = self.loss_scale_options
-        # DeepSpeed's scale doubles a step later than ours, and without ZeRO it skips steps at the smallest one for ever.
+        # DeepSpeed's scale doubles a step later than ours; without ZeRO it skips steps at the smallest one for ever.
         self.judge = _C.StepJudge(
             clip=self.settings["clip"],
             loss_scale=scale.after_window() if isinstance(self.settings["loss_scale"], dict) else scale,

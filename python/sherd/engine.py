@@ -233,8 +233,8 @@ class Engine(nn.Module):
         return float("nan") if self._loss is None else self._loss.item()
 
     def memory(self) -> dict[str, int]:
-        """Bytes that sherd holds on this rank, by what they are for, the states of sherd's optimizers among them. Shared
-        memory is its owner's."""
+        """Bytes that sherd holds on this rank, by what they are for, the states of its own optimizers among them.
+        Shared memory is its owner's."""
         return getattr(self.module, HELD).whole_model().model.memory()
 
     def progress(self, batches: Iterable, every: int = 10) -> Iterator:

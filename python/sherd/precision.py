@@ -77,11 +77,13 @@ def castable(parameter: torch.Tensor) -> bool:
 
 def keep_norms(model: nn.Module) -> set[int]:
     """Makes the norms of a model compute in fp32 and return what they were given: the identities of their parameters,
-    which are to stay fp32. A norm is a module whose class is named so."""
+    which are to stay fp32. A norm is what the command takes for one: by the name of its class or its own."""
     kept: set[int] = set()
-    for module in model.modules():
-        if "norm" in type(module).__name__.lower() and not list(module.children()):
-            kept |= {id(parameter) for parameter in module.parameters(recurse=False)}
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        flat = not list(module.children()) and all(parameter.dim() <= 1 for parameter in own)
+        if flat and _C.named_as_norm(name, type(module).__name__):
+            kept |= {id(parameter) for parameter in own}
             module.register_forward_hook(as_given)
     return kept
 

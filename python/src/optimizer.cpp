@@ -200,6 +200,7 @@ void add_rule(py::module& module) {
              py::arg("model").none(true), py::arg("shards"), py::arg("rule"), py::arg("eight_bits"), py::arg("master"));
   module.def("scale_all", &scale_all, "Multiplies tensors in place.", py::arg("tensors"), py::arg("scale"),
              py::call_guard<py::gil_scoped_release>());
+  module.def("named_as_norm", &named_as_norm, py::arg("module"), py::arg("class_name"));
   module.def(
       "check_master", [](const std::string& name) { master_named(name); }, py::arg("name"));
   module.def("clip_scale", &clip_scale, "What gradients of this norm are multiplied with.", py::arg("norm"),

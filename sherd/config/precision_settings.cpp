@@ -24,19 +24,6 @@ std::vector<std::string> masters() {
   return names;
 }
 
-Setting<T> norms() {
-  const Values values = words({"fp32", "compute"});
-  return {{"norms", values, "The types of norms: fp32 in all, or those of all other parameters."},
-          [=](JsonReader& reader, const Reading&, T& config) {
-            std::string norms = "fp32";
-            read_value(reader, "norms", values, norms);
-            config.precision.fp32_names = norms == "fp32" ? P{}.fp32_names : std::vector<std::string>{};
-          },
-          [](const T& config, Caller, json& out) {
-            out["norms"] = config.precision.fp32_names.empty() ? "compute" : "fp32";
-          }};
-}
-
 std::vector<Setting<T>> precision_settings() {
   return {
       {"compute", in(&T::precision, &P::compute), words(types_and({"auto"})),
@@ -47,7 +34,8 @@ std::vector<Setting<T>> precision_settings() {
        "What gradients are on their way to the rank that sums them, in fp32; null: fp32."},
       {"master", in(&T::precision, &P::master), words(masters()).or_null(),
        "What updates of 16-bit parameters are rounded from; null: split for bf16, fp32 for fp16."},
-      norms(),
+      {"norms", in(&T::precision, &P::norms), kNormsNames,
+       "The types of norms: fp32 in all, or those of all other parameters."},
       only_for(Caller::program,
                Setting<T>("output", in(&T::program, &ProgramOptions::output), words(types_and({})).or_null(),
                           "What the model's outputs are cast to; null: nothing.")),

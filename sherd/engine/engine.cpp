@@ -61,7 +61,11 @@ Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transpo
   // An odd factor: the ranks' seeds are far apart.
   if (options_.seed)
     at::manual_seed(*options_.seed + 0x9e3779b97f4a7c15ULL * static_cast<uint64_t>(transport_->rank()));
-  if (options_.precision) convert_parameters(*module_, *options_.precision);
+  if (options_.precision) {
+    if (options_.precision->norms == Norms::fp32)
+      for (auto& name : norm_parameters(*module_)) options_.precision->fp32_names.push_back(std::move(name));
+    convert_parameters(*module_, *options_.precision);
+  }
   model_ = std::make_unique<ShardedModel>(module_, *transport_, ledger_, shard_options(options_, *transport_));
   step_.emplace(*model_, ledger_, options_, options_.precision ? options_.precision->master : Master::nearest);
   warnings_ = model_->warnings();

@@ -1,11 +1,38 @@
 #include "sherd/engine/precision.h"
 
+#include <algorithm>
+#include <cctype>
+
 #include "sherd/base/error.h"
 #include "sherd/optim/native_products.h"
 
 namespace sherd {
 
 bool Precision::keeps_fp32(std::string_view fqn) const { return any_glob_matches(fp32_names, fqn); }
+
+bool named_as_norm(std::string_view module, std::string_view class_name) {
+  const auto has_norm = [](std::string_view text) {
+    std::string lower(text);
+    std::transform(lower.begin(), lower.end(), lower.begin(), [](unsigned char c) { return std::tolower(c); });
+    return lower.find("norm") != std::string::npos;
+  };
+  // Of C++ classes: without template arguments and namespaces.
+  class_name = class_name.substr(0, class_name.find('<'));
+  if (const size_t last = class_name.rfind(':'); last != std::string_view::npos) class_name.remove_prefix(last + 1);
+  return has_norm(class_name) || has_norm(module.substr(module.rfind('.') + 1));
+}
+
+std::vector<std::string> norm_parameters(const torch::nn::Module& model) {
+  std::vector<std::string> names;
+  for (const auto& item : model.named_modules("", /*include_self=*/false)) {
+    const torch::nn::Module& module = *item.value();
+    const auto parameters = module.named_parameters(/*recurse=*/false);
+    const bool flat = std::all_of(parameters.begin(), parameters.end(), [](const auto& p) { return p->dim() <= 1; });
+    if (!module.children().empty() || !flat || !named_as_norm(item.key(), module.name())) continue;
+    for (const auto& parameter : parameters) names.push_back(item.key() + "." + parameter.key());
+  }
+  return names;
+}
 
 at::ScalarType precision_type(std::string_view key, std::string_view name) {
   return named(kPrecisionTypeNames, name, key, "bf16");
@@ -41,7 +68,7 @@ Precision resolve(const PrecisionPolicy& policy, at::Device device) {
   if (automatic && native) precision.compute = precision.storage;
   precision.reduce = precision_type("precision.reduce", policy.reduce.value_or("fp32"));
   precision.master = master_of(policy, precision.storage);
-  if (precision.is_mixed()) precision.fp32_names = policy.fp32_names;
+  if (precision.is_mixed()) precision.norms = policy.norms;
   if (!device.is_cpu() && (precision.master == Master::split || precision.master == Master::stochastic))
     config_error("precision.master", "got '{}' on {}, expected fp32 (others are for the CPU); try fp32",
                  policy.master.value_or("split"), device.str());

@@ -116,7 +116,7 @@ TEST(TrainConfig, RoundTrips) {
   EXPECT_EQ(config.recompute.text(), "every:3");
   EXPECT_EQ(config.persistent_below, 65536);
   EXPECT_EQ(config.precision.storage, "fp16");
-  EXPECT_TRUE(config.precision.fp32_names.empty());
+  EXPECT_EQ(config.precision.norms, Norms::compute);
   EXPECT_EQ(config.loss_scale.options.refill, RefillHysteresis::at_every_step);
   EXPECT_EQ(config.loss_scale.options.minimum, 0.5);
   EXPECT_EQ(read_train_config(with(R"({"strategy": "fsdp"})")).strategy, "zero3") << "an alias";

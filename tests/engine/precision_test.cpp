@@ -175,6 +175,27 @@ TEST(PrecisionMoments, ShardsThatCutBlocksKeepFp32AndThisIsSaid) {
   });
 }
 
+struct NamedNormImpl : torch::nn::Module {
+  explicit NamedNormImpl(at::IntArrayRef sizes) { register_parameter("weight", at::ones(sizes)); }
+};
+struct NamedOtherImpl : torch::nn::Module {
+  explicit NamedOtherImpl(at::IntArrayRef sizes) { register_parameter("weight", at::ones(sizes)); }
+};
+
+TEST(NormParameters, AreThoseOfModulesWhoseClassOrOwnNameSaysSo) {
+  EXPECT_TRUE(named_as_norm("layers.0.input_layernorm", "sherd::WeightModule"));
+  EXPECT_TRUE(named_as_norm("ln_1", "transformers::LlamaRMSNorm"));
+  EXPECT_FALSE(named_as_norm("norm_of_blocks.linear", "Linear")) << "the name of the module around it";
+  EXPECT_FALSE(named_as_norm("up", "normal::Unit<LayerNorm>")) << "namespaces and template arguments";
+  torch::nn::Module model;
+  model.register_module("ln", std::make_shared<NamedNormImpl>(at::IntArrayRef({3})));
+  model.register_module("q_norm", std::make_shared<NamedOtherImpl>(at::IntArrayRef({3})));
+  model.register_module("norm_projection", std::make_shared<NamedOtherImpl>(at::IntArrayRef({3, 3})));
+  const auto around = model.register_module("normed", std::make_shared<NamedOtherImpl>(at::IntArrayRef({3})));
+  around->register_module("other", std::make_shared<NamedOtherImpl>(at::IntArrayRef({3})));
+  EXPECT_EQ(norm_parameters(model), (std::vector<std::string>{"ln.weight", "q_norm.weight"}));
+}
+
 TEST(PrecisionPolicies, AreResolved) {
   const auto resolved = [](PrecisionPolicy policy) { return resolve(policy, at::kCPU); };
   EXPECT_FALSE(resolved({}).is_mixed());
@@ -184,8 +205,9 @@ TEST(PrecisionPolicies, AreResolved) {
   EXPECT_EQ(automatic.compute, has_native_products(at::kBFloat16, at::kCPU) ? at::kBFloat16 : at::kFloat);
   EXPECT_EQ(automatic.master, Master::split);
   EXPECT_EQ(automatic.reduce, at::kFloat);
-  EXPECT_TRUE(automatic.keeps_fp32("model.layers.0.input_layernorm.weight"));
-  EXPECT_FALSE(automatic.keeps_fp32("model.layers.0.mlp.up_proj.weight"));
+  EXPECT_EQ(automatic.norms, Norms::fp32);
+  EXPECT_EQ(resolved({.compute = "bf16", .norms = Norms::compute}).norms, Norms::compute);
+  EXPECT_EQ(resolved({}).norms, Norms::compute) << "all is fp32 anyway";
   const Precision half = resolved({.compute = "fp16", .reduce = "fp16"});
   EXPECT_EQ(half.compute, at::kHalf);
   EXPECT_EQ(half.storage, at::kHalf);

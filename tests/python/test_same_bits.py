@@ -12,18 +12,19 @@ from conftest import BUILD
 from fsdp_models import Block
 from ranks import run
 
-VOCAB, WIDTH, HIDDEN, ROWS, TIME, STEPS = 61, 23, 37, 3, 11, 5
+VOCAB, ROWS, TIME, STEPS = 61, 3, 11, 5
+NARROW, WIDE = (23, 37), (256, 48)  # width and hidden; rows of whole blocks of 8-bit moments
 
 
 class Net(nn.Module):
     """tests/tools/aten_model.cpp in Python."""
 
-    def __init__(self):
+    def __init__(self, width, hidden):
         super().__init__()
-        self.embed = nn.Embedding(VOCAB, WIDTH)
-        self.block0, self.block1, self.block2 = (Block(WIDTH, HIDDEN) for _ in range(3))
-        self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, VOCAB, bias=False)
+        self.embed = nn.Embedding(VOCAB, width)
+        self.block0, self.block1, self.block2 = (Block(width, hidden) for _ in range(3))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCAB, bias=False)
 
     def forward(self, ids, scale):
         import sherd
@@ -43,7 +44,7 @@ def from_python(transport):
     import sherd
     world = sherd.init(transport=transport)
     torch.manual_seed(0)
-    model = Net()
+    model = Net(*NARROW)
     for block in (model.block0, model.block1, model.block2):
         sherd.fully_shard(block)
     sherd.fully_shard(model)
@@ -57,14 +58,41 @@ def from_python(transport):
         optimizer.step(gradient_scale=sherd.optim.clip_scale(norm, 0.5))
         optimizer.zero_grad()
         facts += [loss.item(), norm]
+    return numpy.array(facts), rows_of(model)
+
+
+def rows_of(model):
     rows = {name: p.to_local().flatten() for name, p in model.named_parameters()}
-    return numpy.array(facts), torch.cat([rows[name] for name in sorted(rows)]).detach().numpy()
+    return torch.cat([rows[name] for name in sorted(rows)]).detach().numpy()
 
 
-def from_cpp(ranks, folder):
+def from_python_engine(transport, rule):
+    """The same by initialize(): with a loss scale, clipping, a schedule, and a step that overflows."""
+    import sherd
+    world = sherd.init(transport=transport)
+    torch.manual_seed(0)
+    model = Net(*WIDE)
+    config = {"strategy": "zero3", "clip": 0.5, "steps": STEPS, "units": ["Block"],
+              "loss_scale": {"initial": 64, "hysteresis": 1},
+              "schedule": {"type": "linear", "warmup": 2, "final_ratio": 0.1},
+              "optimizer": {"type": "".join(rule), "lr": 1e-2, "betas": [0.9, 0.95], "weight_decay": 0.1,
+                            "no_decay": []}}
+    engine, _, _, _ = sherd.initialize(model=model, config=config)
+    model.set_gradient_divide_factor(1.0)
+    facts = []
+    for step in range(STEPS):
+        loss = engine(tokens(step, world.rank), 1e37 if step == 1 else 1.0 / (ROWS * (TIME - 1) * world.size))
+        engine.backward(loss)
+        engine.step()
+        facts += [loss.item(), engine.get_global_grad_norm()]
+    assert engine.skipped_steps == 1
+    return numpy.array(facts), rows_of(model)
+
+
+def from_cpp(ranks, folder, rule=()):
     out = folder / "out"
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--no-python"]
-    done = subprocess.run([*(launcher if ranks > 1 else []), str(BUILD / "aten_model"), str(out), str(STEPS)],
+    done = subprocess.run([*(launcher if ranks > 1 else []), str(BUILD / "aten_model"), str(out), str(STEPS), *rule],
                           env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     results = []
@@ -83,3 +111,16 @@ def test_cpp_and_python_train_to_the_same_bits(ranks, tmp_path):
             assert numpy.array_equal(facts, our_facts)
             assert rows.shape == our_rows.shape and numpy.array_equal(rows, our_rows)
             assert len(set(facts.tolist())) == len(facts)  # every step is another
+
+
+RULES = [("adamw",), ("adamw", "8bit"), ("adam",), ("adam", "8bit"), ("muon",), ("lion",), ("lion", "8bit")]
+
+
+@pytest.mark.parametrize("rule", RULES, ids="".join)
+def test_every_rule_has_the_same_bits_with_a_loss_scale_a_schedule_and_a_skipped_step(rule, tmp_path):
+    """The skipped step moves neither parameters nor the schedule, on either side."""
+    expected = from_cpp(2, tmp_path, rule)
+    for (facts, rows), (our_facts, our_rows) in zip(expected, run(2, from_python_engine, "auto", rule), strict=True):
+        assert not numpy.isfinite(facts[3]) and numpy.isfinite(facts[[1, 5, 7, 9]]).all()
+        assert numpy.array_equal(facts, our_facts, equal_nan=True)
+        assert rows.shape == our_rows.shape and numpy.array_equal(rows, our_rows)
