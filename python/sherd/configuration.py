@@ -19,21 +19,22 @@ Config = dict | str | os.PathLike
 
 def read_config(config: Config | None) -> tuple[dict, set[str]]:
     """The configuration with its defaults (docs/config.md), and the keys that were given."""
-    if config is None:
-        config = {}
-    if not isinstance(config, dict):
-        path = pathlib.Path(config)
+    if config is None or isinstance(config, dict):
+        name = "config"
         try:
-            config = json.loads(path.read_text())
+            text = json.dumps(config or {})
+        except TypeError as error:
+            raise ConfigError(f"[initialize] got a config that is not JSON ({error}), "
+                              "expected numbers, text, lists and dicts") from error
+    else:
+        name = str(pathlib.Path(config))
+        try:
+            text = pathlib.Path(config).read_text()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"[initialize] got {str(path)!r} as config, which cannot be read ({error}), "
+            raise ConfigError(f"[initialize] got {name!r} as config, which cannot be read ({error}), "
                               "expected a JSON file or a dict") from error
-    try:
-        text = json.dumps(config)
-    except TypeError as error:
-        raise ConfigError(f"[initialize] got a config that is not JSON ({error}), "
-                          "expected numbers, text, lists and dicts") from error
-    return json.loads(_C.read_program_config(text)), set(config)
+    settings = json.loads(_C.read_program_config(text, name))
+    return settings, set(json.loads(text))
 
 
 def check_own_master(master: str | None) -> None:

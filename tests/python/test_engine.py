@@ -188,6 +188,16 @@ def test_wrong_configurations_are_named(config, message):
     assert not isinstance(model, sherd.ShardedModule)
 
 
+@pytest.mark.parametrize("text, message", [
+    ('{"steps": 3, "steps": 4}', "'steps' twice"), ('{"steps": ', "line 1"), ("[]", "JSON object"),
+    ('{"steps": 0}', "'steps'")])
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    import sherd
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(sherd.ConfigError, match=message):
+        sherd.initialize(model=make_model(), config=tmp_path / "c.json")
+
+
 @pytest.mark.parametrize("reduction", ("mean", "sum"))
 def test_linear_cross_entropy_is_torchs(reduction):
     import sherd
