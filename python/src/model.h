@@ -157,7 +157,7 @@ class Model {
   std::vector<std::vector<Face>> faces_;  // by group and parameter
   std::optional<OwnedShards> shards_;
   std::unordered_map<const at::TensorImpl*, size_t> places_;  // in shards_, of the DTensors
-  std::vector<size_t> storage_users_;     // by group: of its gradients' storage, when nobody else holds them
+  std::vector<size_t> storage_users_;  // by group: of its gradients' storage, when nobody else holds them
   int replicate_;
   std::string name_;
   int open_ = 0;             // forwards under way

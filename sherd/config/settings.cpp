@@ -84,8 +84,7 @@ std::vector<Setting<TrainConfig>> all_settings() {
       {"clip", &T::clip, numbers(kPositive).or_null(), "The largest global gradient norm; null: no clipping."},
       {{"strategy", strategy_names(),
         "What is spread over the ranks: of ddp nothing, then optimizer state (zero1), gradients too (zero2), "
-        "parameters "
-        "too (zero3, also called fsdp; hsdp: over a part of the mesh)."},
+        "parameters too (zero3, also called fsdp; hsdp: over a part of the mesh)."},
        read_strategy,
        [](const T& config, Caller, nlohmann::json& out) { write_word(out, "strategy", config.strategy); }},
       {"reshard_after_forward", &T::reshard_after_forward, kReshardNames,

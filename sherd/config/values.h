@@ -60,7 +60,7 @@ struct SettingInfo {
   std::string key;
   Values values;
   std::string sentence;
-  std::string preset = {};  // the default, as JSON; empty: none of its own
+  std::string preset = {};  // the default as JSON, or those of types of optimizer; empty: none
   std::vector<Caller> callers = {Caller::command, Caller::program};
   std::string only = {};  // with which types of optimizer; empty: all
 

@@ -50,8 +50,7 @@ void EngineOptions::validate() const {
     config_error("persistent_below", "got {} bytes, expected 0 or more; try 65536", persistent_below);
   StepOptions::validate();
   if (moments == MomentType::eight_bits && !device.is_cpu())
-    config_error("optimizer.type", "got 8-bit moments on {}, expected them on the CPU; try fp32 moments",
-                 device.str());
+    config_error("optimizer.type", "got 8-bit moments on {}, expected them on the CPU; try fp32 moments", device.str());
 }
 
 Engine::Engine(std::shared_ptr<torch::nn::Module> model, std::shared_ptr<Transport> transport, EngineOptions options,

@@ -57,8 +57,8 @@ class Engine {
   /// Whether the following backwards reduce their gradients or hold them for a later one.
   void set_gradients(Gradients gradients) { model_->set_gradients(gradients); }
 
-  /// Clips, updates this rank's rows with the schedule's learning rate times `lr_scale` and publishes them; or skips the
-  /// update, on all ranks, where gradients overflowed under a loss scale: then the schedule stays where it is.
+  /// Clips, updates this rank's rows with the schedule's learning rate times `lr_scale` and publishes them; or skips
+  /// the update, on all ranks, where gradients overflowed under a loss scale: then the schedule stays where it is.
   /// `shared_values` travel along (as many on every rank). Throws FaultError for an overflow at the smallest scale, and
   /// without a scale for gradients that are not finite (NonFiniteGradients::stop).
   StepReport step(double lr_scale = 1.0, std::span<const double> shared_values = {});

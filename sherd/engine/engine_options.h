@@ -23,7 +23,7 @@ struct EngineOptions : StepOptions {
   int replicate = 1;               // hsdp: how many groups of ranks hold the same shards
   ReshardPolicy reshard_after_forward = ReshardPolicy::units;
   Summing summing = Summing::apart;  // in_place: exactly one reducing backward a step; saves memory in ddp and zero1
-  std::optional<Precision> precision = {};     // null: the parameters as they are, rounded to nearest
+  std::optional<Precision> precision = {};  // null: the parameters as they are, rounded to nearest
   at::Device device = at::kCPU;
   UnitPolicy units = {};                        // which units are sharded on their own; all of them
   RecomputePolicy recompute = {};               // whose activations are made again in backward; none

@@ -129,8 +129,7 @@ void update_rest(const LionFactors& f, const G* gradient, WeightsAt<Kind>& weigh
 
 // A block of fewer elements is updated on copies, filled up with zeros.
 template <class G, class Kind>
-void lion_loop(const LionFactors& factors, size_t n, const G* gradient, const Kind& kind,
-               const MapMomentum& momentum) {
+void lion_loop(const LionFactors& factors, size_t n, const G* gradient, const Kind& kind, const MapMomentum& momentum) {
   const LionFactors f = factors;
   const Floats d;
   WeightsAt<Kind> weights(kind);

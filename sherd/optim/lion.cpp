@@ -20,8 +20,7 @@ std::vector<StateTensor> LionRule::moments(const PieceShape& shape) const {
   const int64_t n = shape.elements;
   if (shape.moments == MomentType::fp32) return {{"exp_avg", at::kFloat, n}};
   const int64_t blocks = ceil_div(n, kMomentBlock);
-  return {{"state1", at::kByte, n},
-          {"absmax1", at::kFloat, blocks, MemoryKind::moments, StateTensor::Per::block}};
+  return {{"state1", at::kByte, n}, {"absmax1", at::kFloat, blocks, MemoryKind::moments, StateTensor::Per::block}};
 }
 
 void LionRule::run_kernel(const Range& range, const Hyperparameters& h, const UpdateTime& time) const {

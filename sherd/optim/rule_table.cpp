@@ -17,9 +17,7 @@ namespace {
 using Kind = UpdateRuleOptions::Kind;
 using Type = RuleOption::Type;
 
-RuleOption lr(double standard) {
-  return {.name = "lr", .standard = standard, .meaning = "The learning rate."};
-}
+RuleOption lr(double standard) { return {.name = "lr", .standard = standard, .meaning = "The learning rate."}; }
 RuleOption betas(double first, double second) {
   return {.name = "betas",
           .type = Type::betas,

@@ -19,7 +19,7 @@ struct OwnedShard {
   std::vector<int64_t> sizes;  // of the whole parameter
   Rows rows;                   // which of its rows; none may be there
   int64_t row_elements = 1;
-  int ranks = 1;     // over how many its rows are spread
+  int ranks = 1;      // over how many its rows are spread
   at::Tensor values;  // a writable view of them as they are stored, 1-D [rows.count * row_elements]
 
   /// Which element of the parameter the first of these is.

@@ -28,9 +28,8 @@ void give_memory(Ledger& ledger, MemoryKind kind, const OwnedShard& first, std::
     for (size_t k = 0; k < state.kinds.size(); ++k) {
       const StateTensor& wanted = state.kinds[k];
       if (wanted.kind != kind) continue;
-      state.tensors[k] = wanted.elements > 0
-                             ? part_of(buffer, offset, wanted.elements, wanted.type)
-                             : at::empty({0}, at::TensorOptions(wanted.type).device(device));
+      state.tensors[k] = wanted.elements > 0 ? part_of(buffer, offset, wanted.elements, wanted.type)
+                                             : at::empty({0}, at::TensorOptions(wanted.type).device(device));
       offset += room_for(wanted);
     }
   }

@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "sherd/comm/connect.h"
 #include "tests/data/expect_config_error.h"
 #include "tests/data/temporary_folder.h"
 
@@ -152,6 +153,17 @@ TEST(TrainConfig, NumbersThatAreWholeAreIntegers) {
   EXPECT_EQ(read_train_config(with(R"({"clip": 2})")).clip, 2.0);
   EXPECT_FALSE(read_train_config(with(R"({"reshard_after_forward": false})")).reshard_after_forward ==
                ReshardPolicy::units);
+}
+
+TEST(TrainConfig, TransportsAreThoseThatConnectKnows) {
+  for (const std::string_view transport : kTransports) {
+    json document = minimal();
+    document["transport"] = transport;
+    EXPECT_EQ(read_train_config(document).transport, transport);
+    EXPECT_NO_THROW(validate_transport(transport));
+  }
+  EXPECT_THROW(validate_transport("threads"), ConfigError);
+  expect_config_error([] { read_train_config(with(R"({"transport": "threads"})")); }, {"'transport'", "auto, host"});
 }
 
 struct Mistake {

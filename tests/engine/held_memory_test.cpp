@@ -17,24 +17,26 @@ namespace {
 using HeldModel = ModelImpl<UnitModule<BlockImpl>>;
 
 struct Held {
-  int64_t parameters, gradients, master, moments, unsharded;
+  int64_t parameters, gradients, master, moments;
+  int64_t unsharded = 0, communication = 0;
   bool operator==(const Held&) const = default;
 };
 
 void PrintTo(const Held& held, std::ostream* out) {
   *out << "parameters " << held.parameters << " gradients " << held.gradients << " master " << held.master
-       << " moments " << held.moments << " unsharded " << held.unsharded;
+       << " moments " << held.moments << " unsharded " << held.unsharded << " communication " << held.communication;
 }
 
 Held held_by(Ledger& ledger) {
   const auto total = [&](MemoryKind kind) { return ledger.total(kind); };
   return {total(MemoryKind::parameters), total(MemoryKind::gradients), total(MemoryKind::master),
-          total(MemoryKind::moments), total(MemoryKind::unsharded)};
+          total(MemoryKind::moments),    total(MemoryKind::unsharded), total(MemoryKind::communication)};
 }
 
 /// Sizes of the model in bytes: whole, as this rank's rows, and as its piece of a rank-major buffer (padded to 64 B).
 struct Sizes {
   int64_t whole = 0, piece = 0, own_rows = 0, own_moments = 0, all_moments = 0, largest_unit = 0, root = 0;
+  int64_t largest_slot = 0, root_slot = 0;  // of gradients, rank-major
 };
 
 Sizes sizes_of(Engine& engine) {
@@ -43,6 +45,9 @@ Sizes sizes_of(Engine& engine) {
     const auto& layout = group->layout();
     sizes.whole += layout.whole_elements * 4;
     sizes.piece += layout.shard_elements * 4;
+    const int64_t slot = layout.ranks * layout.shard_elements * 4;
+    (layout.unit.empty() ? sizes.root_slot : sizes.largest_slot) =
+        layout.unit.empty() ? sizes.root_slot + slot : std::max(sizes.largest_slot, slot);
     if (layout.unit.empty()) sizes.root += layout.whole_elements * 4;
     if (!layout.unit.empty()) sizes.largest_unit = std::max(sizes.largest_unit, layout.whole_elements * 4);
     for (size_t p = 0; p < layout.parameters.size(); ++p) {
@@ -99,20 +104,29 @@ TEST_P(HeldMemory, OverC10dEachStrategyHoldsItsRow) {
     run_ranks(n, kind, [&](std::shared_ptr<Transport> transport) {
       const auto expect = [&](const std::string& strategy, auto held) {
         const Moments seen = observe(strategy, transport);
-        EXPECT_EQ(seen.after_start, held(seen.sizes)) << strategy;
-        // What is unsharded comes on top in zero3, from a pool that is kept: never more than the root and three units
-        // (the one in use, the one prefetched, and one of slack), whatever the number of units.
-        Held rest = seen.after_step;
-        const int64_t unsharded = std::exchange(rest.unsharded, 0);
-        EXPECT_EQ(rest, held(seen.sizes)) << strategy;
-        EXPECT_LE(unsharded, strategy == "zero3" ? seen.sizes.root + 3 * seen.sizes.largest_unit : 0) << strategy;
-        EXPECT_EQ(unsharded > 0, strategy == "zero3");
+        const auto expect_row = [&](Held now, const char* moment) {
+          SCOPED_TRACE(fmt::format("{} {}", strategy, moment));
+          // From pools that are kept, whatever the number of units. Unsharded (zero3): the root and three units (the
+          // one in use, the one prefetched, and one of slack). Slots: two of the largest unit and the root's; as much
+          // again on its way from other ranks, and the root's rows on theirs.
+          EXPECT_LE(now.communication, 3 * seen.sizes.root_slot + 4 * seen.sizes.largest_slot);
+          EXPECT_LE(now.unsharded, strategy == "zero3" ? seen.sizes.root + 3 * seen.sizes.largest_unit : 0);
+          now.unsharded = now.communication = 0;
+          EXPECT_EQ(now, held(seen.sizes));
+        };
+        expect_row(seen.after_start, "after the start");
+        expect_row(seen.in_backward, "in backward");
+        expect_row(seen.after_backward, "after backward");
+        expect_row(seen.after_step, "after the step");
+        EXPECT_GT(seen.in_backward.communication, 0) << strategy;
+        EXPECT_EQ(seen.in_backward.unsharded > 0, strategy == "zero3");
+        EXPECT_EQ(seen.after_start.unsharded, 0) << strategy;
       };
       // Whole is P; a rank's share is P/N, rounded up to rows. Moments are two fp32 numbers a parameter.
-      expect("ddp", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, s.all_moments, 0}; });
-      expect("zero1", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, s.own_moments, 0}; });
-      expect("zero2", [&](const Sizes& s) { return Held{s.whole, s.piece, 0, s.own_moments, 0}; });
-      expect("zero3", [&](const Sizes& s) { return Held{s.piece, s.piece, 0, s.own_moments, 0}; });
+      expect("ddp", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, s.all_moments}; });
+      expect("zero1", [&](const Sizes& s) { return Held{s.whole, n * s.piece, 0, s.own_moments}; });
+      expect("zero2", [&](const Sizes& s) { return Held{s.whole, s.piece, 0, s.own_moments}; });
+      expect("zero3", [&](const Sizes& s) { return Held{s.piece, s.piece, 0, s.own_moments}; });
     });
   }
 }
@@ -125,11 +139,13 @@ TEST_P(HeldMemory, OnOneHostThereIsOneCopyOfTheParameters) {
       const Moments seen = observe(strategy, transport);
       const bool whole_gradients = std::string_view(strategy) == "ddp" || std::string_view(strategy) == "zero1";
       const int64_t gradients = whole_gradients ? n * seen.sizes.piece : seen.sizes.piece;
-      const Held held{seen.sizes.own_rows, gradients, 0, seen.sizes.own_moments, 0};
-      EXPECT_EQ(seen.after_start, held) << strategy;
-      EXPECT_EQ(seen.in_backward, held) << strategy;
-      EXPECT_EQ(seen.after_backward, held) << strategy;
-      EXPECT_EQ(seen.after_step, held) << strategy;
+      const Held held{seen.sizes.own_rows, gradients, 0, seen.sizes.own_moments};
+      for (Held now : {seen.after_start, seen.in_backward, seen.after_backward, seen.after_step}) {
+        // Peers read gradients where they are: nothing but the slots.
+        EXPECT_LE(now.communication, seen.sizes.root_slot + 2 * seen.sizes.largest_slot) << strategy;
+        now.communication = 0;
+        EXPECT_EQ(now, held) << strategy;
+      }
       parameters += seen.sizes.own_rows;
       for (const auto& p : HeldModel(64, 96, 3).parameters()) whole += transport->rank() == 0 ? p.numel() * 4 : 0;
     });

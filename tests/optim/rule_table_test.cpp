@@ -48,8 +48,11 @@ TEST(RuleTable, RefusesValuesOutOfRange) {
   };
   expect_config_error([&] { check("lr", {-1}); }, {"[optim] got lr=-1, expected 0 or more"});
   expect_config_error([&] { check("lr", {NAN}); }, {"got lr=nan"});
-  expect_config_error([&] { check("betas", {0.9, 1.0}); },
-                      {"got betas=(0.9, 1), expected two numbers from 0 to below 1"});
+  expect_config_error(
+      [&] {
+        check("betas", {0.9, 1.0});
+      },
+      {"got betas=(0.9, 1), expected two numbers from 0 to below 1"});
   expect_config_error([&] { check("betas", {0.9}); }, {"got betas=(0.9)"});
   EXPECT_NO_THROW(check("lr", {0}));
   expect_config_error([] { update_kind("adagrad"); }, {"got 'adagrad', expected adamw, adam, sgd or lion; try adamw"});

@@ -17,10 +17,9 @@ namespace {
 
 using RuleKind = UpdateRuleOptions::Kind;
 constexpr Hyperparameters kValues{.lr = 2e-3, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
-const std::vector<UpdateRuleOptions> kRules = {
-    {RuleKind::adamw},    {RuleKind::adam},
-    {RuleKind::sgd},      {RuleKind::sgd, 0.9},
-    {RuleKind::lion},     {RuleKind::sgd, 0.9, Nesterov::yes}};
+const std::vector<UpdateRuleOptions> kRules = {{RuleKind::adamw}, {RuleKind::adam},
+                                               {RuleKind::sgd},   {RuleKind::sgd, 0.9},
+                                               {RuleKind::lion},  {RuleKind::sgd, 0.9, Nesterov::yes}};
 
 std::string name_of(const UpdateRuleOptions& options) {
   return fmt::format("kind {} momentum {} nesterov {}", static_cast<int>(options.kind), options.momentum,

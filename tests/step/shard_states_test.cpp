@@ -11,8 +11,7 @@ namespace {
 
 OwnedShard shard(std::string fqn, std::string unit, int64_t rows, int64_t width, at::ScalarType type = at::kFloat,
                  int ranks = 1) {
-  return {std::move(fqn), std::move(unit), {rows, width}, {0, rows}, width, ranks,
-          at::zeros({rows * width}, type)};
+  return {std::move(fqn), std::move(unit), {rows, width}, {0, rows}, width, ranks, at::zeros({rows * width}, type)};
 }
 
 std::vector<ShardState> states_of(Ledger& ledger, const std::vector<OwnedShard>& shards,
@@ -27,8 +26,8 @@ TEST(ShardStates, AreZeroAlignedBookedForTheirUnitsAndGivenBack) {
   Ledger ledger;
   const std::vector<OwnedShard> shards = {shard("a.x", "a", 3, 5), shard("a.y", "a", 4, 4, at::kBFloat16),
                                           shard("a.frozen", "a", 9, 9), shard("b.x", "b", 1, 1)};
-  auto states = states_of(
-      ledger, shards, {{adamw.get()}, {adamw.get(), MomentType::fp32, Master::split}, {}, {adamw.get()}});
+  auto states =
+      states_of(ledger, shards, {{adamw.get()}, {adamw.get(), MomentType::fp32, Master::split}, {}, {adamw.get()}});
   // 15 floats and 16 floats take a cache line each, 16 remainders half of one.
   EXPECT_EQ(ledger.by_unit(MemoryKind::moments), (std::map<std::string, int64_t>{{"a", 4 * 64}, {"b", 2 * 64}}));
   EXPECT_EQ(ledger.by_unit(MemoryKind::master), (std::map<std::string, int64_t>{{"a", 64}}));

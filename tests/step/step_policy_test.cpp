@@ -55,9 +55,10 @@ TEST(StepJudge, SkipsOverflowsUnderALossScaleUntilItCannotFall) {
   EXPECT_EQ(judge.made(), 1);
   EXPECT_EQ(judge.skipped(), 1);
   const std::string text = refusal(judge, NAN);
-  EXPECT_NE(text.find("[loss_scale] got gradients that overflow at the smallest loss scale, 2, in step 3: the first was "
-                      "the gradient of 'w'"),
-            std::string::npos)
+  EXPECT_NE(
+      text.find("[loss_scale] got gradients that overflow at the smallest loss scale, 2, in step 3: the first was "
+                "the gradient of 'w'"),
+      std::string::npos)
       << text;
   EXPECT_EQ(judge.attempts(), 2) << "a step that is refused does not count";
   StepJudge goes_on({.loss_scale = scale, .at_smallest_scale = AtSmallestScale::skip});
@@ -67,8 +68,9 @@ TEST(StepJudge, SkipsOverflowsUnderALossScaleUntilItCannotFall) {
 
 TEST(StepJudge, StopsSkipsOrPassesWhatIsNotFiniteWithoutAScale) {
   StepJudge stops({});
-  EXPECT_NE(refusal(stops, INFINITY).find("[step] got a gradient norm of inf in step 1: the first that was not finite "
-                                          "was the gradient of 'w'"),
+  EXPECT_NE(refusal(stops, INFINITY)
+                .find("[step] got a gradient norm of inf in step 1: the first that was not finite "
+                      "was the gradient of 'w'"),
             std::string::npos);
   StepJudge skips({.non_finite = NonFiniteGradients::skip}), passes({.non_finite = NonFiniteGradients::pass});
   EXPECT_EQ(skips.judge(NAN, no_origin).update, Update::skipped);

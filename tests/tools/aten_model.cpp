@@ -2,8 +2,8 @@
 //
 // Trains a model of torch::nn modules alone with sherd's engine, on as many ranks as the launcher says; rank r writes
 // OUT.r: for each step the loss and the gradient norm (doubles), then its rows of all parameters by name (fp32). With a
-// rule (adamw, lion, ..., muon) blocks are wider, losses are scaled, the rate has a schedule and the second step overflows.
-// tests/python/test_same_bits.py trains the same from Python.
+// rule (adamw, lion, ..., muon) blocks are wider, losses are scaled, the rate has a schedule and the second step
+// overflows. tests/python/test_same_bits.py trains the same from Python.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/gelu.h>
 #include <torch/nn/modules/embedding.h>
