@@ -12,6 +12,7 @@
 #include "cli/stop_signal.h"
 #include "sherd/base/error.h"
 #include "sherd/comm/launch_environment.h"
+#include "sherd/config/settings_text.h"
 #include "sherd/config/train_config.h"
 #include "sherd/engine/training.h"
 
@@ -25,6 +26,12 @@ TrainConfig effective_config(const TrainOptions& options) {
   if (options.strategy) overrides.push_back("strategy=" + nlohmann::json(*options.strategy).dump());
   if (options.transport) overrides.push_back("transport=" + nlohmann::json(*options.transport).dump());
   return load_train_config(options.config, overrides);
+}
+
+/// Prints the table of settings, and ends the parsing.
+void print_settings(const std::string& form) {
+  fmt::print("{}", form == "markdown" ? settings_markdown() : form == "schema" ? settings_schema() : settings_help());
+  throw CLI::Success();
 }
 
 /// Trains in this process, as rank `rank` of however many.
@@ -55,8 +62,8 @@ int train(const TrainConfig& config, int rank) {
 CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
   CLI::App* command = app.add_subcommand("train", "Train a model");
   command->add_option("config", options.config, "The configuration, a JSON file")->required();
-  command->add_option("--strategy", options.strategy, "ddp, zero1, zero2, zero3 (or fsdp), hsdp: the key \"strategy\"");
-  command->add_option("--transport", options.transport, "auto, host or gloo: the key \"transport\"");
+  command->add_option("--strategy", options.strategy, "The key \"strategy\": " + setting_values("strategy"));
+  command->add_option("--transport", options.transport, "The key \"transport\": " + setting_values("transport"));
   command
       ->add_option("--ranks", options.ranks,
                    "Start so many ranks on this host (without it: those of torchrun, mpirun or srun, or one)")
@@ -64,6 +71,10 @@ CLI::App* add_train_command(CLI::App& app, TrainOptions& options) {
   command->add_option("--set", options.overrides, "Set a key of the configuration: --set optimizer.lr=1e-3")
       ->type_name("KEY=VALUE")
       ->allow_extra_args(false);
+  command->add_option_function<std::string>("--help-config", print_settings, "Say what CONFIG may hold, and end")
+      ->check(CLI::IsMember({"text", "markdown", "schema"}))
+      ->expected(0, 1)
+      ->default_str("text");
   return command;
 }
 

@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pathlib
-from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -18,33 +17,24 @@ log = logging.getLogger("sherd")
 Config = dict | str | os.PathLike
 
 
-def read_config(config: Config | None) -> tuple[dict, list[str] | None, dict, set[str]]:
-    """The configuration with its defaults, the units' class names, what is cast besides,
-    and the keys that were given."""
-    if config is None:
-        config = {}
-    if not isinstance(config, dict):
-        path = pathlib.Path(config)
+def read_config(config: Config | None) -> tuple[dict, set[str]]:
+    """The configuration with its defaults (docs/config.md), and the keys that were given."""
+    if config is None or isinstance(config, dict):
+        name = "config"
         try:
-            config = json.loads(path.read_text())
+            text = json.dumps(config or {})
+        except TypeError as error:
+            raise ConfigError(f"[initialize] got a config that is not JSON ({error}), "
+                              "expected numbers, text, lists and dicts") from error
+    else:
+        name = str(pathlib.Path(config))
+        try:
+            text = pathlib.Path(config).read_text()
         except (OSError, ValueError) as error:
-            raise ConfigError(f"[initialize] got {str(path)!r} as config, which cannot be read ({error}), "
+            raise ConfigError(f"[initialize] got {name!r} as config, which cannot be read ({error}), "
                               "expected a JSON file or a dict") from error
-    config = dict(config)
-    units = config.pop("units", None)
-    if units is not None and not (isinstance(units, list) and units and all(isinstance(u, str) for u in units)):
-        raise ConfigError(f"[initialize] got units={units!r}, expected a list of class names; "
-                          "try ['LlamaDecoderLayer']")
-    casts: dict[str, Any] = {}
-    if isinstance(config.get("precision"), dict):
-        config["precision"] = dict(config["precision"])
-        casts = {key: config["precision"].pop(key) for key in ("output", "cast_inputs") if key in config["precision"]}
-    try:
-        text = json.dumps(config)
-    except TypeError as error:
-        raise ConfigError(f"[initialize] got a config that is not JSON ({error}), "
-                          "expected numbers, text, lists and dicts") from error
-    return json.loads(_C.read_program_config(text)), units, casts, set(config)
+    settings = json.loads(_C.read_program_config(text, name))
+    return settings, set(json.loads(text))
 
 
 def check_own_master(master: str | None) -> None:

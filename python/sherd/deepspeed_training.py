@@ -32,11 +32,11 @@ class TrainingEngine(engine.Engine):
         self.global_samples = 0
         self._step_applied = self._in_step = self._scaled = False
         self.basic_optimizer = self.optimizer
-        scale = self.settings["loss_scale"]
+        scale = self.loss_scale_options
         # DeepSpeed's scale doubles a step later than ours; without ZeRO it skips steps at the smallest one for ever.
         self.judge = _C.StepJudge(
             clip=self.settings["clip"],
-            loss_scale={**scale, "after_window": True} if isinstance(scale, dict) else self.loss_scale_options,
+            loss_scale=scale.after_window() if isinstance(self.settings["loss_scale"], dict) else scale,
             non_finite="skip" if document.skips_non_finite else "stop",
             stop_at_smallest=document.stage > 0 and self.dynamic_loss_scale())
         if document.document.get("gradient_allreduce_op", "mean") == "sum":

@@ -42,10 +42,8 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     """Shards a model and gives it an engine. Collective.
 
     model: a plain module, or one that fully_shard has had already.
-    config: a dict, or a JSON file: the native configuration without model, data and output, and `units`: the class
-        names of the blocks to shard on their own (default: see :func:`sherd.shard`). Its section "precision" has
-        besides "output" ("fp32", "bf16", "fp16": what the model returns is cast to) and "cast_inputs" (true: inputs are
-        cast to what is computed with).
+    config: a dict, or a JSON file: the settings of docs/config.md without those that are the command's alone; `units`
+        names the classes of the blocks to shard on their own.
     optimizer: one that was made with the plain model's parameters, or a function of parameter groups; default: sherd's
         own from the configuration. A function that returns None: an engine that only computes.
     lr_scheduler: an object with step(), or a function of the optimizer; default: the configuration's schedule (with an
@@ -54,20 +52,20 @@ def initialize(*, model: nn.Module, config: Config | None = None,
     Returns the engine, the optimizer, a DataLoader of `training_data` with this rank's rows, and the schedule. Raises
     ConfigError before anything is changed.
     """
-    settings, units, casts, given = read_config(config)
+    settings, given = read_config(config)
     own = optimizer is None
     if not isinstance(model, nn.Module):
         raise ConfigError(f"[initialize] got a {type(model).__name__} as model, expected a torch.nn.Module")
     if distributed._world is None:
         distributed.init(transport=settings["transport"], timeout=settings["timeout_s"], _timeout_argument="timeout_s")
     plain = dict(model.named_parameters())
-    precision = Precision(settings["precision"] | casts, settings["loss_scale"])
+    precision = Precision(settings["precision"], settings["loss_scale"])
     has_16_bits = any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in plain.values())
     if optimizer is not None and (has_16_bits or precision.storage != torch.float32):
         check_own_master(settings["precision"]["master"])
     if not isinstance(model, ShardedModule):
         reshard = settings["reshard_after_forward"]
-        shard(model, units, mesh=mesh_of(settings), strategy=settings["strategy"],
+        shard(model, settings["units"], mesh=mesh_of(settings), strategy=settings["strategy"],
               reshard_after_forward=None if reshard == "auto" else reshard,
               persistent_below=settings["persistent_below"], **precision.prepare(model))
     elif "precision" in given:
@@ -96,7 +94,7 @@ class Engine(nn.Module):
     All ranks make the same calls in the same order."""
 
     def __init__(self, module: nn.Module, optimizer: Optimizer | None, lr_scheduler: Any, settings: dict,
-                 loss_scale: dict | None = None):
+                 loss_scale: _C.LossScaleOptions | None = None):
         super().__init__()
         self.module = module
         self.optimizer = optimizer

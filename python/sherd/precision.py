@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import logging
 from typing import Any
 
@@ -16,7 +17,6 @@ from .rows import CASTABLE
 
 log = logging.getLogger("sherd")
 FIELDS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
-NAMES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TYPES = (None, *CASTABLE)
 
 
@@ -108,22 +108,17 @@ class Precision:
         if note is not None and distributed.world().rank == 0:
             log.info("%s", note)
         self.mixed = any(dtype != torch.float32 for dtype in (compute, self.storage, reduce))
-        self.output, cast_inputs = settings.get("output"), settings.get("cast_inputs", True)
-        if self.output is not None and self.output not in NAMES:
-            raise ConfigError(f"[initialize] got precision.output {self.output!r}, "
-                              f"expected one of {', '.join(NAMES)} or null; try 'fp32'")
-        if not isinstance(cast_inputs, bool):
-            raise ConfigError(f"[initialize] got precision.cast_inputs {cast_inputs!r}, expected true or false")
+        self.output = None if settings["output"] is None else _C.precision_type(settings["output"])
         self.norms = settings["norms"]
         self.policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduce,
-                                           cast_forward_inputs=cast_inputs) if self.mixed else None
+                                           cast_forward_inputs=settings["cast_inputs"]) if self.mixed else None
         self.master = master if self.mixed else "nearest"
-        self.loss_scale = scale_options(loss_scale, torch.float16 in (compute, reduce))
+        self.loss_scale = _C.loss_scale_options(json.dumps(loss_scale), compute, reduce)
 
     def prepare(self, model: nn.Module) -> dict[str, Any]:
         """Gives the parameters of a plain model the type that they are stored in; what fully_shard is to be told."""
         if self.output is not None:
-            model.register_forward_hook(functools.partial(cast_output, NAMES[self.output]), with_kwargs=True)
+            model.register_forward_hook(functools.partial(cast_output, self.output), with_kwargs=True)
         if not self.mixed:
             return {}
         kept = keep_norms(model) if self.norms == "fp32" else set()
@@ -132,14 +127,3 @@ class Precision:
             if castable(parameter) and self.storage != torch.float32 and id(parameter) not in kept:
                 parameter.data = parameter.data.to(self.storage)
         return {"mp_policy": self.policy, "uncast_params": uncast}
-
-
-def scale_options(settings: Any, fp16: bool) -> dict | None:
-    """Of "auto", null, a number or a section."""
-    if settings is None or (settings == "auto" and not fp16):
-        return None
-    if settings == "auto":
-        return {}
-    if isinstance(settings, dict):
-        return settings
-    return {"dynamic": False, "initial": float(settings), "minimum": min(1.0, float(settings))}

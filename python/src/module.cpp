@@ -10,6 +10,7 @@
 #include "sherd/base/error.h"
 #include "sherd/comm/connect.h"
 #include "sherd/comm/rendezvous.h"
+#include "sherd/config/json_file.h"
 #include "sherd/config/train_config.h"
 #include "sherd/models/chunked_loss.h"
 #include "sherd/models/deferred.h"
@@ -176,10 +177,11 @@ PYBIND11_MODULE(_C, module) {
   add_optimizer(module);
   module.def(
       "read_program_config",
-      [](const std::string& text) {
-        return sherd::to_json(sherd::read_program_config(nlohmann::json::parse(text))).dump();
+      [](const std::string& text, const std::string& name) {
+        const auto config = sherd::read_program_config(sherd::parse_json(text, name));
+        return sherd::to_json(config, sherd::Caller::program).dump();
       },
-      "The configuration with all defaults, JSON to JSON.", py::arg("text"));
+      "The configuration with all defaults, JSON to JSON; `name` is for errors.", py::arg("text"), py::arg("name"));
   module.def(
       "learning_rate_scale",
       [](const std::string& type, int64_t warmup, int64_t steps, double final_ratio, int64_t step) {

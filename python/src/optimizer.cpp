@@ -1,7 +1,10 @@
 #include "python/src/optimizer.h"
 
+#include <nlohmann/json.hpp>
+
 #include "python/src/model.h"
 #include "sherd/base/error.h"
+#include "sherd/config/train_config.h"
 #include "sherd/engine/precision.h"
 #include "sherd/optim/rule_table.h"
 #include "sherd/step/muon_step.h"
@@ -204,22 +207,15 @@ void add_rule(py::module& module) {
              py::arg("largest"));
 }
 
-LossScaleOptions scale_options(const py::dict& given) {
-  LossScaleOptions options;
-  const auto set = [&](const char* key, auto& field) {
-    if (given.contains(key)) field = given[key].cast<std::remove_reference_t<decltype(field)>>();
-  };
-  bool dynamic = true, consecutive = false, after_window = false;
-  set("dynamic", dynamic);
-  set("initial", options.initial);
-  set("window", options.window);
-  set("hysteresis", options.hysteresis);
-  set("minimum", options.minimum);
-  set("consecutive_hysteresis", consecutive);
-  set("after_window", after_window);
-  options.kind = dynamic ? ScaleKind::dynamic : ScaleKind::fixed;
-  options.refill = consecutive ? RefillHysteresis::at_every_step : RefillHysteresis::at_growth;
-  options.growth = after_window ? Growth::after_window : Growth::in_window;
+/// Of the setting loss_scale, as JSON; null: the loss is not scaled.
+std::optional<LossScaleOptions> scale_options(const std::string& setting, at::ScalarType compute,
+                                              at::ScalarType reduce) {
+  const auto config = read_program_config({{"loss_scale", nlohmann::json::parse(setting)}});
+  return config.loss_scale.resolve(Precision{.compute = compute, .reduce = reduce}.fp16());
+}
+
+LossScaleOptions grows_after_window(LossScaleOptions options) {
+  options.growth = Growth::after_window;
   return options;
 }
 
@@ -245,15 +241,17 @@ void restore(StepJudge& judge, int64_t made, int64_t skipped, const py::object& 
 }
 
 void add_judge(py::module& module) {
+  py::class_<LossScaleOptions>(module, "LossScaleOptions", "How the loss is scaled.")
+      .def("after_window", &grows_after_window, "The same, but the scale doubles a step later.");
+  module.def("loss_scale_options", &scale_options, py::arg("setting"), py::arg("compute"), py::arg("reduce"));
   py::class_<Verdict>(module, "Verdict", "What becomes of a step.")
       .def_property_readonly("made", [](const Verdict& verdict) { return verdict.update == Verdict::Update::made; })
       .def_readonly("grad_norm", &Verdict::grad_norm)
       .def_readonly("gradient_scale", &Verdict::gradient_scale);
   py::class_<StepJudge>(module, "StepJudge", "Loss scale, skip rule and clipping.")
-      .def(py::init([](std::optional<double> clip, const std::optional<py::dict>& loss_scale,
+      .def(py::init([](std::optional<double> clip, std::optional<LossScaleOptions> loss_scale,
                        const std::string& non_finite, bool stop_at_smallest) {
-             StepPolicy policy{.clip = clip, .non_finite = non_finite_named(non_finite)};
-             if (loss_scale) policy.loss_scale = scale_options(*loss_scale);
+             StepPolicy policy{.clip = clip, .loss_scale = loss_scale, .non_finite = non_finite_named(non_finite)};
              policy.at_smallest_scale = stop_at_smallest ? AtSmallestScale::stop : AtSmallestScale::skip;
              return StepJudge(policy);
            }),
@@ -288,6 +286,8 @@ void add_optimizer(py::module& module) {
       },
       "Compute, storage and reduce types, the master, and what is worth saying.", py::arg("compute"),
       py::arg("storage"), py::arg("reduce"), py::arg("master"));
+  module.def(
+      "precision_type", [](const std::string& name) { return precision_type("precision", name); }, py::arg("name"));
 }
 
 }  // namespace sherd::python

@@ -37,7 +37,8 @@ void check_model(const ModelConfig& model) {
 void check_data(const DataConfig& data) {
   if (data.source == DataConfig::Source::tokens && !is_file(data.tokens)) {
     config_error("config", "got {} for 'data.tokens', expected a file of {} tokens{}; try its absolute path",
-                 data.tokens, data.token_type, exists(data.tokens) ? "" : ", and there is none");
+                 data.tokens, text_of(kTokenTypeNames, data.token_type),
+                 exists(data.tokens) ? "" : ", and there is none");
   }
   if (!data.mask.empty() && !is_file(data.mask)) {
     config_error("config", "got {} for 'data.mask', expected a file of one byte a token{}; try its absolute path",
@@ -53,15 +54,7 @@ void check_data(const DataConfig& data) {
   }
 }
 
-void check_names(const TrainConfig& config) {
-  const auto is_name = [](char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '_'; };
-  if (!std::all_of(config.transport.begin(), config.transport.end(), is_name)) {
-    config_error(
-        "config",
-        "got \"{}\" for 'transport', expected auto, host, threads, gloo or another c10d backend in lower case; "
-        "try \"auto\"",
-        config.transport);
-  }
+void check_device(const TrainConfig& config) {
   try {
     if (c10::Device(config.device).type() != c10::DeviceType::Meta) return;
   } catch (const c10::Error&) {
@@ -76,8 +69,7 @@ void check_combinations(const TrainConfig& config) {
     config_error("config", "got {} for 'schedule.warmup', expected at most 'steps' ({}); try {}",
                  config.schedule.warmup, config.steps, config.steps / 10);
   }
-  if (config.reshard_after_forward == ReshardAfterForward::always && config.strategy != "zero3" &&
-      config.strategy != "hsdp") {
+  if (config.reshard_after_forward == ReshardPolicy::all && config.strategy != "zero3" && config.strategy != "hsdp") {
     config_error(
         "config",
         "got true for 'reshard_after_forward' with strategy \"{}\", which keeps parameters whole, expected \"auto\" "
@@ -108,9 +100,12 @@ void check_combinations(const TrainConfig& config) {
 
 }  // namespace
 
-void check_config(const TrainConfig& config) {
+void check_run(const TrainConfig& config) {
   check_combinations(config);
-  check_names(config);
+  check_device(config);
+}
+
+void check_sources(const TrainConfig& config) {
   check_model(config.model);
   check_data(config.data);
 }

@@ -5,7 +5,10 @@
 
 namespace sherd {
 
-/// Throws ConfigError. Looks at the file system, but opens nothing.
-void check_config(const TrainConfig& config);
+/// What contradicts something else. Throws ConfigError.
+void check_run(const TrainConfig& config);
+
+/// Where the model and the data come from. Throws ConfigError. Looks at the file system, but opens nothing.
+void check_sources(const TrainConfig& config);
 
 }  // namespace sherd

@@ -37,6 +37,17 @@ std::string escape(const std::string& text) {
   return quoted.substr(1, quoted.size() - 2) + (text.size() > kLongest ? "..." : "");
 }
 
+bool is_utf8(const std::string& text) {
+  try {
+    static_cast<void>(json(text).dump());
+    return true;
+  } catch (const json::exception&) {
+    return false;
+  }
+}
+
+}  // namespace
+
 std::string range_text(IntegerRange range) {
   if (range.max == std::numeric_limits<int64_t>::max()) return fmt::format("an integer of at least {}", range.min);
   return fmt::format("an integer from {} to {}", range.min, range.max);
@@ -52,17 +63,6 @@ std::string range_text(NumberRange range) {
     text += fmt::format(" {} {}", range.high == Bound::open ? "below" : "at most", range.max);
   return text;
 }
-
-bool is_utf8(const std::string& text) {
-  try {
-    static_cast<void>(json(text).dump());
-    return true;
-  } catch (const json::exception&) {
-    return false;
-  }
-}
-
-}  // namespace
 
 std::string describe(const json& value) {
   switch (value.type()) {
@@ -144,6 +144,10 @@ JsonReader::JsonReader(const json& value, std::string path) : value_(&value), pa
 std::string JsonReader::path(std::string_view key) const {
   return path_.empty() ? std::string(key) : fmt::format("{}.{}", path_, key);
 }
+
+size_t JsonReader::size() const { return value_->size(); }
+
+bool JsonReader::contains(const std::string& key) const { return value_->contains(key); }
 
 const json* JsonReader::find(const std::string& key) {
   known_.insert(key);

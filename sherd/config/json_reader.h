@@ -56,6 +56,10 @@ class JsonReader {
   /// An object below this one.
   std::optional<JsonReader> object(const std::string& key);
 
+  bool contains(const std::string& key) const;
+  /// How many keys there are.
+  size_t size() const;
+
   /// The value itself, or null when the key is absent. Counts as reading it.
   const nlohmann::json* find(const std::string& key);
 
@@ -79,6 +83,10 @@ class JsonReader {
 int64_t to_integer(const nlohmann::json& value, const std::string& path, IntegerRange range, int64_t fix);
 double to_number(const nlohmann::json& value, const std::string& path, NumberRange range, double fix);
 std::string to_string(const nlohmann::json& value, const std::string& path, const std::string& fix);
+
+/// "an integer from 1 to 9", "a number above 0 and below 1"
+std::string range_text(IntegerRange range);
+std::string range_text(NumberRange range);
 
 /// What a value is, for a message: `"fast" (a string)`, `an array of 3`. Never throws, never long.
 std::string describe(const nlohmann::json& value);

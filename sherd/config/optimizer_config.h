@@ -1,65 +1,73 @@
-// The sections "optimizer", "precision" and "loss_scale" of the configuration.
+// The sections "optimizer" and "loss_scale": the options of several owners, under the names of one configuration.
 #pragma once
 
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "sherd/config/json_reader.h"
 #include "sherd/optim/loss_scaler.h"
+#include "sherd/optim/muon.h"
+#include "sherd/optim/optim_groups.h"
+#include "sherd/optim/precision_policy.h"
+#include "sherd/optim/update_rule.h"
 
 namespace sherd {
 
-/// Parameters with hyperparameters of their own; what is not set is the optimizer's.
+/// What is behind the name of an optimizer: a registered rule with moments of a type, or Muon, which leaves to the rule
+/// what is no matrix.
+struct OptimizerType {
+  enum class Matrices { by_rule, by_muon };
+  UpdateRuleOptions::Kind rule = UpdateRuleOptions::Kind::adamw;
+  MomentType moments = MomentType::fp32;
+  Matrices matrices = Matrices::by_rule;
+
+  bool has_8_bits() const { return moments == MomentType::eight_bits; }
+  bool has_muon() const { return matrices == Matrices::by_muon; }
+  friend bool operator==(const OptimizerType&, const OptimizerType&) = default;
+};
+
+struct NamedOptimizer {
+  std::string name;  // adamw, adamw8bit, muon
+  OptimizerType type;
+};
+
+/// All that there are: the registered rules (optim/rule_table), those with 8-bit moments, muon.
+const std::vector<NamedOptimizer>& optimizer_types();
+const std::string& name_of(const OptimizerType& type);
+
+/// Parameters with hyperparameters of their own. No OptimGroup: what is not set is the optimizer's, in the written
+/// configuration too.
 struct GroupConfig {
   std::vector<std::string> match;  // globs on parameter names; the first group that matches wins
   std::optional<double> lr, beta1, beta2, eps, weight_decay;
 };
 
 struct OptimizerConfig {
-  std::string type = "adamw";  // adamw, adam, sgd, adamw8bit, adam8bit, muon (and adamw for what is no matrix)
-  double lr = 3e-4;
-  double beta1 = 0.9, beta2 = 0.95;   // adamw, adam, and with 8 bits
-  double eps = 1e-8;                  // the same
-  double momentum = 0.0;              // sgd; muon: 0.95 unless set
-  bool nesterov = false;              // sgd; muon: true unless set
-  std::string products = "auto";      // muon: or fp32, bf16; of its iterations
-  std::string scale = "match_adamw";  // muon: or original; of lr, by a matrix's shape
-  std::vector<std::string> adamw = {"*embed*", "*wte*", "*wpe*",
-                                    "*lm_head*"};           // muon: globs: matrices that adamw updates all the same
-  double weight_decay = 0.1;                                // adamw: of the parameter; adam, sgd: added to the gradient
+  OptimizerType type = {};
+  Hyperparameters values = {.lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8, .weight_decay = 0.1};
+  UpdateRuleOptions update = {};  // but for its kind, which is the type's; see rule()
+  MuonOptions muon = {};
+  std::vector<std::string> not_muon = default_not_muon();   // "adamw"; globs: matrices that AdamW updates all the same
   std::vector<std::string> no_decay = {"*norm*", "*bias"};  // globs on parameter names
-  std::vector<std::string> exclude = {};                    // adamw8bit, adam8bit: globs; fp32 moments all the same
+  std::vector<std::string> fp32_moments = {};               // "exclude"; globs: not in 8 bits
   std::vector<GroupConfig> groups = {};                     // come before no_decay
 
-  bool has_8_bits() const { return type == "adamw8bit" || type == "adam8bit"; }
-  /// What updates all parameters, or with muon those that are no matrices: adamw, adam or sgd.
-  std::string rule() const { return has_8_bits() ? type.substr(0, type.size() - 4) : type == "muon" ? "adamw" : type; }
+  /// With the defaults of a type.
+  static OptimizerConfig of(const OptimizerType& type);
+  bool has_8_bits() const { return type.has_8_bits(); }
+  /// What updates all parameters, or with Muon those that are no matrices.
+  UpdateRuleOptions rule() const;
 };
 
-/// fp32, bf16 or fp16 each (compute: or auto); what is not set follows from the rest (engine/precision.h).
-struct PrecisionConfig {
-  std::string compute = "fp32";
-  std::optional<std::string> storage, reduce;
-  std::optional<std::string> master;  // fp32, split, none
-  std::string norms = "fp32";         // or compute: as all other parameters
-};
-
-/// Unset: dynamic where anything is computed or reduced in fp16 ("auto").
+/// Whether the loss is scaled. Automatic is no value of LossScaleOptions, because it depends on the types that the
+/// model gets: dynamic scaling where anything is computed or reduced in fp16.
 struct LossScaleConfig {
-  enum class Kind { automatic, none, dynamic, fixed };
-  Kind kind = Kind::automatic;
+  enum class Use { automatic, never, always };
+  Use use = Use::automatic;
   LossScaleOptions options = {};
+
+  /// Null: none.
+  std::optional<LossScaleOptions> resolve(Fp16 fp16) const;
 };
-
-void read_optimizer(JsonReader reader, OptimizerConfig& optimizer, const std::vector<std::string>& all_paths);
-void read_precision(JsonReader reader, PrecisionConfig& precision, const std::vector<std::string>& all_paths);
-/// "loss_scale": "auto", null (none), a number (fixed), or an object (dynamic).
-void read_loss_scale(JsonReader& reader, LossScaleConfig& scale, const std::vector<std::string>& all_paths);
-
-nlohmann::json to_json(const OptimizerConfig& optimizer);
-nlohmann::json to_json(const PrecisionConfig& precision);
-nlohmann::json to_json(const LossScaleConfig& scale);
 
 }  // namespace sherd

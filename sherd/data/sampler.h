@@ -8,6 +8,8 @@
 
 #include <cstdint>
 
+#include "sherd/base/names.h"
+
 namespace sherd {
 
 /// sequential: row k starts at token (k mod R) * context, where R = (tokens - 1) / context rows fit into the stream;
@@ -15,12 +17,15 @@ namespace sherd {
 /// shuffled:   epoch e = k / R of R = max(1, tokens / context - 1) rows takes each of them once, in an order and from
 ///             a first token (below context) that depend on seed and e, so that row boundaries move between epochs.
 enum class Order { sequential, shuffled };
+inline constexpr Name<Order> kOrderNames[] = {{Order::sequential, "sequential"}, {Order::shuffled, "shuffled"}};
 
 /// The end of an epoch, when its rows are not a whole number of steps:
 /// next_epoch: a step takes the rows it lacks from the next epoch, so that all steps are alike (the default);
 /// drop:       the rows that do not fill a step are left out of this epoch;
 /// weighted:   the epoch's last step is a smaller one. Its loss is the mean over its own targets.
 enum class LastBatch { next_epoch, drop, weighted };
+inline constexpr Name<LastBatch> kLastBatchNames[] = {
+    {LastBatch::next_epoch, "next_epoch"}, {LastBatch::drop, "drop"}, {LastBatch::weighted, "weighted"}};
 
 struct SamplerOptions {
   int64_t context = 0;     // tokens of a row; a row reads one more, since the targets are the tokens shifted by one

@@ -52,9 +52,7 @@ class TokenFile final : public TokenSource {
 }  // namespace
 
 TokenType parse_token_type(const std::string& name) {
-  if (name == "uint16") return TokenType::uint16;
-  if (name == "uint32") return TokenType::uint32;
-  config_error("data", "got token type '{}', expected uint16 or uint32; try uint16 for vocabularies up to 65536", name);
+  return named(kTokenTypeNames, name, "data.token_type", "uint16 for vocabularies up to 65536");
 }
 
 std::shared_ptr<const TokenSource> open_token_file(const std::string& path, TokenType type) {

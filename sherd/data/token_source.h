@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "sherd/base/names.h"
+
 namespace sherd {
 
 /// bytes: the tokens are the bytes of a text, and a model for them has a vocabulary of exactly 256.
@@ -44,6 +46,7 @@ class TokenSource {
 };
 
 enum class TokenType { uint16, uint32 };
+inline constexpr Name<TokenType> kTokenTypeNames[] = {{TokenType::uint16, "uint16"}, {TokenType::uint32, "uint32"}};
 
 /// "uint16" or "uint32". Throws ConfigError.
 TokenType parse_token_type(const std::string& name);

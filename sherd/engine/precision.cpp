@@ -35,17 +35,10 @@ std::vector<std::string> norm_parameters(const torch::nn::Module& model) {
 }
 
 at::ScalarType precision_type(std::string_view key, std::string_view name) {
-  if (name == "fp32") return at::kFloat;
-  if (name == "bf16") return at::kBFloat16;
-  if (name == "fp16") return at::kHalf;
-  config_error(key, "got '{}', expected fp32, bf16 or fp16; try bf16", name);
+  return named(kPrecisionTypeNames, name, key, "bf16");
 }
 
 namespace {
-
-std::string_view name_of(at::ScalarType type) {
-  return type == at::kFloat ? "fp32" : type == at::kHalf ? "fp16" : "bf16";
-}
 
 Master master_of(const PrecisionPolicy& policy, at::ScalarType storage) {
   if (storage == at::kFloat) {
@@ -86,10 +79,10 @@ std::optional<std::string> note_on(const PrecisionPolicy& policy, const Precisio
   if (!device.is_cpu()) return std::nullopt;
   if (policy.compute == "auto" && precision.compute != precision.storage)
     return fmt::format("precision: this CPU has no {0} products: parameters are stored as {0}, computed with as fp32",
-                       name_of(precision.storage));
+                       text_of(kPrecisionTypeNames, precision.storage));
   if (!has_native_products(precision.compute, device))
     return fmt::format("precision: this CPU has no {} products of its own: compute \"auto\" is faster",
-                       name_of(precision.compute));
+                       text_of(kPrecisionTypeNames, precision.compute));
   return std::nullopt;
 }
 

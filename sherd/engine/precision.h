@@ -17,21 +17,10 @@
 #include <string_view>
 #include <vector>
 
+#include "sherd/optim/precision_policy.h"
 #include "sherd/optim/update_rule.h"
 
 namespace sherd {
-
-/// Whether norms keep fp32, or are as all other parameters.
-enum class Norms { fp32, compute };
-
-/// What a user asks for; what is left open follows from the rest.
-struct PrecisionPolicy {
-  std::string compute = "fp32";  // fp32, bf16, fp16, or auto: the storage type where this machine multiplies it
-  std::optional<std::string> storage = {};  // of compute; auto: bf16
-  std::optional<std::string> reduce = {};   // fp32
-  std::optional<std::string> master = {};   // fp32, split, none; bf16: split, fp16: fp32
-  Norms norms = Norms::fp32;
-};
 
 struct Precision {
   at::ScalarType compute = at::kFloat, storage = at::kFloat, reduce = at::kFloat;
@@ -41,6 +30,8 @@ struct Precision {
 
   /// Whether any parameter is of 16 bits in some place.
   bool is_mixed() const { return compute != at::kFloat || storage != at::kFloat || reduce != at::kFloat; }
+  /// Whether anything is computed or reduced in fp16, of which a loss scale takes care.
+  Fp16 fp16() const { return compute == at::kHalf || reduce == at::kHalf ? Fp16::present : Fp16::absent; }
   /// Whether a parameter of this name keeps fp32 in all.
   bool keeps_fp32(std::string_view fqn) const;
 };

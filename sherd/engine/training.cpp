@@ -94,7 +94,7 @@ class Training {
     const double shared[] = {loss, stop ? 1.0 : 0.0, memory_bytes_};
     const StepReport report = engine_->step(1.0, shared);
     metrics.grad_norm = report.grad_norm;
-    metrics.lr = config_.optimizer.lr * report.lr_scale;
+    metrics.lr = config_.optimizer.values.lr * report.lr_scale;
     bool any_stop = false;
     double memory_bytes = 0;
     for (size_t r = 0; r < static_cast<size_t>(world_.size); ++r) {

@@ -9,7 +9,6 @@
 #include "sherd/data/step_plan.h"
 #include "sherd/data/target_rules.h"
 #include "sherd/models/initializer.h"
-#include "sherd/optim/rule_table.h"
 #include "sherd/shard/discover.h"
 #include "sherd/shard/unit.h"
 
@@ -29,7 +28,7 @@ LlamaConfig preset_with_overrides(const ModelConfig& config) {
   set(model.vocab, config.vocab);
   set(model.context, config.context);
   model.rope_theta = config.rope_theta.value_or(model.rope_theta);
-  if (config.embeddings) model.head = *config.embeddings == Embeddings::tied ? OutputHead::tied : OutputHead::untied;
+  model.head = config.head.value_or(model.head);
   if (new_heads && model.heads > 0) model.head_dim = model.dim / model.heads;
   model.validate();
   return model;
@@ -56,19 +55,13 @@ std::vector<TensorShape> expected_tensors(const LlamaConfig& config) {
 std::shared_ptr<const TokenSource> open_source(const TrainConfig& config, int64_t vocab) {
   switch (config.data.source) {
     case DataConfig::Source::tokens:
-      return open_token_file(config.data.tokens, parse_token_type(config.data.token_type));
+      return open_token_file(config.data.tokens, config.data.token_type);
     case DataConfig::Source::text:
       return open_text(config.data.text);
     case DataConfig::Source::synthetic:
       return synthetic_source(vocab, static_cast<uint64_t>(config.seed));
   }
   SHERD_CHECK(false);
-}
-
-UpdateRuleOptions update_options(const OptimizerConfig& config) {
-  const auto kind = update_kind(config.rule());
-  if (!rule_entry(kind).takes("momentum")) return {.kind = kind};
-  return {kind, config.momentum, config.nesterov ? Nesterov::yes : Nesterov::no};
 }
 
 OptimGroup optim_group(const GroupConfig& config, const Hyperparameters& defaults) {
@@ -81,62 +74,21 @@ OptimGroup optim_group(const GroupConfig& config, const Hyperparameters& default
   return group;
 }
 
-PrecisionPolicy precision_policy(const PrecisionConfig& config) {
-  PrecisionPolicy policy{config.compute, config.storage, config.reduce, config.master};
-  if (config.norms == "compute") policy.norms = Norms::compute;
-  return policy;
-}
-
-std::optional<LossScaleOptions> loss_scale(const LossScaleConfig& config, const Precision& precision) {
-  using Kind = LossScaleConfig::Kind;
-  const bool fp16 = precision.compute == at::kHalf || precision.reduce == at::kHalf;
-  if (config.kind == Kind::none || (config.kind == Kind::automatic && !fp16)) return std::nullopt;
-  return config.options;
-}
-
-LastBatch last_batch(LastStep last) {
-  switch (last) {
-    case LastStep::next_epoch:
-      return LastBatch::next_epoch;
-    case LastStep::drop:
-      return LastBatch::drop;
-    case LastStep::weighted:
-      return LastBatch::weighted;
-  }
-  SHERD_CHECK(false);
-}
-
 EngineOptions engine_options(const TrainConfig& config) {
   EngineOptions options;
   options.strategy = config.strategy;
   options.clip = config.clip;
-  switch (config.reshard_after_forward) {
-    case ReshardAfterForward::automatic:
-      options.reshard_after_forward = ReshardPolicy::units;
-      break;
-    case ReshardAfterForward::always:
-      options.reshard_after_forward = ReshardPolicy::all;
-      break;
-    case ReshardAfterForward::never:
-      options.reshard_after_forward = ReshardPolicy::never;
-      break;
-  }
-  const auto& o = config.optimizer;
+  options.reshard_after_forward = config.reshard_after_forward;
   options.replicate = static_cast<int>(config.replicate);
-  options.recompute = RecomputePolicy::parse(config.recompute);
+  options.recompute = config.recompute;
   options.persistent_below = config.persistent_below;
-  options.update = update_options(o);
-  options.optimizer = {o.lr, o.beta1, o.beta2, o.eps, o.weight_decay};
-  options.moments = o.has_8_bits() ? MomentType::eight_bits : MomentType::fp32;
-  options.fp32_moments = o.exclude;
-  if (o.type == "muon") {
-    const auto scale = o.scale == "original" ? MuonScale::original : MuonScale::match_adamw;
-    options.muon = {.momentum = o.momentum,
-                    .nesterov = o.nesterov ? Nesterov::yes : Nesterov::no,
-                    .scale = scale,
-                    .products = muon_products(o.products)};
-    options.not_muon = o.adamw;
-  }
+  const OptimizerConfig& o = config.optimizer;
+  options.update = o.rule();
+  options.optimizer = o.values;
+  options.moments = o.type.moments;
+  options.fp32_moments = o.fp32_moments;
+  if (o.type.has_muon()) options.muon = o.muon;
+  options.not_muon = o.not_muon;
   for (const GroupConfig& group : o.groups) options.optimizer_groups.push_back(optim_group(group, options.optimizer));
   if (!o.no_decay.empty()) {
     OptimGroup group{o.no_decay, options.optimizer};
@@ -144,16 +96,6 @@ EngineOptions engine_options(const TrainConfig& config) {
     options.optimizer_groups.push_back(std::move(group));
   }
   return options;
-}
-
-ScheduleOptions schedule_options(const TrainConfig& config) {
-  ScheduleOptions schedule;
-  schedule.kind = schedule_kind(config.schedule.type);
-  schedule.warmup = config.schedule.warmup;
-  schedule.steps = config.steps;
-  schedule.final_ratio = config.schedule.final_ratio;
-  schedule.validate();
-  return schedule;
 }
 
 // A user's own pattern that matches nothing is a slip; the default ones fit many models and need not all match.
@@ -166,8 +108,8 @@ void warn_of_unused_patterns(const OptimizerConfig& config, const std::vector<Te
       warnings.push_back(fmt::format("warning: {}: '{}' matches no parameter", key, pattern));
   };
   if (config.no_decay != OptimizerConfig().no_decay) warn("optimizer.no_decay", config.no_decay);
-  warn("optimizer.exclude", config.exclude);
-  if (config.adamw != OptimizerConfig().adamw) warn("optimizer.adamw", config.adamw);
+  warn("optimizer.exclude", config.fp32_moments);
+  if (config.not_muon != OptimizerConfig().not_muon) warn("optimizer.adamw", config.not_muon);
   for (size_t i = 0; i < config.groups.size(); ++i)
     warn(fmt::format("optimizer.groups[{}].match", i), config.groups[i].match);
 }
@@ -214,22 +156,21 @@ TrainingSetup prepare_training(const TrainConfig& config, int world, TokenScan s
                  config.eval_every);
   setup.data = split_source(with_target_rules(source, {config.data.mask, config.data.separator}),
                             config.data.validation, context);
-  const Order order = config.data.order == DataOrder::shuffled ? Order::shuffled : Order::sequential;
   setup.train.emplace(setup.data.train->size(),
-                      SamplerOptions{context, config.batch.rows, config.batch.accumulate, order,
-                                     static_cast<uint64_t>(config.seed), last_batch(config.batch.last)});
+                      SamplerOptions{context, config.batch.rows, config.batch.accumulate, config.data.order,
+                                     static_cast<uint64_t>(config.seed), config.batch.last});
   if (setup.data.validation)
     setup.validation.emplace(setup.data.validation->size(),
                              SamplerOptions{context, config.eval_rows, 1, Order::sequential, 0});
   if (setup.validation && config.eval_every > 0 && count_targets(*setup.data.validation, *setup.validation, 0) == 0)
     setup.warnings.push_back("warning: the validation rows have no targets: their loss is 0");
   setup.engine = engine_options(config);
-  setup.engine.schedule = schedule_options(config);
+  setup.engine.schedule = config.schedule;
+  setup.engine.schedule.steps = config.steps;
   setup.engine.device = device;
-  const PrecisionPolicy policy = precision_policy(config.precision);
-  setup.engine.precision = resolve(policy, device);
-  setup.engine.loss_scale = loss_scale(config.loss_scale, *setup.engine.precision);
-  if (const auto note = note_on(policy, *setup.engine.precision, device)) setup.warnings.push_back(*note);
+  const Precision& precision = setup.engine.precision.emplace(resolve(config.precision, device));
+  setup.engine.loss_scale = config.loss_scale.resolve(precision.fp16());
+  if (const auto note = note_on(config.precision, precision, device)) setup.warnings.push_back(*note);
   setup.model.device = device.str();
   setup.engine.validate();
   warn_of_unused_patterns(config.optimizer, expected_tensors(setup.model), setup.warnings);

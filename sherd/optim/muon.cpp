@@ -34,10 +34,7 @@ void MuonOptions::validate() const {
 }
 
 std::optional<at::ScalarType> muon_products(std::string_view name) {
-  if (name == "auto") return std::nullopt;
-  if (name == "fp32") return at::kFloat;
-  if (name == "bf16") return at::kBFloat16;
-  config_error("optimizer.products", "got '{}', expected auto, fp32 or bf16; try auto", name);
+  return named(kMuonProductNames, name, "optimizer.products", "auto");
 }
 
 MuonRule::MuonRule(const MuonOptions& options) : options_(options) { options_.validate(); }

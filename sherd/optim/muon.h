@@ -21,6 +21,13 @@ enum class MuonScale {
   match_adamw,  // 0.2 sqrt(max(rows, columns)): moves of AdamW's size (Liu et al., "Muon is scalable", 2025)
 };
 
+inline constexpr Name<MuonScale> kMuonScaleNames[] = {{MuonScale::match_adamw, "match_adamw"},
+                                                      {MuonScale::original, "original"}};
+
+/// Of MuonOptions::products.
+inline constexpr Name<std::optional<at::ScalarType>> kMuonProductNames[] = {
+    {std::nullopt, "auto"}, {at::kFloat, "fp32"}, {at::kBFloat16, "bf16"}};
+
 struct MuonOptions {
   double momentum = 0.95;
   Nesterov nesterov = Nesterov::yes;
@@ -31,6 +38,9 @@ struct MuonOptions {
   /// Throws ConfigError.
   void validate() const;
 };
+
+/// Globs: the matrices that Muon leaves to AdamW unless it is told otherwise, embeddings and heads.
+inline std::vector<std::string> default_not_muon() { return {"*embed*", "*wte*", "*wpe*", "*lm_head*"}; }
 
 /// MuonOptions::products by name: fp32, bf16, or auto for null. Throws ConfigError.
 std::optional<at::ScalarType> muon_products(std::string_view name);

@@ -9,11 +9,7 @@
 namespace sherd {
 
 ScheduleOptions::Kind schedule_kind(std::string_view name) {
-  using Kind = ScheduleOptions::Kind;
-  if (name == "constant") return Kind::constant;
-  if (name == "linear") return Kind::linear;
-  if (name == "cosine") return Kind::cosine;
-  config_error("schedule.type", "got '{}', expected constant, linear or cosine; try constant", name);
+  return named(kScheduleNames, name, "schedule.type", "constant");
 }
 
 void ScheduleOptions::validate() const {

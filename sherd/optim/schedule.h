@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <string_view>
 
+#include "sherd/base/names.h"
+
 namespace sherd {
 
 struct ScheduleOptions {
@@ -19,6 +21,10 @@ struct ScheduleOptions {
   /// Throws ConfigError.
   void validate() const;
 };
+
+inline constexpr Name<ScheduleOptions::Kind> kScheduleNames[] = {{ScheduleOptions::Kind::constant, "constant"},
+                                                                 {ScheduleOptions::Kind::linear, "linear"},
+                                                                 {ScheduleOptions::Kind::cosine, "cosine"}};
 
 /// constant, linear or cosine by name. Throws ConfigError.
 ScheduleOptions::Kind schedule_kind(std::string_view name);

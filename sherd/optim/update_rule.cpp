@@ -68,24 +68,11 @@ bool fits_eight_bits(int64_t rows, int64_t row_elements, int ranks) {
   return of_rank % kMomentBlock == 0 && ceil_div(ceil_div(elements, kMomentBlock), ranks) == of_rank / kMomentBlock;
 }
 
-std::string_view name_of(Master master) {
-  switch (master) {
-    case Master::nearest:
-      return "nearest";
-    case Master::stochastic:
-      return "none";
-    case Master::fp32:
-      return "fp32";
-    case Master::split:
-      return "split";
-  }
-  SHERD_CHECK(false);
-}
+std::string_view name_of(Master master) { return text_of(kMasterNames, master); }
 
 Master master_named(std::string_view name) {
-  for (const Master master : {Master::nearest, Master::fp32, Master::split, Master::stochastic})
-    if (name == name_of(master)) return master;
-  config_error("optim", "got master='{}', expected one of 'nearest', 'fp32', 'split', 'none'; try 'split'", name);
+  if (const auto master = find_named(kMasterNames, name)) return *master;
+  config_error("optim", "got master='{}', expected {}; try 'split'", name, alternatives(texts_of(kMasterNames)));
 }
 
 std::vector<StateTensor> UpdateRule::state(const PieceShape& shape) const {

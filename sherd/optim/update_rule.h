@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "sherd/base/names.h"
 #include "sherd/kernels/weights.h"
 #include "sherd/memory/ledger.h"
 #include "sherd/optim/optim_groups.h"
@@ -32,6 +33,8 @@ enum class Master {
   fp32,        // 4 bytes more
   split,       // 2 bytes more; bf16 only
 };
+inline constexpr Name<Master> kMasterNames[] = {
+    {Master::nearest, "nearest"}, {Master::stochastic, "none"}, {Master::fp32, "fp32"}, {Master::split, "split"}};
 
 /// As users name it: nearest, none (stochastic), fp32, split; and the reverse. Throws ConfigError.
 std::string_view name_of(Master master);

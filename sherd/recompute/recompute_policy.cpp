@@ -16,7 +16,7 @@ RecomputePolicy RecomputePolicy::parse(std::string_view text) {
     const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), every);
     if (error == std::errc() && end == number.data() + number.size() && every >= 1) return {every};
   }
-  config_error("recompute", "got \"{}\", expected none, full or every:K with K of at least 1; try full", text);
+  config_error("recompute", "got \"{}\", expected {}; try full", text, kForm);
 }
 
 std::string RecomputePolicy::text() const {

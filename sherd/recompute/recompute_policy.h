@@ -13,7 +13,8 @@ struct RecomputePolicy {
 
   bool applies_to(size_t outermost_unit) const { return every > 0 && outermost_unit % static_cast<size_t>(every) == 0; }
 
-  /// "none", "full" or "every:K" with K from 1. Throws ConfigError.
+  static constexpr std::string_view kForm = "none, full or every:K with K of at least 1";
+  /// Of kForm. Throws ConfigError.
   static RecomputePolicy parse(std::string_view text);
   std::string text() const;
 };

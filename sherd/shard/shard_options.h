@@ -17,13 +17,6 @@
 
 namespace sherd {
 
-/// When a unit gives up its whole parameters between forward and backward (strategies that spread parameters).
-enum class ReshardPolicy {
-  units,  // every unit but the root, which needs them again at once
-  never,  // kept until backward: one gather less, more memory
-  all,    // the root too
-};
-
 /// What a parameter is beside the type of its tensor, which is computed with. Types that differ are grouped apart.
 struct ParameterTypes {
   at::ScalarType storage, reduce;

@@ -18,6 +18,13 @@ struct Strategy {
   Spread optimizer;   // master weights and moments
 };
 
+/// When a unit gives up its whole parameters between forward and backward (strategies that spread parameters).
+enum class ReshardPolicy {
+  units,  // every unit but the root, which needs them again at once
+  never,  // kept until backward: one gather less, more memory
+  all,    // the root too
+};
+
 /// ddp, zero1, zero2, zero3, and hsdp: zero3 along the mesh's shard axis, the same on each replicate index.
 std::span<const Strategy> strategies();
 

@@ -2,13 +2,18 @@
 // accepted must survive a round trip.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <set>
 
 #include "sherd/base/error.h"
 #include "sherd/config/json_file.h"
+#include "sherd/config/settings.h"
+#include "sherd/config/settings_text.h"
 #include "sherd/config/train_config.h"
+#include "tests/config/schema.h"
 
 namespace sherd {
 namespace {
@@ -19,47 +24,48 @@ class Fuzz {
  public:
   explicit Fuzz(uint32_t seed) : random_(seed) {}
 
+  const json& any_of(const std::vector<json>& documents) { return documents[below(documents.size())]; }
+
   size_t below(size_t count) { return std::uniform_int_distribution<size_t>(0, count - 1)(random_); }
 
-  json document() {
-    json full = {
-        {"model", {{"preset", "tiny"}, {"dim", 64}, {"context", 128}, {"rope_theta", 1e4}, {"tie_embeddings", true}}},
-        {"data",
-         {{"tokens", SHERD_GOLDEN "/tiny/tokens.bin"},
-          {"token_type", "uint16"},
-          {"context", "auto"},
-          {"order", "sequential"},
-          {"validation", 0.1}}},
-        {"batch", {{"rows", 4}, {"micro", "auto"}, {"accumulate", 2}, {"reduce", "last"}}},
-        {"optimizer",
-         {{"type", "adamw"},
-          {"lr", 1e-3},
-          {"betas", {0.9, 0.95}},
-          {"eps", 1e-8},
-          {"weight_decay", 0.1},
-          {"no_decay", {"*norm*", "*bias"}}}},
-        {"schedule", {{"type", "cosine"}, {"warmup", 2}, {"final_ratio", 0.1}}},
-        {"mesh", {{"replicate", 1}, {"shard", "auto"}}},
-        {"clip", nullptr},
-        {"strategy", "fsdp"},
-        {"recompute", "every:2"},
-        {"persistent_below", 4096},
-        {"reshard_after_forward", true},
-        {"transport", "gloo"},
-        {"device", "cpu"},
-        {"steps", 20},
-        {"seed", 1},
-        {"output", "runs/x"},
-        {"eval_every", 5},
-        {"eval_rows", 2},
-        {"timeout_s", 3.5}};
-    if (below(2) == 0) full["model"] = {{"path", SHERD_GOLDEN "/tiny"}};
-    if (below(3) == 0) full["data"] = {{"text", {"*.txt"}}, {"validation", 0.5}};
-    if (below(3) == 0) full["optimizer"] = {{"type", "sgd"}, {"lr", 0.1}, {"momentum", 0.9}, {"nesterov", true}};
-    if (below(4) == 0)
-      full["optimizer"] = {
-          {"type", "muon"}, {"scale", "original"}, {"products", "bf16"}, {"adamw", {"a"}}, {"betas", {0, 0.5}}};
-    return full;
+  /// Something that the values allow, though perhaps not beside others.
+  json allowed(const Values& values) {
+    using Kind = Values::Kind;
+    if (values.null == Values::Null::value && below(6) == 0) return nullptr;
+    if (!values.instead.empty() && below(4) == 0) return values.instead;
+    if (!values.alternatives.empty() && below(3) == 0) return allowed(values.alternatives[0]);
+    const char* const texts[] = {"cpu", "full", "every:2", "*norm*", SHERD_GOLDEN "/tiny/tokens.bin"};
+    switch (values.kind) {
+      case Kind::integer:
+        return values.integers.min + static_cast<int64_t>(below(20));
+      case Kind::number:
+        return number_in(values.numbers);
+      case Kind::boolean:
+        return below(2) == 0;
+      case Kind::text:
+        return texts[below(std::size(texts))];
+      case Kind::texts:
+        return json::array({texts[below(std::size(texts))], "*.txt"});
+      case Kind::pair:
+        return json::array({number_in(values.numbers), number_in(values.numbers)});
+      case Kind::word: {
+        const std::string& word = values.words[below(values.words.size())];
+        return word == "true" || word == "false" ? json(word == "true") : json(word);
+      }
+      case Kind::object:
+      case Kind::objects: {
+        json object = json::object();
+        for (const SettingInfo& field : values.fields)
+          if (below(3) > 0) object[field.key] = allowed(field.values);
+        return values.kind == Kind::object ? object : json::array({object});
+      }
+    }
+    return nullptr;
+  }
+
+  double number_in(NumberRange range) {
+    const double least = std::max(range.min, -10.0), most = std::min(range.max, 10.0);
+    return least + (most - least) * std::uniform_real_distribution<double>(0.01, 0.99)(random_);
   }
 
   json value() {
@@ -104,6 +110,33 @@ class Fuzz {
     return keys[below(std::size(keys))];
   }
 
+  /// A good document of any settings of the table: each is tried, and stays if the whole is still good.
+  template <class Read>
+  json grown(json document, const Read& read, Caller caller) {
+    std::vector<std::pair<std::string, const SettingInfo*>> all;
+    for (const SettingInfo& setting : table_) {
+      const bool is_section = setting.values.kind == Values::Kind::object && setting.values.alternatives.empty();
+      if (setting.is_for(caller) && !is_section) all.emplace_back("/" + setting.key, &setting);
+      for (const SettingInfo& field : setting.values.fields)
+        if (setting.is_for(caller) && field.is_for(caller) && is_section)
+          all.emplace_back("/" + setting.key + "/" + field.key, &field);
+    }
+    std::shuffle(all.begin(), all.end(), random_);
+    // Types first, which say what others there are.
+    std::stable_partition(all.begin(), all.end(),
+                          [](const auto& each) { return each.second->values.kind == Values::Kind::word; });
+    for (const auto& [path, setting] : all) {
+      json more = document;
+      if (below(2) == 0) more[json::json_pointer(path)] = allowed(setting->values);
+      try {
+        read(more);
+        document = std::move(more);
+      } catch (const ConfigError&) {  // not beside the others
+      }
+    }
+    return document;
+  }
+
   /// Deletes, replaces, inserts or moves something at a random place.
   void mutate(json& place) {
     if (!place.is_structured() || place.empty() || below(12) == 0) {
@@ -130,8 +163,8 @@ class Fuzz {
     }
   }
 
-  std::string text() {
-    std::string bytes = document().dump(below(2) == 0 ? -1 : 2);
+  std::string text(const json& document) {
+    std::string bytes = document.dump(below(2) == 0 ? -1 : 2);
     for (size_t i = below(4); i > 0; --i) {
       const size_t at = below(bytes.size());
       switch (below(4)) {
@@ -154,14 +187,61 @@ class Fuzz {
 
  private:
   std::mt19937 random_;
+  std::vector<SettingInfo> table_ = described_settings();
 };
 
+/// Good documents in which every setting occurs.
+const std::vector<json>& good_documents() {
+  static const std::vector<json> all = [] {
+    Fuzz fuzz(0);
+    const json models[] = {{{"preset", "tiny"}}, {{"path", SHERD_GOLDEN "/tiny"}}};
+    const json sources[] = {
+        {{"synthetic", true}}, {{"tokens", SHERD_GOLDEN "/tiny/tokens.bin"}}, {{"text", {"*.txt"}}}};
+    std::vector<json> documents;
+    for (int i = 0; i < 300; ++i)
+      documents.push_back(
+          fuzz.grown({{"model", models[i % 2]}, {"data", sources[i % 3]}}, read_train_config, Caller::command));
+    return documents;
+  }();
+  return all;
+}
+
+const std::vector<json>& good_programs() {
+  static const std::vector<json> all = [] {
+    Fuzz fuzz(0);
+    std::vector<json> documents;
+    for (int i = 0; i < 100; ++i) documents.push_back(fuzz.grown(json::object(), read_program_config, Caller::program));
+    return documents;
+  }();
+  return all;
+}
+
+/// "optimizer.lr" of every setting in a document.
+void add_paths(const json& document, const std::string& before, std::set<std::string>& paths) {
+  for (const auto& [key, value] : document.items()) {
+    paths.insert(before + key);
+    if (value.is_object()) add_paths(value, before + key + ".", paths);
+  }
+}
+
+void expect_all_settings(const std::vector<json>& documents, Caller caller) {
+  const json schema = json::parse(settings_schema());
+  std::set<std::string> paths;
+  for (const json& document : documents) {
+    add_paths(document, "", paths);
+    EXPECT_EQ(schema_mistake(schema, document, ""), "");
+  }
+  for (const SettingInfo& setting : described_settings())
+    EXPECT_EQ(paths.contains(setting.key), setting.is_for(caller)) << setting.key;
+  for (const std::string& path : setting_paths(caller)) EXPECT_TRUE(paths.contains(path)) << path;
+}
+
 /// Reads a document, which may fail with ConfigError only; true when it was accepted.
-template <class Read>
-bool accepted(const Read& read) {
+template <class Read, class Again>
+bool accepted(const Read& read, const Again& again, Caller caller) {
   try {
-    const json once = to_json(read());
-    EXPECT_EQ(to_json(read_train_config(json::parse(once.dump()))), once);
+    const json once = to_json(read(), caller);
+    EXPECT_EQ(to_json(again(json::parse(once.dump())), caller), once);
     return true;
   } catch (const ConfigError& error) {
     const std::string message = error.what();
@@ -171,11 +251,35 @@ bool accepted(const Read& read) {
   }
 }
 
+template <class Read>
+bool accepted(const Read& read) {
+  return accepted(read, read_train_config, Caller::command);
+}
+
+TEST(TrainConfigFuzz, EverySettingOfTheTableIsInIt) {
+  expect_all_settings(good_documents(), Caller::command);
+  expect_all_settings(good_programs(), Caller::program);
+}
+
+TEST(TrainConfigFuzz, MutatedPrograms) {
+  Fuzz fuzz(4);
+  int good = 0, bad = 0;
+  for (int round = 0; round < 8000; ++round) {
+    json document = fuzz.any_of(good_programs());
+    for (size_t i = fuzz.below(3); i > 0; --i) fuzz.mutate(document);
+    const auto read = [&] { return read_program_config(document); };
+    ++(accepted(read, read_program_config, Caller::program) ? good : bad);
+    if (HasFailure()) FAIL() << document;
+  }
+  EXPECT_GT(good, 1000);
+  EXPECT_GT(bad, 1000);
+}
+
 TEST(TrainConfigFuzz, MutatedValues) {
   Fuzz fuzz(1);
   int good = 0, bad = 0;
   for (int round = 0; round < 8000; ++round) {
-    json document = fuzz.document();
+    json document = fuzz.any_of(good_documents());
     for (size_t i = fuzz.below(3); i > 0; --i) fuzz.mutate(document);
     ++(accepted([&] { return read_train_config(document); }) ? good : bad);
     if (HasFailure()) break;
@@ -188,7 +292,7 @@ TEST(TrainConfigFuzz, MutatedText) {
   Fuzz fuzz(2);
   int good = 0, bad = 0;
   for (int round = 0; round < 8000; ++round) {
-    const std::string text = fuzz.text();
+    const std::string text = fuzz.text(fuzz.any_of(good_documents()));
     ++(accepted([&] { return read_train_config(parse_json(text, "fuzz.json")); }) ? good : bad);
     if (HasFailure()) FAIL() << text;
   }
@@ -202,7 +306,7 @@ TEST(TrainConfigFuzz, MutatedOverrides) {
     std::string assignment = "optimizer.betas=[0.9, 0.95]";
     for (size_t i = fuzz.below(5); i > 0; --i)
       assignment[fuzz.below(assignment.size())] = ".=a[{\"0,\xff"[fuzz.below(9)];
-    json document = fuzz.document();
+    json document = fuzz.any_of(good_documents());
     accepted([&] {
       apply_override(document, assignment);
       return read_train_config(document);

@@ -6,6 +6,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
+#include "sherd/comm/connect.h"
 #include "tests/data/expect_config_error.h"
 #include "tests/data/temporary_folder.h"
 
@@ -39,11 +40,11 @@ TEST(TrainConfig, ReadsTheExample) {
   EXPECT_EQ(config.model.path, SHERD_GOLDEN "/tiny");
   EXPECT_EQ(config.data.source, DataConfig::Source::tokens);
   EXPECT_EQ(config.data.context, 64);
-  EXPECT_EQ(config.data.order, DataOrder::sequential);
+  EXPECT_EQ(config.data.order, Order::sequential);
   EXPECT_EQ(config.batch.rows, 4);
   EXPECT_EQ(config.batch.micro, 0);
-  EXPECT_EQ(config.optimizer.lr, 1e-3);
-  EXPECT_EQ(config.optimizer.beta2, 0.95);
+  EXPECT_EQ(config.optimizer.values.lr, 1e-3);
+  EXPECT_EQ(config.optimizer.values.beta2, 0.95);
   EXPECT_TRUE(config.optimizer.no_decay.empty());
   EXPECT_EQ(config.clip, 1.0);
   EXPECT_EQ(config.steps, 20);
@@ -63,7 +64,7 @@ TEST(TrainConfig, RoundTrips) {
     "batch": {"rows": 7, "micro": 2, "accumulate": 3, "reduce": "last", "last": "weighted"},
     "optimizer": {"lr": 0.1, "betas": [0, 0.999], "eps": 1e-6, "weight_decay": 0, "no_decay": ["a*"]},
     "schedule": {"type": "cosine", "warmup": 5, "final_ratio": 0.1},
-    "strategy": "hsdp", "reshard_after_forward": true, "transport": "nccl", "mesh": {"replicate": 2, "shard": 3},
+    "strategy": "hsdp", "reshard_after_forward": true, "transport": "gloo", "mesh": {"replicate": 2, "shard": 3},
     "recompute": "every:3", "persistent_below": 65536,
     "precision": {"compute": "auto", "storage": "fp16", "reduce": "bf16", "master": "fp32", "norms": "compute"},
     "loss_scale": {"initial": 512, "window": 5, "hysteresis": 3, "consecutive_hysteresis": true, "minimum": 0.5},
@@ -72,33 +73,39 @@ TEST(TrainConfig, RoundTrips) {
   full["clip"] = nullptr;
   const json sgd =
       with(R"({"optimizer": {"type": "sgd", "momentum": 0.9, "nesterov": true, "betas": null, "weight_decay": 0.01}})");
-  EXPECT_EQ(read_train_config(sgd).optimizer.momentum, 0.9);
-  EXPECT_TRUE(read_train_config(sgd).optimizer.nesterov);
-  EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "adam", "eps": 0.1}})")).optimizer.eps, 0.1);
+  EXPECT_EQ(read_train_config(sgd).optimizer.rule().momentum, 0.9);
+  EXPECT_EQ(read_train_config(sgd).optimizer.rule().nesterov, Nesterov::yes);
+  EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "adam", "eps": 0.1}})")).optimizer.values.eps, 0.1);
   json eight_bits = with(
       R"({"optimizer": {"type": "adamw8bit", "exclude": ["a"], "groups": [{"match": ["b"], "lr": 1, "betas": [0, 0.5]},
           {"match": ["c", "d"], "weight_decay": 0, "eps": 1e-3}]}})");
   eight_bits["loss_scale"] = nullptr;
   const TrainConfig with_groups = read_train_config(eight_bits);
-  EXPECT_EQ(with_groups.optimizer.rule(), "adamw");
+  EXPECT_EQ(with_groups.optimizer.rule().kind, UpdateRuleOptions::Kind::adamw);
   EXPECT_TRUE(with_groups.optimizer.has_8_bits());
   EXPECT_EQ(with_groups.optimizer.groups[0].beta2, 0.5);
   EXPECT_EQ(with_groups.optimizer.groups[1].match[1], "d");
   EXPECT_EQ(with_groups.optimizer.groups[1].lr, std::nullopt);
-  EXPECT_EQ(with_groups.loss_scale.kind, LossScaleConfig::Kind::none);
+  EXPECT_EQ(with_groups.loss_scale.use, LossScaleConfig::Use::never);
   const json muon = with(R"({"optimizer": {"type": "muon", "scale": "original", "products": "fp32", "adamw": ["a"],
       "betas": [0.5, 0.6], "groups": [{"match": ["b"], "eps": 0.1}]}})");
-  EXPECT_EQ(read_train_config(muon).optimizer.rule(), "adamw");
-  EXPECT_EQ(read_train_config(muon).optimizer.momentum, 0.95);
-  EXPECT_TRUE(read_train_config(muon).optimizer.nesterov);
-  EXPECT_EQ(read_train_config(muon).optimizer.scale, "original");
-  EXPECT_EQ(read_train_config(muon).optimizer.products, "fp32");
-  EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "muon", "momentum": 0.5}})")).optimizer.momentum, 0.5);
+  EXPECT_EQ(read_train_config(muon).optimizer.rule().kind, UpdateRuleOptions::Kind::adamw);
+  EXPECT_EQ(read_train_config(muon).optimizer.muon.momentum, 0.95);
+  EXPECT_EQ(read_train_config(muon).optimizer.muon.nesterov, Nesterov::yes);
+  EXPECT_EQ(read_train_config(muon).optimizer.muon.scale, MuonScale::original);
+  EXPECT_EQ(read_train_config(muon).optimizer.muon.products, at::kFloat);
+  EXPECT_EQ(read_train_config(with(R"({"optimizer": {"type": "muon", "momentum": 0.5}})")).optimizer.muon.momentum,
+            0.5);
+  const json lion = with(R"({"optimizer": {"type": "lion8bit", "exclude": ["a"], "weight_decay": 1}})");
+  EXPECT_EQ(read_train_config(lion).optimizer.rule().kind, UpdateRuleOptions::Kind::lion);
+  EXPECT_TRUE(read_train_config(lion).optimizer.has_8_bits());
+  EXPECT_EQ(read_train_config(lion).optimizer.values.lr, 1e-4) << "its own default";
+  EXPECT_EQ(read_train_config(lion).optimizer.values.beta2, 0.99);
   const json fixed = with(R"({"loss_scale": 128})");
-  EXPECT_EQ(read_train_config(fixed).loss_scale.kind, LossScaleConfig::Kind::fixed);
+  EXPECT_EQ(read_train_config(fixed).loss_scale.options.kind, ScaleKind::fixed);
   EXPECT_EQ(read_train_config(fixed).loss_scale.options.initial, 128);
-  EXPECT_EQ(read_train_config(minimal()).loss_scale.kind, LossScaleConfig::Kind::automatic);
-  for (const json& document : {full, example(), minimal(), sgd, eight_bits, muon, fixed}) {
+  EXPECT_EQ(read_train_config(minimal()).loss_scale.use, LossScaleConfig::Use::automatic);
+  for (const json& document : {full, example(), minimal(), sgd, eight_bits, muon, lion, fixed}) {
     const json once = to_json(read_train_config(document));
     const json twice = to_json(read_train_config(json::parse(once.dump())));
     EXPECT_EQ(once, twice);
@@ -107,22 +114,22 @@ TEST(TrainConfig, RoundTrips) {
   const TrainConfig config = read_train_config(full);
   EXPECT_EQ(config.strategy, "hsdp");
   EXPECT_EQ(config.replicate, 2);
-  EXPECT_EQ(config.recompute, "every:3");
+  EXPECT_EQ(config.recompute.text(), "every:3");
   EXPECT_EQ(config.persistent_below, 65536);
   EXPECT_EQ(config.precision.storage, "fp16");
-  EXPECT_EQ(config.precision.norms, "compute");
+  EXPECT_EQ(config.precision.norms, Norms::compute);
   EXPECT_EQ(config.loss_scale.options.refill, RefillHysteresis::at_every_step);
   EXPECT_EQ(config.loss_scale.options.minimum, 0.5);
   EXPECT_EQ(read_train_config(with(R"({"strategy": "fsdp"})")).strategy, "zero3") << "an alias";
-  EXPECT_EQ(read_train_config(with(R"({"recompute": "every:1"})")).recompute, "full");
-  EXPECT_EQ(config.reshard_after_forward, ReshardAfterForward::always);
+  EXPECT_EQ(read_train_config(with(R"({"recompute": "every:1"})")).recompute.text(), "full");
+  EXPECT_EQ(config.reshard_after_forward, ReshardPolicy::all);
   EXPECT_EQ(config.clip, std::nullopt);
-  EXPECT_EQ(config.model.embeddings, Embeddings::tied);
+  EXPECT_EQ(config.model.head, OutputHead::tied);
   EXPECT_EQ(config.batch.reduce, ReducePoint::last);
   EXPECT_EQ(config.seed, std::numeric_limits<int64_t>::max());
   EXPECT_EQ(config.shard, 3);
   EXPECT_EQ(config.data.separator, 3);
-  EXPECT_EQ(config.batch.last, LastStep::weighted);
+  EXPECT_EQ(config.batch.last, LastBatch::weighted);
   for (auto& [key, value] : full.items()) {
     if (value.is_object() || key == "strategy") continue;
     EXPECT_EQ(to_json(config)[key], value) << key;
@@ -145,7 +152,18 @@ TEST(TrainConfig, NumbersThatAreWholeAreIntegers) {
   EXPECT_EQ(read_train_config(with(R"({"steps": 1e3})")).steps, 1000);
   EXPECT_EQ(read_train_config(with(R"({"clip": 2})")).clip, 2.0);
   EXPECT_FALSE(read_train_config(with(R"({"reshard_after_forward": false})")).reshard_after_forward ==
-               ReshardAfterForward::automatic);
+               ReshardPolicy::units);
+}
+
+TEST(TrainConfig, TransportsAreThoseThatConnectKnows) {
+  for (const std::string_view transport : kTransports) {
+    json document = minimal();
+    document["transport"] = transport;
+    EXPECT_EQ(read_train_config(document).transport, transport);
+    EXPECT_NO_THROW(validate_transport(transport));
+  }
+  EXPECT_THROW(validate_transport("threads"), ConfigError);
+  expect_config_error([] { read_train_config(with(R"({"transport": "threads"})")); }, {"'transport'", "auto, host"});
 }
 
 struct Mistake {
@@ -202,6 +220,7 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"optimizer": {"type": "muon", "products": "fp16"}})", {"'optimizer.products'", "auto, fp32, bf16"}},
       {R"({"optimizer": {"type": "muon", "scale": "adamw"}})", {"'optimizer.scale'", "match_adamw, original"}},
       {R"({"optimizer": {"type": "muon", "exclude": ["a"]}})", {"'optimizer.exclude'", "adamw8bit and adam8bit"}},
+      {R"({"optimizer": {"type": "lion", "eps": 1e-8}})", {"'optimizer.eps' with optimizer.type \"lion\"", "muon"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": true}})", {"'optimizer.nesterov' without momentum", "try 0.9"}},
       {R"({"optimizer": {"type": "sgd", "momentum": 1}})", {"got 1 for 'optimizer.momentum'", "below 1"}},
       {R"({"optimizer": {"type": "sgd", "nesterov": 1}})", {"got 1 for 'optimizer.nesterov'", "true or false"}},
@@ -260,7 +279,7 @@ TEST(TrainConfig, EachMistakeNamesPathValueExpectationAndFix) {
       {R"({"persistent_below": -1})", {"got -1 for 'persistent_below'"}},
       {R"({"persistent_below": 10, "strategy": "zero2"})",
        {"'persistent_below'", "\"zero2\"", "keeps parameters whole"}},
-      {R"({"transport": "TCP/IP"})", {"\"TCP/IP\" for 'transport'", "auto, host, threads, gloo"}},
+      {R"({"transport": "TCP/IP"})", {"\"TCP/IP\" (a string) for 'transport'", "auto, host, gloo"}},
       {R"({"device": "gpu"})", {"\"gpu\" for 'device'", "try \"cpu\""}},
       {R"({"device": "cuda:99999999999999999999"})", {"'device'"}},
       {R"({"device": "meta"})", {"'device'"}},
@@ -319,7 +338,7 @@ TEST(LoadTrainConfig, AppliesOverridesInOrder) {
              "data.synthetic=null", "data.tokens=" SHERD_GOLDEN "/tiny/tokens.bin", "output=runs/a=b",
              "optimizer.no_decay=[\"x\"]"});
   EXPECT_EQ(config.steps, 6);
-  EXPECT_EQ(config.optimizer.lr, 0.5);
+  EXPECT_EQ(config.optimizer.values.lr, 0.5);
   EXPECT_EQ(config.strategy, "ddp");
   EXPECT_EQ(config.model.preset, "1b");
   EXPECT_EQ(config.shard, 2);

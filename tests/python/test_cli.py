@@ -168,6 +168,16 @@ def test_wrong_usage(sherd, arguments):
     assert "--help" in result.stderr
 
 
+def test_settings_are_printed_without_a_configuration(sherd):
+    said = run(sherd, "train", "--help-config")
+    assert said.returncode == 0 and '  batch.micro = "auto"' in said.stdout
+    markdown, schema = (run(sherd, "train", f"--help-config={form}") for form in ("markdown", "schema"))
+    assert markdown.stdout == (ROOT / "docs/config.md").read_text()
+    assert json.loads(schema.stdout)["properties"]["steps"]["default"] == 100
+    wrong = run(sherd, "train", "--help-config=pdf")
+    assert wrong.returncode == 2 and "markdown" in wrong.stderr
+
+
 def test_ranks_against_torchrun(sherd, write_config):
     result = run(sherd, "train", write_config(), "--ranks", 2,
                  env={"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})

@@ -187,16 +187,22 @@ def test_counting(tmp_path):
     (3, 2, True, "6 6 6 6 6 6 6 6 6 6 6 5 5 5 5 6 6 6 6 6 6 6 6 7 7 7"),
     (1, 3, False, "6 7 8 8 8 9 9 9 10 11 11 11 11 12 13 14 15 15 15 15 15 16 17 18 19 20")])
 def test_the_loss_scale_of_each_step(window, hysteresis, refills, scales):
+    import json
     import math
 
-    from sherd._C import StepJudge
-    options = dict(window=window, hysteresis=hysteresis, minimum=1.0, consecutive_hysteresis=refills, after_window=True)
-    judge, found = StepJudge(None, {"initial": 64.0, **options}), []
+    from sherd._C import StepJudge, loss_scale_options
+
+    def judge_from(initial):
+        setting = json.dumps(dict(initial=initial, window=window, hysteresis=hysteresis, minimum=1.0,
+                                  consecutive_hysteresis=refills))
+        return StepJudge(None, loss_scale_options(setting, torch.float16, torch.float16).after_window())
+
+    judge, found = judge_from(64.0), []
     for i, step in enumerate("...x..x...xx.....x.x......"):
         assert judge.judge(math.inf if step == "x" else 1.0, lambda: "").made == (step == ".")
         found.append(judge.loss_scale)
         if i == 7:
-            other = StepJudge(None, {"initial": 1.0, **options})
+            other = judge_from(1.0)
             other.restore(6, 2, judge.scale_state())
             judge = other
     assert found == [2.0 ** int(power) for power in scales.split()]

@@ -177,13 +177,25 @@ def test_a_state_that_does_not_fit_is_an_error_on_all_ranks():
 @pytest.mark.parametrize("config, message", [
     ({"strategi": "zero3"}, "strategy"), ({"model": {"preset": "tiny"}}, "brings its own"),
     ({"optimizer": {"lr": -1}}, "optimizer.lr"), ({"units": "Block"}, "units"), ({"units": ["Blok"]}, "no module"),
-    ({"mesh": {"replicate": 2}}, "replicate"), ("/no/such/file.json", "cannot be read")])
+    ({"mesh": {"replicate": 2}}, "replicate"), ({"seed": 1}, "'seed' in a program's configuration"),
+    ({"units": []}, "LlamaDecoderLayer"), ({"precision": {"outputs": "fp32"}}, "try 'output'"),
+    ("/no/such/file.json", "cannot be read")])
 def test_wrong_configurations_are_named(config, message):
     import sherd
     model = make_model()
     with pytest.raises(sherd.ConfigError, match=message):
         sherd.initialize(model=model, config=config)
     assert not isinstance(model, sherd.ShardedModule)
+
+
+@pytest.mark.parametrize("text, message", [
+    ('{"steps": 3, "steps": 4}', "'steps' twice"), ('{"steps": ', "line 1"), ("[]", "JSON object"),
+    ('{"steps": 0}', "'steps'")])
+def test_a_wrong_file_is_named(tmp_path, text, message):
+    import sherd
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(sherd.ConfigError, match=message):
+        sherd.initialize(model=make_model(), config=tmp_path / "c.json")
 
 
 @pytest.mark.parametrize("reduction", ("mean", "sum"))

@@ -161,7 +161,8 @@ def test_outputs_and_inputs_are_cast_as_the_configuration_says():
     assert seen["none"] == ("torch.float16", "torch.float16") and seen["output"] == ("torch.float32", "torch.float16")
     # The linear gets what the user gave.
     assert seen["inputs"][1] == "torch.float32" and "same dtype" in seen["inputs"][0]
-    assert "precision.output 'half'" in messages[0] and "precision.cast_inputs 1" in messages[1]
+    assert "\"half\" (a string) for 'precision.output'" in messages[0]
+    assert "got 1 for 'precision.cast_inputs'" in messages[1]
 
 
 def mean_of_small_steps():
