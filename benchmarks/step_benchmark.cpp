@@ -18,8 +18,8 @@
 #include "benchmarks/pinned_ranks.h"
 #include "sherd/comm/connect.h"
 #include "sherd/engine/engine.h"
-#include "sherd/engine/training_setup.h"
-#include "sherd/models/deferred.h"
+#include "sherd/train/training_setup.h"
+#include "sherd/memory/deferred.h"
 #include "sherd/models/initializer.h"
 #include "sherd/shard/reduction.h"
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <string_view>
 
-#include "sherd/engine/training.h"
+#include "sherd/train/training.h"
 
 namespace sherd {
 

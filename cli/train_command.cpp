@@ -14,7 +14,7 @@
 #include "sherd/comm/launch_environment.h"
 #include "sherd/config/settings_text.h"
 #include "sherd/config/train_config.h"
-#include "sherd/engine/training.h"
+#include "sherd/train/training.h"
 
 namespace sherd {
 namespace {

@@ -158,7 +158,7 @@ def check_mesh(mesh: DeviceMesh | None, strategy: str, world: distributed.World)
 
 def spread_over(mesh: DeviceMesh | None, world: distributed.World) -> DeviceMesh:
     """The mesh along whose last axis rows lie."""
-    if mesh is None or (mesh.ndim == 2 and world.transport.name == "host"):
+    if mesh is None or (mesh.ndim == 2 and world.transport.shares_memory):
         return world.mesh
     return mesh
 

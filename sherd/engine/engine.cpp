@@ -2,7 +2,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/engine/broadcast_buffers.h"
-#include "sherd/models/deferred.h"
+#include "sherd/memory/deferred.h"
 #include "sherd/shard/discover.h"
 
 namespace sherd {

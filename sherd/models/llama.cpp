@@ -15,7 +15,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/models/chunked_loss.h"
-#include "sherd/models/deferred.h"
+#include "sherd/memory/deferred.h"
 #include "sherd/models/fused.h"
 #include "sherd/models/linear.h"
 

@@ -13,7 +13,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/checkpoint/hugging_face.h"
-#include "sherd/models/deferred.h"
+#include "sherd/memory/deferred.h"
 #include "sherd/models/initializer.h"
 
 namespace sherd {

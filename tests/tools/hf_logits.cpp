@@ -7,7 +7,7 @@
 
 #include "sherd/base/error.h"
 #include "sherd/checkpoint/hugging_face.h"
-#include "sherd/models/deferred.h"
+#include "sherd/memory/deferred.h"
 #include "sherd/models/llama.h"
 
 namespace sherd {

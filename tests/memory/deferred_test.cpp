@@ -1,4 +1,4 @@
-#include "sherd/models/deferred.h"
+#include "sherd/memory/deferred.h"
 
 #include <ATen/ops/linear.h>
 #include <gtest/gtest.h>

@@ -1,4 +1,4 @@
-#include "sherd/engine/run_folder.h"
+#include "sherd/train/run_folder.h"
 
 #include <gtest/gtest.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-#include "sherd/engine/training.h"
+#include "sherd/train/training.h"
 
 #include <chrono>
 #include <cmath>
@@ -9,10 +9,10 @@
 #include "sherd/comm/connect.h"
 #include "sherd/data/batch.h"
 #include "sherd/data/step_plan.h"
-#include "sherd/engine/loss_curve.h"
-#include "sherd/engine/run_folder.h"
+#include "sherd/train/loss_curve.h"
+#include "sherd/train/run_folder.h"
 #include "sherd/engine/save_model.h"
-#include "sherd/engine/training_setup.h"
+#include "sherd/train/training_setup.h"
 #include "sherd/memory/process_memory.h"
 
 namespace sherd {

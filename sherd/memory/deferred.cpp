@@ -1,4 +1,4 @@
-#include "sherd/models/deferred.h"
+#include "sherd/memory/deferred.h"
 
 #include <c10/core/Allocator.h>
 #include <fmt/ranges.h>

@@ -9,7 +9,7 @@
 #include "sherd/data/batch.h"
 #include "sherd/data/step_plan.h"
 #include "sherd/engine/engine.h"
-#include "sherd/engine/training_setup.h"
+#include "sherd/train/training_setup.h"
 #include "sherd/models/initializer.h"
 #include "tests/support/ranks.h"
 

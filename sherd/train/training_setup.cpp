@@ -1,4 +1,4 @@
-#include "sherd/engine/training_setup.h"
+#include "sherd/train/training_setup.h"
 
 #include <ATen/Context.h>
 

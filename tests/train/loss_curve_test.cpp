@@ -1,4 +1,4 @@
-#include "sherd/engine/loss_curve.h"
+#include "sherd/train/loss_curve.h"
 
 #include <gtest/gtest.h>
 

@@ -1,4 +1,4 @@
-#include "sherd/engine/run_folder.h"
+#include "sherd/train/run_folder.h"
 
 #include <fcntl.h>
 #include <sys/file.h>
