@@ -71,7 +71,7 @@ void Unit::reshard() {
   state_->reshard();
 }
 
-void Unit::set_gradients(Gradients gradients) { model_->course().set_gradients(*state_, gradients); }
+void Unit::set_gradients(Gradients gradients) { model_->set_gradients(*state_, gradients); }
 
 void Unit::set_divisor(double divisor) {
   for (const auto* group : groups()) model_->set_divisor(group->index(), divisor);
