@@ -18,10 +18,10 @@
 #include "benchmarks/pinned_ranks.h"
 #include "sherd/comm/connect.h"
 #include "sherd/engine/engine.h"
-#include "sherd/train/training_setup.h"
 #include "sherd/memory/deferred.h"
 #include "sherd/models/initializer.h"
 #include "sherd/shard/reduction.h"
+#include "sherd/train/training_setup.h"
 
 namespace {
 

@@ -87,7 +87,9 @@ class Model {
   std::vector<py::object> reduce(const std::vector<at::Tensor>& shards,
                                  const std::vector<std::optional<at::Tensor>>& gradients);
   Gradients gradients() const { return core_->model->course().gradients(); }
-  void set_gradients(const UnitState& unit, Gradients gradients) { core_->model->course().set_gradients(unit, gradients); }
+  void set_gradients(const UnitState& unit, Gradients gradients) {
+    core_->model->course().set_gradients(unit, gradients);
+  }
   void set_gradients(Gradients gradients) { core_->model->course().set_gradients(gradients); }
   void set_divisor(size_t g, double divisor) { core_->model->store().set_divisor(g, divisor); }
   /// Bytes held on this rank, by kind.

@@ -12,8 +12,8 @@
 #include "sherd/comm/rendezvous.h"
 #include "sherd/config/json_file.h"
 #include "sherd/config/train_config.h"
-#include "sherd/models/chunked_loss.h"
 #include "sherd/memory/deferred.h"
+#include "sherd/models/chunked_loss.h"
 #include "sherd/optim/optim_groups.h"
 #include "sherd/optim/schedule.h"
 

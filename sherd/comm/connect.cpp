@@ -1,5 +1,7 @@
 #include "sherd/comm/connect.h"
 
+#include <algorithm>
+
 #include "sherd/base/error.h"
 #include "sherd/comm/c10d_transport.h"
 #include "sherd/comm/gloo_backend.h"
@@ -8,7 +10,7 @@
 namespace sherd {
 
 void validate_transport(std::string_view kind) {
-  if (kind != "auto" && kind != "host" && kind != "gloo")
+  if (std::find(std::begin(kTransports), std::end(kTransports), kind) == std::end(kTransports))
     config_error("transport", "got '{}', expected auto, host or gloo; try auto", kind);
 }
 

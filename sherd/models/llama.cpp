@@ -14,8 +14,8 @@
 #include <cmath>
 
 #include "sherd/base/error.h"
-#include "sherd/models/chunked_loss.h"
 #include "sherd/memory/deferred.h"
+#include "sherd/models/chunked_loss.h"
 #include "sherd/models/fused.h"
 #include "sherd/models/linear.h"
 

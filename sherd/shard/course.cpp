@@ -27,8 +27,7 @@ Course::Course(Transport& transport, Store& store, Groups& groups, Reducer& redu
 }
 
 UnitState& Course::add_unit(std::string name, AfterForward after_forward, Activations activations) {
-  units_.push_back(
-      std::make_shared<UnitState>(*this, std::move(name), units_.size(), after_forward, activations));
+  units_.push_back(std::make_shared<UnitState>(*this, std::move(name), units_.size(), after_forward, activations));
   return *units_.back();
 }
 

@@ -105,9 +105,9 @@ ModelPlan plan_model(const std::vector<FoundUnit>& found, const ShardOptions& op
   size_t outermost = 0;
   for (size_t u = 0; u < found.size(); ++u) {
     const bool recomputed = u != 0 && found[u].parent == 0 && options.recompute.applies_to(outermost++);
-    plan.units.push_back(
-        {found[u].name, found[u].after_forward.value_or(after_forward(options.reshard_after_forward, u == 0)),
-         recomputed ? Activations::recompute : Activations::keep});
+    plan.units.push_back({found[u].name,
+                          found[u].after_forward.value_or(after_forward(options.reshard_after_forward, u == 0)),
+                          recomputed ? Activations::recompute : Activations::keep});
     for (const Members& members : in_groups(found[u].parameters, options)) {
       plan.store.groups.push_back(plan_group(found[u], members, options, ranks));
       plan.unit_of_group.push_back(u);

@@ -21,8 +21,8 @@ struct ModelPlan {
   StorePlan store;
   std::vector<size_t> unit_of_group;
   std::vector<std::vector<at::Tensor>> parameters;  // by group
-  std::vector<size_t> contribution_order;           // of groups: the reverse of the module tree, units with children last
-  std::vector<std::string> warnings;                // one unit that holds most of the model
+  std::vector<size_t> contribution_order;  // of groups: the reverse of the module tree, units with children last
+  std::vector<std::string> warnings;       // one unit that holds most of the model
 };
 
 /// Parameters of a unit form a group if they have the same types; frozen ones apart. `ranks`: that rows are spread

@@ -35,8 +35,8 @@ struct StepPolicy {
 };
 
 struct StepOptions : StepPolicy {
-  UpdateRuleOptions update = {};         // AdamW
-  std::optional<MuonOptions> muon = {};  // what updates matrices; `update` all else
+  UpdateRuleOptions update = {};                           // AdamW
+  std::optional<MuonOptions> muon = {};                    // what updates matrices; `update` all else
   std::vector<std::string> not_muon = default_not_muon();  // globs: but not these matrices
   Hyperparameters optimizer = {};
   std::vector<OptimGroup> optimizer_groups = {};

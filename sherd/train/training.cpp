@@ -9,11 +9,11 @@
 #include "sherd/comm/connect.h"
 #include "sherd/data/batch.h"
 #include "sherd/data/step_plan.h"
+#include "sherd/engine/save_model.h"
+#include "sherd/memory/process_memory.h"
 #include "sherd/train/loss_curve.h"
 #include "sherd/train/run_folder.h"
-#include "sherd/engine/save_model.h"
 #include "sherd/train/training_setup.h"
-#include "sherd/memory/process_memory.h"
 
 namespace sherd {
 namespace {

@@ -9,8 +9,8 @@
 #include "sherd/data/batch.h"
 #include "sherd/data/step_plan.h"
 #include "sherd/engine/engine.h"
-#include "sherd/train/training_setup.h"
 #include "sherd/models/initializer.h"
+#include "sherd/train/training_setup.h"
 #include "tests/support/ranks.h"
 
 namespace sherd::testing {
