@@ -215,8 +215,9 @@ EIGHT_BITS = """ with moments of 8 bits: Dettmers et al., "8-bit Optimizers via 
 
     States are those of bitsandbytes' optimizer of this name: codes (``state1``, of a second moment ``state2``; uint8,
     of the parameter's shape) of its dynamic maps, with a scale for each block of 256 elements (``absmax1``,
-    ``absmax2``). The same bits for any number of ranks. Parameters below 4096 elements, those whose rows on a rank are no whole
-    number of blocks (said at level INFO) and those whose names match ``exclude`` (globs) keep fp32 moments."""
+    ``absmax2``). The same bits for any number of ranks. Parameters below 4096 elements, those whose rows on a rank are
+    no whole number of blocks (said at level INFO) and those whose names match ``exclude`` (globs) keep fp32
+    moments."""
 
 
 def optimizer_class(entry: _C.RuleEntry, base: type[Elementwise], eight_bits: bool) -> type[Elementwise]:
