@@ -17,6 +17,7 @@ install(TARGETS ${SHERD_LIBRARIES} ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}/s
 set(SHERD_PUBLIC_HEADERS
   sherd/base/error.h
   sherd/comm/connect.h
+  sherd/data/batch.h
   sherd/engine/engine.h
   sherd/engine/precision.h
   sherd/engine/save_model.h

@@ -106,7 +106,7 @@ class Engine(nn.Module):
         self.micro_steps = 0
         self.skipped_steps = 0  # for overflow under the loss scale
         self.loss_scale_options = loss_scale
-        self.judge = _C.StepJudge(clip=settings["clip"], loss_scale=loss_scale)
+        self.judge = _C.StepJudge(clip=settings.get("clip"), loss_scale=loss_scale)
         self._boundary: bool | None = None  # as told by set_gradient_accumulation_boundary
         self._norm: float | None = None
         self._loss: torch.Tensor | None = None
