@@ -56,9 +56,11 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
       replicate_(options.replicate),
       name_(options.name) {
   ShardOptions shard;
-  shard.strategy = find_strategy(options.strategy);
+  // A mesh of two axes makes zero3 hsdp, as FSDP2's does.
+  shard.strategy = find_strategy(options.replicate > 1 && options.strategy == "zero3" ? "hsdp" : options.strategy);
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
   shard.strategy.optimizer = Spread::sharded;
+  shard.strategy.sums = Sums::owner;
   shard.access = Access::watch;
   shard.persistent_below = options.persistent_below;
   std::unordered_map<const at::TensorImpl*, ParameterTypes> types;

@@ -69,21 +69,22 @@ void check_combinations(const TrainConfig& config) {
     config_error("config", "got {} for 'schedule.warmup', expected at most 'steps' ({}); try {}",
                  config.schedule.warmup, config.steps, config.steps / 10);
   }
-  if (config.reshard_after_forward == ReshardPolicy::all && config.strategy != "zero3" && config.strategy != "hsdp") {
+  if (config.reshard_after_forward == ReshardPolicy::all &&
+      find_strategy(config.strategy).parameters == Spread::whole) {
     config_error(
         "config",
         "got true for 'reshard_after_forward' with strategy \"{}\", which keeps parameters whole, expected \"auto\" "
         "or false; try \"auto\", or strategy \"zero3\"",
         config.strategy);
   }
-  if (config.replicate > 1 && config.strategy != "hsdp") {
+  if (config.replicate > 1 && find_strategy(config.strategy).axes == MeshAxes::shard) {
     config_error(
         "config",
         "got {} for 'mesh.replicate' with strategy \"{}\", which shards over all ranks, expected 1; try strategy "
         "\"hsdp\"",
         config.replicate, config.strategy);
   }
-  if (config.persistent_below > 0 && config.strategy != "zero3" && config.strategy != "hsdp") {
+  if (config.persistent_below > 0 && find_strategy(config.strategy).parameters == Spread::whole) {
     config_error(
         "config",
         "got {} for 'persistent_below' with strategy \"{}\", which keeps parameters whole, expected 0; try 0, or "

@@ -42,10 +42,7 @@ ShardOptions shard_options(const EngineOptions& options, const Transport& transp
 }  // namespace
 
 void EngineOptions::validate() const {
-  const Strategy& row = find_strategy(strategy);
-  if (replicate != 1 && row.name != "hsdp")
-    config_error("mesh.replicate", "got {} with strategy {}, which shards over all ranks, expected 1; try hsdp",
-                 replicate, row.name);
+  find_strategy(strategy).validate({.replicate = replicate});
   if (persistent_below < 0)
     config_error("persistent_below", "got {} bytes, expected 0 or more; try 65536", persistent_below);
   StepOptions::validate();

@@ -97,6 +97,7 @@ void warn_of_large_units(ModelPlan& plan, int ranks) {
 }  // namespace
 
 ModelPlan plan_model(const std::vector<FoundUnit>& found, const ShardOptions& options, int ranks) {
+  options.strategy.validate(options.mesh);
   for (const auto& pattern : options.writing_units)
     if (std::none_of(found.begin(), found.end(), [&](const auto& unit) { return glob_matches(pattern, unit.name); }))
       config_error("writing_units", "got '{}', which no unit's name matches; try one of the units' names", pattern);

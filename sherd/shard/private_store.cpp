@@ -12,7 +12,7 @@ namespace {
 constexpr size_t kRingSlots = 2;
 
 std::vector<int> owners(const Transport& transport, const Strategy& strategy) {
-  if (strategy.optimizer == Spread::sharded) return {transport.rank()};
+  if (strategy.sums == Sums::owner) return {transport.rank()};
   std::vector<int> all(static_cast<size_t>(transport.size()));
   std::iota(all.begin(), all.end(), 0);
   return all;

@@ -19,7 +19,41 @@ TEST(Strategy, EachSpreadsOneKindOfStateMore) {
   EXPECT_EQ(row("zero2"), (std::array{whole, sharded, sharded}));
   EXPECT_EQ(row("zero3"), (std::array{sharded, sharded, sharded}));
   EXPECT_EQ(row("hsdp"), row("zero3"));
+  for (const Strategy& s : strategies()) EXPECT_EQ(s.sums == Sums::every_rank, s.name == "ddp");
   EXPECT_EQ(strategies().size(), 5u);
+}
+
+TEST(Strategy, RowsThatNoStoreSupportsAreRefused) {
+  constexpr Spread whole = Spread::whole, sharded = Spread::sharded;
+  const auto refused = [](const Strategy& row) {
+    try {
+      row.validate({});
+      return std::string();
+    } catch (const ConfigError& error) {
+      return std::string(error.what());
+    }
+  };
+  for (const Strategy& row : strategies()) EXPECT_EQ(refused(row), "") << row.name;
+  const std::string text = refused({"mine", whole, sharded, whole, Sums::every_rank});
+  EXPECT_NE(text.find("[strategy] got 'mine' with parameters whole, gradients sharded, optimizer whole"),
+            std::string::npos)
+      << text;
+  EXPECT_NE(refused({"mine", sharded, whole, sharded}), "");
+  EXPECT_NE(refused({"mine", sharded, sharded, whole, Sums::every_rank}), "");
+  EXPECT_NE(refused({"mine", whole, whole, whole, Sums::owner}), "");
+  EXPECT_NE(refused({"mine", whole, whole, sharded, Sums::every_rank}), "");
+}
+
+TEST(Strategy, OnlyHsdpKnowsAMeshOfTwoAxes) {
+  for (const Strategy& row : strategies()) {
+    const bool knows = row.name == "hsdp";
+    EXPECT_EQ(row.axes == MeshAxes::replicate_and_shard, knows);
+    if (knows) {
+      EXPECT_NO_THROW(row.validate({.replicate = 2, .shard = 2}));
+    } else {
+      EXPECT_THROW(row.validate({.replicate = 2, .shard = 2}), ConfigError) << row.name;
+    }
+  }
 }
 
 TEST(Strategy, FsdpIsZero3) { EXPECT_EQ(&find_strategy("fsdp"), &find_strategy("zero3")); }
