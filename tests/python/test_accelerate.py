@@ -70,6 +70,7 @@ def test_an_accelerate_program():
 
 
 def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
+    import torch
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
     llama = LlamaConfig(vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                         num_attention_heads=4, num_key_value_heads=2)
@@ -77,6 +78,7 @@ def test_a_pretrained_model_is_sharded_while_it_is_read(tmp_path):
     gpt2 = GPT2Config(vocab_size=61, n_embd=32, n_layer=2, n_head=4, n_positions=16, attn_pdrop=0, embd_pdrop=0,
                       resid_pdrop=0)
     for config in (llama, gpt2):
+        torch.manual_seed(0)
         folder = tmp_path / config.model_type
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         plain = run_program("pretrained.py", folder)
