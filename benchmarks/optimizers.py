@@ -66,6 +66,9 @@ def contenders(args):
     yield Contender("sherd AdamW8bit", lambda p: ours.AdamW8bit(p, **HYPER), n)
     yield Contender("sherd AdamW8bit, bf16, split master", lambda p: ours.AdamW8bit(p, master="split", **HYPER), n,
                     torch.bfloat16)
+    lion = {key: value for key, value in HYPER.items() if key != "eps"}
+    yield Contender("sherd Lion", lambda p: ours.Lion(p, **lion), n)
+    yield Contender("sherd Lion8bit", lambda p: ours.Lion8bit(p, **lion), n)
     yield Contender("sherd AdamW8bit, bf16, no master", lambda p: ours.AdamW8bit(p, master="none", **HYPER), n,
                     torch.bfloat16)
     try:
