@@ -283,6 +283,44 @@ TEST(Reducer, ReducesWhatIsThereWhileBackwardGoesOn) {
   });
 }
 
+TEST(Reducer, KeepsBackWhatIsReducedAlongTheShardAxisUntilARoundOverAll) {
+  for (const Kind kind : {Kind::threads, Kind::gloo}) {
+    run_ranks(
+        4, kind, SharedBody([](const std::shared_ptr<Transport>& transport) {
+          const Mesh mesh = Mesh::over(4, transport->rank(), 2, 2);
+          ReducerRank rank(*transport,
+                           {transport->subgroup(mesh.shard_ranks()), transport->subgroup(mesh.replicate_ranks())},
+                           find_strategy("hsdp"), SlotKind::ring);
+          for (const auto& [gradients, round] : {std::pair(Gradients::reduce_shard_axis, 0), {Gradients::reduce, 1}}) {
+            rank.reducer->begin(gradients);
+            for (const size_t g : {3u, 2u, 1u, 0u}) rank.give_all(g, round);
+            rank.reducer->finish();
+            for (size_t g = 0; g < 4; ++g) {
+              EXPECT_EQ(rank.store.keeps_back(g), round == 0);
+              EXPECT_EQ(rank.reducer->rounds(g), round) << "a sum that is kept back is none of the window";
+              EXPECT_TRUE(rank.reducer->given(g, 0));
+            }
+          }
+          for (size_t g = 0; g < 4; ++g) {
+            const GroupLayout& layout = rank.plan.groups[g].layout;
+            std::vector<at::Tensor> expected;
+            for (size_t p = 0; p < layout.parameters.size(); ++p) {
+              std::vector<at::Tensor> replicas;
+              for (const int first : {0, 2}) {
+                const auto of_round = [&](int round) {
+                  return tree({toy_gradient(layout, p, first, round), toy_gradient(layout, p, first + 1, round)});
+                };
+                replicas.push_back(of_round(0) + of_round(1));
+              }
+              expected.push_back(tree(replicas));
+            }
+            expect_gradient(rank.store, layout, g, expected);
+          }
+          barrier(*transport);
+        }));
+  }
+}
+
 TEST(Reducer, RefusesAGradientOfAnotherType) {
   run_ranks(1, Kind::threads, [](Transport& transport) {
     ReducerRank rank(transport, find_strategy("zero2"), SlotKind::ring);

@@ -39,6 +39,12 @@ class RecordingStore : public Store {
   void set_roles(const std::vector<Roles>& roles) override { inner_->set_roles(roles); }
   void renew_gradient(size_t g) override { inner_->renew_gradient(g); }
   void set_divisor(size_t g, double divisor) override { inner_->set_divisor(g, divisor); }
+  void set_reach(Reach reach) override { inner_->set_reach(reach); }
+  bool keeps_back(size_t g) const override { return inner_->keeps_back(g); }
+  void check_unwritten() override { inner_->check_unwritten(); }
+  bool was_written() const override { return inner_->was_written(); }
+  void take_back() override { inner_->take_back(); }
+  void drop_unshard(size_t g) noexcept override { inner_->drop_unshard(g); }
   int index() const override { return inner_->index(); }
   void drop() noexcept override { inner_->drop(); }
   void restart() override { inner_->restart(); }
@@ -53,9 +59,13 @@ class RecordingStore : public Store {
 class ReducerRank {
  public:
   ReducerRank(Transport& transport, const Strategy& strategy, SlotKind slot)
+      : ReducerRank(transport, {std::shared_ptr<Transport>(std::shared_ptr<void>(), &transport), nullptr}, strategy,
+                    slot) {}
+  /// On the axes of a mesh over `transport`.
+  ReducerRank(Transport& transport, const StoreTransports& axes, const Strategy& strategy, SlotKind slot)
       : transport_(transport),
-        plan(toy_plan(strategy, transport.size(), slot)),
-        store(make_store(transport, ledger_, plan)) {
+        plan(toy_plan(strategy, axes.shard->size(), slot)),
+        store(make_store(axes, ledger_, plan)) {
     std::vector<ParamGroup*> pointers;
     for (size_t g = 0; g < 4; ++g) {
       std::vector<at::Tensor> tensors;
