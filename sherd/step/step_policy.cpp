@@ -1,5 +1,7 @@
 #include "sherd/step/step_policy.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -7,6 +9,17 @@
 #include "sherd/optim/rule_table.h"
 
 namespace sherd {
+
+namespace {
+
+std::vector<std::string_view> rules_with_eight_bits() {
+  std::vector<std::string_view> names;
+  for (const RuleEntry& entry : update_rules())
+    if (entry.moments == RuleEntry::Moments::fp32_or_eight_bits) names.push_back(entry.name);
+  return names;
+}
+
+}  // namespace
 
 void StepPolicy::validate() const {
   if (clip && !(*clip > 0)) config_error("clip", "got {}, expected a number above 0, or null; try 1.0", *clip);
@@ -20,8 +33,8 @@ void StepOptions::validate() const {
   schedule.validate();
   if (muon) muon->validate();
   if (moments == MomentType::eight_bits && rule_entry(update.kind).moments == RuleEntry::Moments::fp32)
-    config_error("optimizer.type", "got 8-bit moments with {}, expected Adam, AdamW or Lion; try fp32 moments",
-                 name_of(update.kind));
+    config_error("optimizer.type", "got 8-bit moments with {}, expected one of {}; try fp32 moments",
+                 name_of(update.kind), fmt::join(rules_with_eight_bits(), ", "));
 }
 
 double clip_scale(double norm, double largest) {

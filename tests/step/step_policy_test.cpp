@@ -101,7 +101,7 @@ TEST(StepPolicy, RefusesWhatCannotBe) {
     FAIL();
   } catch (const ConfigError& error) {
     EXPECT_STREQ(error.what(),
-                 "[optimizer.type] got 8-bit moments with sgd, expected Adam, AdamW or Lion; try fp32 moments");
+                 "[optimizer.type] got 8-bit moments with sgd, expected one of adamw, adam, lion; try fp32 moments");
   }
 }
 
