@@ -56,8 +56,9 @@ Model::Model(std::vector<UnitPlan> plans, std::shared_ptr<Transport> transport, 
       replicate_(options.replicate),
       name_(options.name) {
   ShardOptions shard;
-  // A mesh of two axes makes zero3 hsdp, as FSDP2's does.
-  shard.strategy = find_strategy(options.replicate > 1 && options.strategy == "zero3" ? "hsdp" : options.strategy);
+  shard.strategy = find_strategy(options.strategy);
+  // As with FSDP2, it is the mesh that makes a strategy hybrid.
+  if (options.replicate > 1) shard.strategy.axes = MeshAxes::replicate_and_shard;
   // The user's optimizer sees this rank's rows only: where moments could be whole they are sharded all the same.
   shard.strategy.optimizer = Spread::sharded;
   shard.strategy.sums = Sums::owner;

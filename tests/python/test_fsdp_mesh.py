@@ -40,6 +40,11 @@ def test_hybrid_sharding_trains_as_the_unsharded_model(ranks, shapes):
     run(ranks, joined, "gloo", *((trained, shape) for shape in shapes))
 
 
+@pytest.mark.parametrize("strategy", ("zero3", "fsdp", "hsdp"))
+def test_a_mesh_of_two_axes_makes_every_name_of_zero3_hybrid(strategy):
+    run(2, joined, "gloo", (functools.partial(trained, strategy=strategy), (2, 1)))
+
+
 def test_on_one_host_rows_are_spread_over_all_ranks():
     run(4, joined, "auto", (trained_on_host,))
 
