@@ -84,10 +84,12 @@ def optimizer_of(settings: dict, model: nn.Module, master: str) -> Optimizer:
                           products=settings["products"], betas=tuple(settings["betas"]), eps=settings["eps"],
                           master=master)
     kind = optim.BY_NAME[settings["type"]]
-    named = {option.name: settings[option.name] for option in kind.entry.options if option.name in settings}
-    exclude = {"exclude": settings["exclude"]} if kind.eight_bits else {}
-    return kind(groups, **{**named, "betas": tuple(named["betas"])} if "betas" in named else named, master=master,
-                **exclude)
+    options = {option.name: settings[option.name] for option in kind.entry.options}
+    if "betas" in options:
+        options["betas"] = tuple(options["betas"])  # as torch's groups have them
+    if kind.eight_bits:
+        options["exclude"] = settings["exclude"]
+    return kind(groups, **options, master=master)
 
 
 def matrices_apart(groups: list[dict], adamw: list[str], model: nn.Module) -> list[dict]:

@@ -46,9 +46,6 @@ class Messages {
   void exchange_bytes(std::span<const std::byte> mine, std::span<std::byte> all, std::string_view purpose = {});
   /// All ranks' values in rank order: [size * n].
   std::vector<double> exchange(std::span<const double> values, std::string_view purpose = {});
-  std::vector<double> exchange_for(std::string_view purpose, std::span<const double> values) {
-    return exchange(values, purpose);
-  }
   /// All ranks' records in rank order: [size].
   template <Message Record>
   std::vector<Record> exchange(const Record& mine, std::string_view purpose = {}) {

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "sherd/base/error.h"
+#include "sherd/base/names.h"
 #include "sherd/optim/adam.h"
 #include "sherd/optim/lion.h"
 #include "sherd/optim/sgd.h"
@@ -123,14 +124,12 @@ const RuleEntry& rule_entry(Kind kind) {
 std::string_view name_of(Kind kind) { return rule_entry(kind).name; }
 
 Kind update_kind(std::string_view name) {
-  std::vector<std::string_view> names;
+  std::vector<std::string> names;
   for (const auto& entry : update_rules()) {
     if (entry.name == name) return entry.kind;
-    names.push_back(entry.name);
+    names.emplace_back(entry.name);
   }
-  const std::string_view last = names.back();
-  names.pop_back();
-  config_error("optimizer.type", "got '{}', expected {} or {}; try adamw", name, fmt::join(names, ", "), last);
+  config_error("optimizer.type", "got '{}', expected {}; try adamw", name, alternatives(names));
 }
 
 void UpdateRuleOptions::validate() const {

@@ -81,7 +81,7 @@ TEST(HostSegment, RanksThatWaitForEachOtherSaySoLongBeforeTheTimeOut) {
 
 TEST(HostSegment, ExchangesForDifferentPurposesAreNamed) {
   run_ranks(2, Kind::host, [](Transport& transport) {
-    EXPECT_EQ(transport.exchange_for("norm", std::vector<double>{1}).size(), 2u);
+    EXPECT_EQ(transport.exchange(std::vector<double>{1}, "norm").size(), 2u);
     const std::string call = transport.rank() == 0 ? "full_state_dict" : "the forward of the root";
     EXPECT_EQ(transport.say(call), "");
     const std::string text = fault_of([&] { barrier(transport, call); });

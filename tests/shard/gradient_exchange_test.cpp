@@ -22,14 +22,7 @@ StorePlan encoded_plan(const char* strategy, int ranks, Codec codec) {
 int64_t run_round(Store& store, const StorePlan& plan, Transport& shard, int rank, size_t g, int round) {
   const GroupLayout& layout = plan.groups[g].layout;
   const at::Tensor slot = store.open_slot(g);
-  for (size_t p = 0; p < layout.parameters.size(); ++p) {
-    const at::Tensor gradient = toy_gradient(layout, p, rank, round);
-    for (int r = 0; r < layout.ranks; ++r) {
-      const Rows part = elements_of(layout, p, r);
-      slot.narrow(0, r * layout.shard_elements + layout.parameters[p].shard_offset, part.count)
-          .copy_(gradient.narrow(0, part.first, part.count));
-    }
-  }
+  fill_slot(slot, layout, rank, round);
   const int64_t before = shard.bytes_sent();
   store.contribute(g);
   const int64_t sent = shard.bytes_sent() - before;

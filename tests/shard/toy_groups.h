@@ -105,6 +105,18 @@ inline Rows elements_of(const GroupLayout& layout, size_t p, int r) {
   return {rows.first * layout.parameters[p].row_elements, rows.count * layout.parameters[p].row_elements};
 }
 
+/// Puts a rank's gradients of a round into a group's slot.
+inline void fill_slot(const at::Tensor& slot, const GroupLayout& layout, int rank, int round) {
+  for (size_t p = 0; p < layout.parameters.size(); ++p) {
+    const at::Tensor gradient = toy_gradient(layout, p, rank, round);
+    for (int r = 0; r < layout.ranks; ++r) {
+      const Rows part = elements_of(layout, p, r);
+      slot.narrow(0, r * layout.shard_elements + layout.parameters[p].shard_offset, part.count)
+          .copy_(gradient.narrow(0, part.first, part.count));
+    }
+  }
+}
+
 /// Writes this rank's rows of one group.
 inline void write_rows(Store& store, const GroupPlan& plan, size_t g, int version) {
   for (const int owner : store.owned()) {

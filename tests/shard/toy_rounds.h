@@ -22,14 +22,7 @@ class Rounds {
     const GroupLayout& layout = plan_.groups[g].layout;
     const at::Tensor slot = store_.open_slot(g);
     ASSERT_EQ(slot.numel(), layout.ranks * layout.shard_elements);
-    for (size_t p = 0; p < layout.parameters.size(); ++p) {
-      const at::Tensor gradient = toy_gradient(layout, p, rank_, round);
-      for (int r = 0; r < layout.ranks; ++r) {
-        const Rows part = elements_of(layout, p, r);
-        slot.narrow(0, r * layout.shard_elements + layout.parameters[p].shard_offset, part.count)
-            .copy_(gradient.narrow(0, part.first, part.count));
-      }
-    }
+    fill_slot(slot, layout, rank_, round);
     const at::Tensor padded = slot.clone();
     zero_padding(layout, padded);
     EXPECT_TRUE(at::equal(slot, padded)) << "the padding of " << layout.unit << " is not zero";
